@@ -1,0 +1,17 @@
+"""Exact speculative decoding in JAX, on its own: no Beam, no TensorFlow, no tokenisers."""
+
+from decoding.checkpoints import CheckpointError, CheckpointInfo, inspect_checkpoint, load_model
+from decoding.config import DecodingConfig, Generation
+from decoding.engine import EngineReport, Generator
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointInfo",
+    "DecodingConfig",
+    "EngineReport",
+    "Generation",
+    "Generator",
+    "inspect_checkpoint",
+    "load_model",
+    "theory",
+]

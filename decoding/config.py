@@ -1,0 +1,143 @@
+"""What is decoded and how: `DecodingConfig` in, `Generation` out."""
+
+import dataclasses
+
+import numpy as np
+
+VERIFICATIONS = ("token", "block", "coupled")
+
+# Per-token sources of a Generation.
+RESAMPLED, ACCEPTED, BONUS, PLAIN = 0, 1, 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """Settings of speculative decoding.  Everything here determines the result and belongs to the fingerprint.
+
+    Attributes:
+      gamma: number of tokens drafted per iteration; 0 decodes plainly; "auto" chooses per chunk from
+        `gamma_choices` by measured costs and running acceptance.
+      gamma_choices: the set that "auto" chooses from; must contain 0.
+      verification: "token" (Algorithm 1 of Leviathan et al.), "block" (Sun et al., 2403.10444) or "coupled"
+        (shared Gumbel noise, 2408.07978).  All are exact.
+      temperature: 0 takes the argmax; else logits are divided by it.
+      top_k: keep the k most likely tokens; 0 keeps all.
+      top_p: keep the smallest set of most likely tokens whose probability reaches top_p; 1.0 keeps all.
+      max_decode_tokens: tokens per generation at most, EOS included.
+      lenience: l of section A.5; 1.0 is exact, below it the output is biased towards the draft.
+      num_slots: rows decoded together; batches are always padded to it.
+      num_samples: generations per input, each with its own random key.
+      seed: with example id, sample and position, the only source of randomness.
+      input_buckets: increasing input lengths in tokens that prefill is compiled for; the last is the longest
+        input allowed.
+      chunk_iterations: iterations on device between two looks of the host, at most.
+
+    Raises:
+      ValueError: at construction, with the setting, its value and what is allowed.
+    """
+
+    gamma: int | str = 5
+    verification: str = "token"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_decode_tokens: int = 128
+    lenience: float = 1.0
+    num_slots: int = 8
+    num_samples: int = 1
+    seed: int = 0
+    input_buckets: tuple[int, ...] = (32, 64, 128, 256, 512)
+    chunk_iterations: int = 32
+    gamma_choices: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
+
+    def __post_init__(self):
+        def require(condition: bool, name: str, allowed: str):
+            if not condition:
+                raise ValueError(f"decoding.{name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+        def whole(name: str, low: int):
+            value = getattr(self, name)
+            ok = isinstance(value, int) and not isinstance(value, bool) and value >= low
+            require(ok, name, f"a whole number of at least {low}")
+
+        if self.gamma != "auto":
+            ok = isinstance(self.gamma, int) and not isinstance(self.gamma, bool) and 0 <= self.gamma <= 64
+            require(ok, "gamma", 'a whole number from 0 to 64, or "auto"')
+        require(self.verification in VERIFICATIONS, "verification", ", ".join(VERIFICATIONS))
+        require(0.0 <= self.temperature < float("inf"), "temperature", "a number of at least 0; 0 is argmax")
+        whole("top_k", 0)
+        require(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1; 1 keeps all tokens")
+        whole("max_decode_tokens", 1)
+        require(0.0 < self.lenience <= 1.0, "lenience", "above 0 and at most 1; 1 is exact")
+        require(
+            self.lenience == 1.0 or self.verification == "token",
+            "lenience",
+            f'1.0 with verification={self.verification!r}; lenience is defined for verification="token" only',
+        )
+        whole("num_slots", 1)
+        whole("num_samples", 1)
+        require(isinstance(self.seed, int), "seed", "a whole number")
+        whole("chunk_iterations", 1)
+        increasing = all(a < b for a, b in zip(self.input_buckets, self.input_buckets[1:]))
+        ok = len(self.input_buckets) > 0 and self.input_buckets[0] >= 1 and increasing
+        require(ok, "input_buckets", "increasing positive lengths")
+        choices = self.gamma_choices
+        ok = 0 in choices and len(set(choices)) == len(choices) and all(0 <= g <= 64 for g in choices)
+        require(ok, "gamma_choices", "distinct numbers from 0 to 64, 0 among them")
+
+    @property
+    def max_input_tokens(self) -> int:
+        """Longest input in tokens."""
+        return self.input_buckets[-1]
+
+    @property
+    def gammas(self) -> tuple[int, ...]:
+        """Every γ that a job with this config can use, increasing."""
+        return tuple(sorted(self.gamma_choices)) if self.gamma == "auto" else (self.gamma,)
+
+    @property
+    def exact(self) -> bool:
+        """Whether outputs have exactly the target's distribution."""
+        return self.lenience == 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One generated sequence with what the speculation did, in NumPy.
+
+    T tokens in I iterations; an iteration is one call of the target for this row.
+
+    Attributes:
+      tokens: int32[T], EOS included when reached.
+      source: int8[T]: 0 target resample after a rejection, 1 accepted draft, 2 bonus after full acceptance,
+        3 plain target step with nothing drafted.
+      iteration: int32[T], from 0.
+      beta: float32[T], Σ_x min(p(x), q(x)) (Theorem 3.5) where a draft distribution was examined, else NaN; p and q
+        are standardised (section 2.2); under lenience it is Σ_x min(p(x) / l, q(x)).
+      target_logprob: float32[T], of the raw target at temperature 1.
+      draft_logprob: float32[T], of the raw draft at temperature 1, NaN where no draft distribution was examined.
+      gammas: int16[I], tokens drafted.
+      accepted: int16[I], drafted tokens that were accepted and emitted.
+      finish_reason: "eos" or "length".
+      decode_seconds: wall time from prefill to harvest, shared with the other rows in flight.
+    """
+
+    tokens: np.ndarray
+    source: np.ndarray
+    iteration: np.ndarray
+    beta: np.ndarray
+    target_logprob: np.ndarray
+    draft_logprob: np.ndarray
+    gammas: np.ndarray
+    accepted: np.ndarray
+    finish_reason: str
+    decode_seconds: float
+
+    @property
+    def num_iterations(self) -> int:
+        return len(self.gammas)
+
+    @property
+    def target_calls(self) -> int:
+        """Calls of the target for this row, one per iteration."""
+        return len(self.gammas)

@@ -1,0 +1,346 @@
+"""The engine: `num_slots` rows decode together, finished rows make room for waiting ones.
+
+A compiled *chunk* runs iterations on device until enough rows are done; the host then harvests finished rows, writes
+prefilled examples into the free slots, and goes on.  Waiting examples are encoded in full batches of their own
+bucket and staged, so prefill never waits for slots and slots never wait for a full prefill batch.
+
+Nothing in a row's result depends on what shares the batch with it: its random key comes from its example id, its
+position from itself, and everything at or beyond its position is masked.
+"""
+
+import collections
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from decoding import autoregressive, speculative
+from decoding.compilation import Compiler
+from decoding.config import ACCEPTED, DecodingConfig, Generation
+from decoding.models.base import LanguageModel
+from decoding.rows import WIDTH, Emission, idle_rows, new_row, pack, unpack
+from decoding.sampling import row_key
+
+# Tokens per prefill batch, about: enough to keep an accelerator's matrix units busy, small enough for attention's
+# [P, H, L, L] scores.
+_PREFILL_TOKENS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineReport:
+    """What one call of `Generator.generate_with_report` did.
+
+    Attributes:
+      iterations: iterations of the whole batch.
+      row_iterations: iterations of rows that were decoding; at most iterations * num_slots.
+      occupancy: row_iterations / (iterations * num_slots), the drain at the end included.
+      chunks: calls of a chunk program, that is, transfers to the host.
+      seconds: wall time.
+      compilations: backend compilations during the call; 0 unless something is wrong.
+    """
+
+    iterations: int
+    row_iterations: int
+    occupancy: float
+    chunks: int
+    seconds: float
+    compilations: int
+
+
+@dataclasses.dataclass
+class _Occupant:
+    """A row in a slot: which (input, sample) it is, when it came, and the chunks it has lived through."""
+
+    item: int
+    since: float
+    chunks: list[Emission]
+
+
+@dataclasses.dataclass
+class _Staged:
+    """A prefilled batch: its state rows on device, and the (row, item) pairs still to be inserted."""
+
+    bucket: int
+    state: object
+    waiting: collections.deque
+
+
+class Generator:
+    """Decodes token sequences with a target and, unless γ is 0, a draft.
+
+    All programs are compiled at construction; `generate` compiles nothing.  Thread-safe: calls take turns.
+    """
+
+    def __init__(self, target: LanguageModel, draft: LanguageModel | None, config: DecodingConfig):
+        """Raises:
+        ValueError: γ above 0 without a draft, or vocabularies of different sizes.
+        """
+        if draft is None and config.gammas != (0,):
+            raise ValueError(f"decoding.gamma is {config.gamma!r} without a draft model; allowed: 0")
+        if draft is not None and draft.vocab_size != target.vocab_size:
+            raise ValueError(
+                f"the draft's vocabulary has {draft.vocab_size} tokens and the target's {target.vocab_size}; "
+                "they must share one tokeniser"
+            )
+        self.config = config
+        self.eos_id, self.start_id = target.eos_id, target.start_id
+        # γ = 0 alone never calls the draft, so it is neither prefilled nor kept.
+        models = (target,) if config.gammas == (0,) else (target, draft)
+        self._graphs, self._params = zip(*(nnx.split(model) for model in models))
+        self._lock = threading.Lock()
+        self._compiler = Compiler()
+        self._compile()
+
+    def generate(self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]) -> list[Generation]:
+        """Decodes every input `num_samples` times.
+
+        Args:
+          inputs: token ids, each from 1 to `config.max_input_tokens` long.
+          example_ids: distinct; with the seed, they determine the random numbers.
+
+        Returns:
+          One Generation per input and sample, in the order of inputs, samples of one input adjacent.
+
+        Raises:
+          ValueError: an input's length is not allowed, ids repeat, or the two arguments differ in length.
+        """
+        return self.generate_with_report(inputs, example_ids)[0]
+
+    def generate_with_report(
+        self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]
+    ) -> tuple[list[Generation], EngineReport]:
+        """As `generate`, with a report of how the batch was used."""
+        self._check(inputs, example_ids)
+        with self._lock:
+            return self._run(inputs, example_ids)
+
+    def _check(self, inputs, example_ids) -> None:
+        if len(inputs) != len(example_ids):
+            raise ValueError(f"{len(inputs)} inputs and {len(example_ids)} example ids; they must be as many")
+        repeated = [name for name, times in collections.Counter(example_ids).items() if times > 1]
+        if repeated:
+            raise ValueError(f"example ids must be distinct; repeated: {repeated[:5]}")
+        for tokens, name in zip(inputs, example_ids):
+            if not 1 <= len(tokens) <= self.config.max_input_tokens:
+                raise ValueError(
+                    f"input {name!r} has {len(tokens)} tokens; allowed: 1 to {self.config.max_input_tokens}"
+                )
+
+    # Compilation.
+
+    def _prefill_rows(self, bucket: int) -> int:
+        return max(1, min(self.config.num_slots, _PREFILL_TOKENS // bucket))
+
+    @property
+    def _max_positions(self) -> int:
+        # A row at its last position still has γ drafted tokens written behind it.
+        return self.config.max_decode_tokens + max(self.config.gammas) + 1
+
+    def _compile(self) -> None:
+        config = self.config
+        integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+        params = jax.eval_shape(lambda: self._params)
+        empty = {b: functools.partial(self._empty, b) for b in config.input_buckets}
+        states = {b: jax.eval_shape(empty[b]) for b in config.input_buckets}
+        add = self._compiler.add
+        for bucket in config.input_buckets:
+            rows = self._prefill_rows(bucket)
+            add(("empty", bucket), jax.jit(empty[bucket]))
+            prefill = functools.partial(self._prefill, bucket)
+            arguments = (params, integers((rows, bucket)), integers((rows,)))
+            staged = jax.eval_shape(prefill, *arguments)
+            add(("prefill", bucket), jax.jit(prefill), *arguments)
+            for resident in config.input_buckets:
+                if resident >= bucket:
+                    slots = integers((config.num_slots,))
+                    insert = jax.jit(_insert, donate_argnums=0)
+                    add(("insert", resident, bucket), insert, states[resident], staged, slots, slots)
+            for gamma in config.gammas:
+                chunk = jax.jit(functools.partial(self._chunk, gamma), donate_argnums=1)
+                packed = integers((config.num_slots, WIDTH))
+                add(("chunk", bucket, gamma), chunk, params, states[bucket], packed, integers(()), integers(()))
+        self._programs = self._compiler.compile()
+
+    def _models(self, params) -> list[LanguageModel]:
+        return [nnx.merge(graph, values) for graph, values in zip(self._graphs, params)]
+
+    def _empty(self, bucket: int):
+        models = [nnx.merge(graph, params) for graph, params in zip(self._graphs, jax.eval_shape(lambda: self._params))]
+        return tuple(model.init_state(self.config.num_slots, bucket, self._max_positions) for model in models)
+
+    def _prefill(self, bucket: int, params, inputs, lengths):
+        return tuple(model.prefill(inputs, lengths) for model in self._models(params))
+
+    def _chunk(self, gamma: int, params, states, packed, max_iterations, stop_done):
+        """Iterates until `stop_done` rows are done or `max_iterations` is reached.
+
+        Returns:
+          states, packed rows, and an Emission whose arrays have the iteration as first axis [K, B, ...], with
+          count 0 beyond the last iteration run.
+        """
+        models = self._models(params)
+        limit = self.config.chunk_iterations
+
+        def iterate(states, rows):
+            if gamma == 0:
+                state, rows, emission = autoregressive.iterate(models[0], states[0], rows, self.config)
+                return (state, *states[1:]), rows, emission
+            *states, rows, emission = speculative.iterate(*models, *states, rows, gamma, self.config)
+            return tuple(states), rows, emission
+
+        def proceed(carry):
+            k, _, rows, _ = carry
+            return (k < jnp.minimum(max_iterations, limit)) & (jnp.sum(rows.done) < stop_done)
+
+        def body(carry):
+            k, states, rows, log = carry
+            states, rows, emission = iterate(states, rows)
+            log = jax.tree.map(lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, k, 0), log, emission)
+            return k + 1, states, rows, log
+
+        rows = unpack(packed)
+        shapes = jax.eval_shape(iterate, states, rows)[2]
+        log = jax.tree.map(lambda one: jnp.zeros((limit, *one.shape), one.dtype), shapes)
+        _, states, rows, log = jax.lax.while_loop(proceed, body, (jnp.int32(0), states, rows, log))
+        return states, pack(rows), log
+
+    # The host's loop.
+
+    def _run(self, inputs, example_ids):
+        config, started = self.config, time.perf_counter()
+        compiled_before = self._compiler.events()
+        results: list[Generation | None] = [None] * (len(inputs) * config.num_samples)
+        # By content alone, so that the schedule does not depend on the order of arrival; longest first keeps
+        # prefill batches of one bucket together and the drain short.
+        order = collections.deque(sorted(range(len(inputs)), key=lambda i: (-len(inputs[i]), example_ids[i])))
+        resident = self._bucket(len(inputs[order[0]])) if order else config.input_buckets[0]
+        states = self._programs["empty", resident]()
+        packed = idle_rows(config.num_slots)
+        occupants: dict[int, _Occupant] = {}
+        staged: _Staged | None = None
+        iterations = row_iterations = chunks = 0
+
+        while True:
+            free = [slot for slot in range(config.num_slots) if slot not in occupants]
+            while free and (order or staged):
+                if staged is None:
+                    staged = self._stage(inputs, order)
+                states = self._fill(states, resident, staged, free, packed, occupants, example_ids)
+                if not staged.waiting:
+                    staged = None
+            if not occupants:
+                break
+            waiting = bool(order or staged)
+            idle = config.num_slots - len(occupants)
+            stop_done = idle + max(1, config.num_slots // 8) if waiting else config.num_slots
+            states, rows, log = self._programs["chunk", resident, self._gamma()](
+                self._params, states, packed, np.int32(config.chunk_iterations), np.int32(stop_done)
+            )
+            packed, log = jax.device_get((rows, log))
+            packed = packed.copy()
+            chunks += 1
+            iterations += int(np.sum(np.any(log.count > 0, axis=1)))
+            row_iterations += int(np.sum(log.count > 0))
+            now = time.perf_counter()
+            for slot in list(occupants):
+                occupant = occupants[slot]
+                occupant.chunks.append(Emission(*(array[:, slot] for array in log)))
+                if packed[slot, 4]:
+                    results[occupant.item] = _generation(occupant, self.eos_id, now)
+                    del occupants[slot]
+        seconds = time.perf_counter() - started
+        report = EngineReport(
+            iterations=iterations,
+            row_iterations=row_iterations,
+            occupancy=row_iterations / (iterations * config.num_slots) if iterations else 1.0,
+            chunks=chunks,
+            seconds=seconds,
+            compilations=self._compiler.events() - compiled_before,
+        )
+        return results, report
+
+    def _gamma(self) -> int:
+        return self.config.gammas[0]
+
+    def _bucket(self, length: int) -> int:
+        return next(bucket for bucket in self.config.input_buckets if length <= bucket)
+
+    def _stage(self, inputs, order: collections.deque) -> _Staged:
+        """Prefills the next examples of one bucket."""
+        bucket = self._bucket(len(inputs[order[0]]))
+        rows = self._prefill_rows(bucket)
+        tokens = np.zeros((rows, bucket), np.int32)
+        lengths = np.ones((rows,), np.int32)
+        waiting = collections.deque()
+        for row in range(rows):
+            if not order or self._bucket(len(inputs[order[0]])) != bucket:
+                break
+            example = order.popleft()
+            lengths[row] = len(inputs[example])
+            tokens[row, : lengths[row]] = inputs[example]
+            waiting.extend((row, example, sample) for sample in range(self.config.num_samples))
+        return _Staged(bucket, self._programs["prefill", bucket](self._params, tokens, lengths), waiting)
+
+    def _fill(self, states, resident, staged: _Staged, free: list[int], packed, occupants, example_ids):
+        """Moves staged rows into free slots; `free`, `packed` and `occupants` are updated in place."""
+        config, now = self.config, time.perf_counter()
+        source = np.zeros((config.num_slots,), np.int32)
+        slots = np.full((config.num_slots,), config.num_slots, np.int32)  # out of range: dropped
+        for i in range(min(len(free), len(staged.waiting))):
+            row, example, sample = staged.waiting.popleft()
+            slot = free.pop(0)
+            source[i], slots[i] = row, slot
+            key = row_key(config.seed, example_ids[example], sample)
+            packed[slot] = new_row(self.start_id, self.start_id, 0, config.max_decode_tokens, key)
+            occupants[slot] = _Occupant(example * config.num_samples + sample, now, [])
+        return self._programs["insert", resident, staged.bucket](states, staged.state, source, slots)
+
+
+def _insert(states, staged, source: jax.Array, slots: jax.Array):
+    """Writes staged rows `source[i]` into slots `slots[i]`; out-of-range slots are dropped.
+
+    Staged leaves may be shorter than the resident ones along any axis but the first, and are written at the origin.
+    """
+
+    def write(resident, new):
+        window = (slots, *(slice(0, size) for size in new.shape[1:]))
+        return resident.at[window].set(new[source], mode="drop")
+
+    def merge(resident, new):
+        if isinstance(new, dict):
+            return resident | {name: merge(resident[name], new[name]) for name in new}
+        return jax.tree.map(write, resident, new)
+
+    return tuple(merge(*pair) for pair in zip(states, staged))
+
+
+def _generation(occupant: _Occupant, eos_id: int, now: float) -> Generation:
+    """Joins what a row emitted chunk by chunk."""
+    parts = collections.defaultdict(list)
+    for log in occupant.chunks:
+        ran = log.count > 0
+        valid = np.arange(log.tokens.shape[1]) < log.count[:, None]
+        for name in ("tokens", "source", "beta", "target_logprob", "draft_logprob"):
+            parts[name].append(getattr(log, name)[valid])
+        parts["count"].append(log.count[ran])
+        parts["proposed"].append(log.proposed[ran])
+        parts["accepted"].append(np.sum((log.source == ACCEPTED) & valid, axis=1)[ran])
+    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return Generation(
+        tokens=joined["tokens"],
+        source=joined["source"],
+        iteration=np.repeat(np.arange(len(joined["count"]), dtype=np.int32), joined["count"]),
+        beta=joined["beta"],
+        target_logprob=joined["target_logprob"],
+        draft_logprob=joined["draft_logprob"],
+        gammas=joined["proposed"].astype(np.int16),
+        accepted=joined["accepted"].astype(np.int16),
+        finish_reason="eos" if joined["tokens"][-1] == eos_id else "length",
+        decode_seconds=now - occupant.since,
+    )

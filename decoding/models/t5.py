@@ -1,0 +1,302 @@
+"""T5 in every published shape: v1.0 (ReLU, tied), v1.1 and Flan (gated GELU, untied), mT5, any depths.
+
+Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", JMLR 2020,
+and Shazeer, "GLU Variants Improve Transformer", 2020.  Weights are stored fused ([q k v], [wi_0 wi_1]) because
+a decode step at small batch is bound by the number of operations and by reading weights once.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from decoding.models.base import MASKED, State, attend, rms_norm, write_cache
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Shape of a T5 model.  Field names are those of Hugging Face's config where one exists.
+
+    Attributes:
+      gated: two input projections (`act(wi_0 x) * wi_1 x`) instead of one.
+      activation: "relu", "gelu" (exact), "gelu_new" (tanh approximation) or "silu".
+      tied: logits come from the input embedding instead of a separate head.
+      scale_decoder_outputs: multiply the decoder's output by d_model ** -0.5 before the logits.
+    """
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_decoder_layers: int
+    num_heads: int
+    gated: bool
+    activation: str
+    tied: bool
+    scale_decoder_outputs: bool
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    start_id: int = 0
+    eos_id: int = 1
+    pad_id: int = 0
+
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}
+
+
+def relative_buckets(distance: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int) -> np.ndarray:
+    """T5's relative-position buckets.
+
+    Args:
+      distance: int[...], key position minus query position.
+
+    Returns:
+      int32[...] in [0, num_buckets).
+    """
+    offset = np.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = (distance > 0) * num_buckets
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = num_buckets // 2
+    # float32 on purpose: the reference implementations compute the logarithm in float32.
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.float32(math.log(max_distance / exact))
+    far = exact + (ratio * (num_buckets - exact)).astype(np.int32)
+    return (offset + np.where(distance < exact, distance, np.minimum(far, num_buckets - 1))).astype(np.int32)
+
+
+def _weight(rngs: nnx.Rngs, *shape: int, fan_in: int, dtype) -> nnx.Param:
+    return nnx.Param((jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5).astype(dtype))
+
+
+class FeedForward(nnx.Module):
+    """`wo(act(wi_0 x) * wi_1 x)`, or `wo(act(wi_0 x))` where the config is not gated, with its norm and residual."""
+
+    def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype):
+        self.config = config
+        fans = 2 if config.gated else 1
+        self.norm = nnx.Param(jnp.ones((config.d_model,), dtype))
+        self.wi = _weight(rngs, config.d_model, fans * config.d_ff, fan_in=config.d_model, dtype=dtype)
+        self.wo = _weight(rngs, config.d_ff, config.d_model, fan_in=config.d_ff, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        act = ACTIVATIONS[self.config.activation]
+        hidden = rms_norm(x, self.norm[...], self.config.layer_norm_epsilon) @ self.wi[...]
+        if self.config.gated:
+            gate, linear = jnp.split(hidden, 2, axis=-1)
+            hidden = act(gate) * linear
+        else:
+            hidden = act(hidden)
+        return x + hidden @ self.wo[...]
+
+
+class SelfAttention(nnx.Module):
+    """Projections of one self-attention block, norm included."""
+
+    def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype):
+        self.config = config
+        inner = config.num_heads * config.d_kv
+        self.norm = nnx.Param(jnp.ones((config.d_model,), dtype))
+        self.qkv = _weight(rngs, config.d_model, 3 * inner, fan_in=config.d_model, dtype=dtype)
+        self.out = _weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype)
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, S, d_model] -> query, key, value, each [B, H, S, d_kv]."""
+        hidden = rms_norm(x, self.norm[...], self.config.layer_norm_epsilon) @ self.qkv[...]
+        return tuple(_split_heads(part, self.config) for part in jnp.split(hidden, 3, axis=-1))
+
+
+class CrossAttention(nnx.Module):
+    """Projections of one encoder-decoder attention block, norm included."""
+
+    def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype):
+        self.config = config
+        inner = config.num_heads * config.d_kv
+        self.norm = nnx.Param(jnp.ones((config.d_model,), dtype))
+        self.query = _weight(rngs, config.d_model, inner, fan_in=config.d_model, dtype=dtype)
+        self.kv = _weight(rngs, config.d_model, 2 * inner, fan_in=config.d_model, dtype=dtype)
+        self.out = _weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype)
+
+
+def _split_heads(x: jax.Array, config: T5Config) -> jax.Array:
+    """[B, S, H * d_kv] -> [B, H, S, d_kv]."""
+    batch, length, _ = x.shape
+    return x.reshape(batch, length, config.num_heads, config.d_kv).transpose(0, 2, 1, 3)
+
+
+def _merge_heads(x: jax.Array) -> jax.Array:
+    """[B, H, S, d_kv] -> [B, S, H * d_kv]."""
+    batch, heads, length, width = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
+
+
+class EncoderLayer(nnx.Module):
+    def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype):
+        self.attention = SelfAttention(config, rngs, dtype)
+        self.feed_forward = FeedForward(config, rngs, dtype)
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype):
+        self.attention = SelfAttention(config, rngs, dtype)
+        self.cross = CrossAttention(config, rngs, dtype)
+        self.feed_forward = FeedForward(config, rngs, dtype)
+
+
+class T5(nnx.Module):
+    """An encoder-decoder model that meets `decoding.models.base.LanguageModel`.
+
+    State: `{"lengths": int32[B], "cross": [{"k", "v": [B, H, L, d_kv]}] * layers,
+    "self": [{"k", "v": [B, H, T, d_kv]}] * layers}`.
+    """
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.config = config
+        buckets, heads = config.relative_attention_num_buckets, config.num_heads
+        self.embedding = _weight(rngs, config.vocab_size, config.d_model, fan_in=1, dtype=dtype)
+        self.encoder_bias = _weight(rngs, buckets, heads, fan_in=config.d_model, dtype=dtype)
+        self.decoder_bias = _weight(rngs, buckets, heads, fan_in=config.d_model, dtype=dtype)
+        self.encoder = nnx.List([EncoderLayer(config, rngs, dtype) for _ in range(config.num_layers)])
+        self.encoder_norm = nnx.Param(jnp.ones((config.d_model,), dtype))
+        self.decoder = nnx.List([DecoderLayer(config, rngs, dtype) for _ in range(config.num_decoder_layers)])
+        self.decoder_norm = nnx.Param(jnp.ones((config.d_model,), dtype))
+        if not config.tied:
+            self.head = _weight(rngs, config.vocab_size, config.d_model, fan_in=config.d_model, dtype=dtype)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def start_id(self) -> int:
+        return self.config.start_id
+
+    @property
+    def eos_id(self) -> int:
+        return self.config.eos_id
+
+    def encode(self, inputs: jax.Array, lengths: jax.Array) -> jax.Array:
+        """inputs int32[P, L], lengths int32[P] -> encodings [P, L, d_model] in the parameters' dtype."""
+        config, length = self.config, inputs.shape[1]
+        span = np.arange(length)
+        buckets = relative_buckets(
+            span[None, :] - span[:, None],
+            bidirectional=True,
+            num_buckets=config.relative_attention_num_buckets,
+            max_distance=config.relative_attention_max_distance,
+        )
+        bias = self.encoder_bias[...].astype(jnp.float32)[buckets].transpose(2, 0, 1)[None]
+        bias = bias + jnp.where(span[None, :] < lengths[:, None], 0.0, MASKED)[:, None, None, :]
+        x = self.embedding[...][inputs]
+        for layer in self.encoder:
+            attended = attend(*layer.attention.project(x), bias)
+            x = layer.feed_forward(x + _merge_heads(attended) @ layer.attention.out[...])
+        return rms_norm(x, self.encoder_norm[...], config.layer_norm_epsilon)
+
+    def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
+        config, dtype = self.config, self.encoder_bias.get_value().dtype
+
+        def keys_and_values(length: int):
+            shape = (batch, config.num_heads, length, config.d_kv)
+            return [
+                {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(config.num_decoder_layers)
+            ]
+
+        return {
+            "lengths": jnp.ones((batch,), jnp.int32),
+            "cross": keys_and_values(input_length),
+            "self": keys_and_values(max_positions),
+        }
+
+    def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
+        encoded = self.encode(inputs, lengths)
+        cross = []
+        for layer in self.decoder:
+            key, value = jnp.split(encoded @ layer.cross.kv[...], 2, axis=-1)
+            cross.append({"k": _split_heads(key, self.config), "v": _split_heads(value, self.config)})
+        return {"lengths": lengths, "cross": cross}
+
+    def step(
+        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
+    ) -> tuple[jax.Array, State]:
+        config, steps = self.config, tokens.shape[1]
+        self_bias = self._decoder_bias(positions, steps, state["self"][0]["k"].shape[2])
+        span = np.arange(state["cross"][0]["k"].shape[2])
+        cross_bias = jnp.where(span[None, :] < state["lengths"][:, None], 0.0, MASKED)[:, None, None, :]
+        x = self.embedding[...][tokens]
+        caches = []
+        for layer, cross, cache in zip(self.decoder, state["cross"], state["self"]):
+            query, key, value = layer.attention.project(x)
+            cache = {"k": write_cache(cache["k"], key, positions), "v": write_cache(cache["v"], value, positions)}
+            caches.append(cache)
+            x = x + _merge_heads(attend(query, cache["k"], cache["v"], self_bias)) @ layer.attention.out[...]
+            query = rms_norm(x, layer.cross.norm[...], config.layer_norm_epsilon) @ layer.cross.query[...]
+            attended = attend(_split_heads(query, config), cross["k"], cross["v"], cross_bias)
+            x = layer.feed_forward(x + _merge_heads(attended) @ layer.cross.out[...])
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, None, None], axis=1)
+        return self._logits(x), state | {"self": caches}
+
+    def _decoder_bias(self, positions: jax.Array, steps: int, max_positions: int) -> jax.Array:
+        """Relative bias and causal mask of queries at `positions + 0..S-1` over keys 0..T-1: float32[B, H, S, T].
+
+        The bias depends on the distance alone, so each query's row is a window of one reversed table:
+        with T = 3 the table is [b(2) b(1) b(0) MASKED MASKED], and the query at position 1 reads
+        [b(1) b(0) MASKED], the window that starts at T - 1 - 1.
+        """
+        config = self.config
+        buckets = relative_buckets(
+            -np.arange(max_positions)[::-1],
+            bidirectional=False,
+            num_buckets=config.relative_attention_num_buckets,
+            max_distance=config.relative_attention_max_distance,
+        )
+        table = self.decoder_bias[...].astype(jnp.float32)[buckets].T
+        table = jnp.pad(table, ((0, 0), (0, max_positions)), constant_values=MASKED)
+        starts = jnp.maximum(max_positions - 1 - (positions[:, None] + np.arange(steps)), 0)
+        window = lambda start: jax.lax.dynamic_slice(table, (0, start), (table.shape[0], max_positions))
+        return jax.vmap(jax.vmap(window))(starts).transpose(0, 2, 1, 3)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        """x [B, S, d_model] before the final norm -> float32[B, S, V]."""
+        config = self.config
+        x = rms_norm(x, self.decoder_norm[...], config.layer_norm_epsilon)
+        if config.scale_decoder_outputs:
+            x = x * config.d_model**-0.5
+        head = self.embedding if config.tied else self.head
+        return jnp.einsum("bsd,vd->bsv", x, head[...], preferred_element_type=jnp.float32)
+
+    def logits(self, decoder_tokens, encoder_tokens, encoder_lengths) -> jax.Array:
+        """Teacher-forced logits.
+
+        Args:
+          decoder_tokens: int32[B, T], the decoder's inputs, start token first.
+          encoder_tokens: int32[B, L].
+          encoder_lengths: int32[B].
+
+        Returns:
+          float32[B, T, V]; `[b, t]` is the distribution of the token after `decoder_tokens[b, :t + 1]`.
+        """
+        return _teacher_forced(*nnx.split(self), decoder_tokens, encoder_tokens, encoder_lengths)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _teacher_forced(graph, params, decoder_tokens, encoder_tokens, encoder_lengths):
+    model = nnx.merge(graph, params)
+    batch, length = decoder_tokens.shape
+    state = model.init_state(batch, encoder_tokens.shape[1], length)
+    state = state | model.prefill(encoder_tokens, encoder_lengths)
+    return model.step(decoder_tokens, jnp.zeros((batch,), jnp.int32), state)[0]

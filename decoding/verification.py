@@ -1,0 +1,170 @@
+"""Verification rules: which drafted tokens stay, and what follows them.
+
+Each rule has one signature, `rule(target_logits, proposal, noise, config) -> Verdict`, and is exact: emitted tokens
+have the target's standardised distribution whatever the draft (but for lenience below 1).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from decoding.config import DecodingConfig
+from decoding.sampling import ACCEPT_STREAM, NEXT_STREAM, draw, gumbel_noise, standardize, uniforms
+
+
+class Proposal(NamedTuple):
+    """What a draft offers: γ tokens per row and the distributions they were drawn from.
+
+    Attributes:
+      tokens: int32[B, γ].
+      logits: float32[B, γ, V], raw.
+      probs: float32[B, γ, V], the standardised distributions the tokens were really drawn from; None at
+        temperature 0, where each is one-hot at its token.
+      count: int32[B], at most γ: how many of the row's tokens are really proposed.
+    """
+
+    tokens: jax.Array
+    logits: jax.Array
+    probs: jax.Array | None
+    count: jax.Array
+
+
+class Noise(NamedTuple):
+    """Where a rule's random numbers come from: keys uint32[B, 2] and the iteration's first position int32[B]."""
+
+    keys: jax.Array
+    positions: jax.Array
+
+
+class Verdict(NamedTuple):
+    """Attributes:
+    accepted: int32[B], n, the length of the accepted prefix.
+    next_token: int32[B], the token after it.
+    beta: float32[B, γ], Σ_x min(p(x), q(x)) at every drafted position (Theorem 3.5).
+    """
+
+    accepted: jax.Array
+    next_token: jax.Array
+    beta: jax.Array
+
+
+Rule = Callable[[jax.Array, Proposal, Noise, DecodingConfig], Verdict]
+
+
+def rule_for(config: DecodingConfig) -> Rule:
+    """The verification rule of a config; at temperature 0 all three are the same comparison of argmaxes."""
+    if config.temperature == 0.0:
+        return verify_greedy
+    return {"token": verify_token, "block": verify_block, "coupled": verify_coupled}[config.verification]
+
+
+def verify_greedy(target_logits: jax.Array, proposal: Proposal, noise: Noise, config: DecodingConfig) -> Verdict:
+    """Temperature 0: a token stays while it is the target's argmax.
+
+    Under lenience (section A.5) it stays while p(x) >= l * max p, before standardising.
+    """
+    best = jnp.argmax(target_logits, axis=-1).astype(jnp.int32)
+    if config.lenience == 1.0:
+        stays = proposal.tokens == best[:, :-1]
+    else:
+        drafted = target_logits[:, :-1]
+        picked = jnp.take_along_axis(drafted, proposal.tokens[..., None], axis=-1)[..., 0]
+        stays = picked >= jnp.max(drafted, axis=-1) + jnp.log(config.lenience)
+    accepted = _prefix_length(stays, proposal.count)
+    return Verdict(accepted, _at(best, accepted), stays.astype(jnp.float32))
+
+
+def verify_token(target_logits: jax.Array, proposal: Proposal, noise: Noise, config: DecodingConfig) -> Verdict:
+    """Algorithm 1: accept x_i while r_i < p_i(x_i) / q_i(x_i), then draw from norm(max(0, p - q)).
+
+    The comparison is strict because float uniforms do hit 0 and a token with p = 0 must never stay.  With lenience l
+    (section A.5) q is multiplied by l in the comparison and β is Σ min(p / l, q).
+    """
+    gamma = proposal.tokens.shape[1]
+    p = standardize(target_logits, config)
+    p_drafted, q = p[:, :-1], proposal.probs
+    r = uniforms(noise.keys, noise.positions, ACCEPT_STREAM, gamma)
+    stays = r * config.lenience * _of(q, proposal.tokens) < _of(p_drafted, proposal.tokens)
+    accepted = _prefix_length(stays, proposal.count)
+    next_token = _draw_next(p, q, accepted, proposal.count, jnp.ones(accepted.shape), noise)
+    return Verdict(accepted, next_token, jnp.sum(jnp.minimum(p_drafted / config.lenience, q), axis=-1))
+
+
+def verify_block(target_logits: jax.Array, proposal: Proposal, noise: Noise, config: DecodingConfig) -> Verdict:
+    """Block verification (Sun et al., ICLR 2025, arXiv 2403.10444): the longest accepted prefix, judged jointly.
+
+    With p̃_0 = 1 and p̃_i = min(p̃_{i-1} p_i(x_i) / q_i(x_i), 1), a prefix of i < γ tokens is accepted with probability
+    h_i = s_i / (s_i + 1 - p̃_i), s_i = Σ max(p̃_i p_{i+1} - q_{i+1}, 0), the whole block with h_γ = p̃_γ; the next
+    token comes from norm(max(0, p̃_τ p_{τ+1} - q_{τ+1})).
+    """
+    gamma = proposal.tokens.shape[1]
+    p, q = standardize(target_logits, config), proposal.probs
+    ratio = _of(p[:, :-1], proposal.tokens) / _of(q, proposal.tokens)
+
+    def extend(weight, ratio):
+        weight = jnp.minimum(weight * ratio, 1.0)
+        return weight, weight
+
+    first = jnp.ones(ratio.shape[:1])
+    weights = jax.lax.scan(extend, first, ratio.T)[1].T  # [B, γ]: p̃_1 .. p̃_γ
+    surplus = jnp.sum(jnp.maximum(weights[:, :-1, None] * p[:, 1:-1] - q[:, 1:], 0.0), axis=-1)
+    rest = surplus + 1.0 - weights[:, :-1]
+    partial = jnp.where(rest > 0, surplus / jnp.where(rest > 0, rest, 1.0), 1.0)
+    length = jnp.arange(1, gamma + 1)
+    threshold = jnp.concatenate([partial, weights[:, -1:]], axis=1)
+    threshold = jnp.where(length == proposal.count[:, None], weights, threshold)
+    u = uniforms(noise.keys, noise.positions, ACCEPT_STREAM, gamma)
+    accepted = jnp.max(jnp.where((u < threshold) & (length <= proposal.count[:, None]), length, 0), axis=1)
+    scale = _at(jnp.concatenate([first[:, None], weights], axis=1), accepted)
+    next_token = _draw_next(p, q, accepted, proposal.count, scale, noise)
+    return Verdict(accepted.astype(jnp.int32), next_token, jnp.sum(jnp.minimum(p[:, :-1], q), axis=-1))
+
+
+def verify_coupled(target_logits: jax.Array, proposal: Proposal, noise: Noise, config: DecodingConfig) -> Verdict:
+    """Shared Gumbel noise (arXiv 2408.07978): the token at position t is argmax(log p + g_t), whatever was drafted.
+
+    The draft proposes argmax(log q + g_t) with the same noise, so the output is plain decoding's, sample for sample.
+    """
+    p = standardize(target_logits, config)
+    own = jnp.stack([coupled_choice(p[:, i], noise, i) for i in range(p.shape[1])], axis=1)
+    accepted = _prefix_length(proposal.tokens == own[:, :-1], proposal.count)
+    return Verdict(accepted, _at(own, accepted), jnp.sum(jnp.minimum(p[:, :-1], proposal.probs), axis=-1))
+
+
+def coupled_choice(probs: jax.Array, noise: Noise, offset: int | jax.Array) -> jax.Array:
+    """argmax(log probs + g_t) with the noise of position `noise.positions + offset`: float32[B, V] -> int32[B]."""
+    gumbel = gumbel_noise(noise.keys, noise.positions + offset, probs.shape[-1])
+    return jnp.argmax(jnp.log(probs) + gumbel, axis=-1).astype(jnp.int32)
+
+
+def _prefix_length(stays: jax.Array, count: jax.Array) -> jax.Array:
+    """Length of the leading run of True, at most `count`: bool[B, γ], int32[B] -> int32[B]."""
+    offered = jnp.arange(stays.shape[1]) < count[:, None]
+    return jnp.sum(jnp.cumprod((stays & offered).astype(jnp.int32), axis=1), axis=1)
+
+
+def _draw_next(p, q, accepted, count, scale, noise) -> jax.Array:
+    """Draws from norm(max(0, scale * p_{n+1} - q_{n+1})), or from p_{n+1} where every offered token was accepted.
+
+    p [B, γ+1, V], q [B, γ, V], accepted and count int32[B], scale float32[B] -> int32[B].
+    """
+    p_next = _at(p, accepted)
+    q_next = _at(q, jnp.minimum(accepted, q.shape[1] - 1))
+    residual = jnp.maximum(scale[:, None] * p_next - q_next, 0.0)
+    # Rounding can reject where p = q and leave no residual at all; p is then the limit.
+    rejected = (accepted < count) & jnp.any(residual > 0, axis=-1)
+    u = uniforms(noise.keys, noise.positions, NEXT_STREAM, 1)[:, 0]
+    return draw(jnp.where(rejected[:, None], residual, p_next), u)
+
+
+def _of(probs: jax.Array, tokens: jax.Array) -> jax.Array:
+    """probs [B, γ, V] at tokens [B, γ]."""
+    return jnp.take_along_axis(probs, tokens[..., None], axis=-1)[..., 0]
+
+
+def _at(values: jax.Array, index: jax.Array) -> jax.Array:
+    """values [B, N, ...] at index int32[B] -> [B, ...]."""
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    return jnp.take_along_axis(values, index.reshape(shape), axis=1)[:, 0]
