@@ -1,0 +1,1 @@
+"""Presets: each module's `get_config()` is a complete config for `--config=configs/<name>.py`."""

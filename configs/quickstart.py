@@ -1,0 +1,39 @@
+"""English to German with the small pair that comes with SpecBeam, on 300 sentences that come with it.
+
+    python -m pipeline.generate --config=configs/quickstart.py --output=/tmp/quickstart
+
+Everything can be overridden: `--config.decoding.gamma=3`, `--config.input.pattern=my/*.jsonl`,
+`--config.model.target=path/to/t5`. `pipeline/config.py` says what each setting means.
+"""
+
+import pathlib
+
+from ml_collections import config_dict
+
+_EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict()
+
+    config.input = config_dict.ConfigDict()
+    config.input.pattern = config_dict.FieldReference(
+        str(_EXAMPLES / "data" / "ende_software.test.jsonl"), field_type=object
+    )
+    config.input.input_field = "en"
+    config.input.target_field = "de"
+
+    config.model = config_dict.ConfigDict()
+    config.model.target = str(_EXAMPLES / "models" / "ende_software" / "target")
+    config.model.draft = str(_EXAMPLES / "models" / "ende_software" / "draft")
+
+    config.decoding = config_dict.ConfigDict()
+    config.decoding.gamma = config_dict.FieldReference(4, field_type=object)
+    config.decoding.temperature = 0.0
+    config.decoding.max_decode_tokens = 128
+    config.decoding.num_slots = 8
+    config.decoding.input_buckets = (32, 64, 128, 256)
+
+    config.shards = config_dict.ConfigDict()
+    config.shards.examples_per_shard = 64
+    return config

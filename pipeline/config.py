@@ -1,0 +1,288 @@
+"""Typed settings of a job: a config file and its overrides become frozen dataclasses, or one clear message.
+
+The file is a module with `get_config()` (see configs/). Overrides are `--config.path.to.setting=value`. Whatever the
+job does not know itself is a Beam option and is passed on.
+"""
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from decoding import DecodingConfig
+from transforms.plan import RecordFields
+from transforms.storage import is_remote
+
+
+class ConfigError(ValueError):
+    """A setting that stops the job before anything is loaded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """What is read.
+
+    Attributes:
+      pattern: a path or glob, or several; local or on gs://. Plain or gzip, told by content.
+      input_field: the field that holds the text.
+      target_field: the field that holds the reference, "" for none. Records without it have no reference.
+      id_field: the field that holds a unique id (text or whole number), "" to name examples by file and line.
+      prefix: put before every text, as the task asks ("translate English to German: ").
+      format: "jsonl", one JSON object per line.
+    """
+
+    pattern: str | tuple[str, ...]
+    input_field: str
+    target_field: str = ""
+    id_field: str = ""
+    prefix: str = ""
+    format: str = "jsonl"
+
+    def __post_init__(self):
+        _require(bool(self.pattern) and all(self.patterns), "input.pattern", self.pattern, "a path or glob, or several")
+        _require(bool(self.input_field), "input.input_field", self.input_field, "the name of a field")
+        _require(self.format in ("jsonl",), "input.format", self.format, '"jsonl"')
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (self.pattern,) if isinstance(self.pattern, str) else self.pattern
+
+    @property
+    def fields(self) -> RecordFields:
+        return RecordFields(self.input_field, self.target_field, self.id_field)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which models.
+
+    Attributes:
+      target: directory of the target model, local or on gs://.
+      draft: directory of the draft model, "" for plain decoding.
+      tokenizer: directory or file of the tokeniser, "" for the target's directory.
+      dtype: of the parameters: "float32" or "bfloat16".
+    """
+
+    target: str
+    draft: str = ""
+    tokenizer: str = ""
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        _require(bool(self.target), "model.target", self.target, "the directory of a model")
+        _require(self.dtype in ("float32", "bfloat16"), "model.dtype", self.dtype, '"float32" or "bfloat16"')
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardsConfig:
+    """How the input is cut.
+
+    Attributes:
+      examples_per_shard: records in a work shard, the unit of committing and resuming.
+    """
+
+    examples_per_shard: int = 256
+
+    def __post_init__(self):
+        _require(self.examples_per_shard >= 1, "shards.examples_per_shard", self.examples_per_shard, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class JobConfig:
+    """Everything that `pipeline.generate` is told, the output folder and Beam's options aside."""
+
+    input: InputConfig
+    model: ModelConfig
+    decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
+    shards: ShardsConfig = dataclasses.field(default_factory=ShardsConfig)
+
+    def __post_init__(self):
+        gamma = self.decoding.gamma
+        _require(
+            bool(self.model.draft) or gamma == 0, "decoding.gamma", gamma, "0 where model.draft is empty (plain decoding)"
+        )
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """A parsed command line: the job's settings and output folder, its own flags, and the options left for Beam."""
+
+    config: JobConfig
+    output: str
+    allow_failed_shards: int
+    allow_code_change: bool
+    beam_args: tuple[str, ...]
+
+
+def parse_command_line(args: Sequence[str]) -> CommandLine:
+    """Parses `args`, which exclude the program's name.
+
+    Raises:
+      ConfigError: with the setting, its value and what is allowed.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file with get_config().", lock_config=False, accept_new_attributes=True,
+        flag_values=values, sys_argv=["", *args],
+    )  # fmt: skip
+    flags.DEFINE_string("output", "", "Output folder, local or on gs://.", flag_values=values)
+    flags.DEFINE_integer("allow_failed_shards", 0, "Exit with 0 if at most so many shards fail.", flag_values=values)
+    flags.DEFINE_boolean("allow_code_change", False, "Resume although the code has changed.", flag_values=values)
+    allowed = _check_overrides(args)
+    try:
+        rest = values(["", *args], known_only=True)[1:]
+        settings = values.config and values.config.to_dict()
+    except Exception as error:  # absl, ml_collections and the config file itself raise whatever they like
+        message = _one_line(error)
+        hints = [f"; allowed: {types_}" for flag, types_ in allowed.items() if f"{flag}=" in message]
+        raise ConfigError(message + "".join(hints)) from error
+    if settings is None:
+        raise ConfigError("--config is missing; give a config file, for example --config=configs/quickstart.py")
+    if not values.output:
+        raise ConfigError("--output is missing; give a folder for the results, local or gs://")
+    for name in ("--config", "--output"):  # a misspelt override must not become a Beam option
+        if stray := [arg for arg in rest if arg.startswith(name)]:
+            raise ConfigError(f"{stray[0]!r} is not understood; overrides are written --config.path.to.setting=value")
+    return CommandLine(
+        config=resolve_paths(build(JobConfig, settings)),
+        output=absolute(values.output),
+        allow_failed_shards=values.allow_failed_shards,
+        allow_code_change=values.allow_code_change,
+        beam_args=tuple(rest),
+    )
+
+
+def _check_overrides(args: Sequence[str]) -> dict[str, str]:
+    """Refuses an override of a setting that does not exist. Returns what each overridden setting allows, by flag."""
+    allowed = {}
+    for arg in args:
+        flag = arg.split("=", 1)[0]
+        if not flag.startswith("--config."):
+            continue
+        names, cls = flag.removeprefix("--config.").split("."), JobConfig
+        for depth, name in enumerate(names):
+            path = ".".join(names[:depth])
+            _check_names(cls, [name], path)
+            cls = typing.get_type_hints(cls)[name]
+            if not dataclasses.is_dataclass(cls) and depth + 1 < len(names):
+                raise ConfigError(f"unknown setting {'.'.join(names)!r}: {_dotted(path, name)} is one value")
+        allowed[flag] = _allowed(cls)
+    return allowed
+
+
+def _check_names(cls: type, names: Iterable[str], path: str) -> None:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            raise ConfigError(
+                f"unknown setting {_dotted(path, name)!r}{hint} allowed in {path or 'the config'}: {', '.join(known)}"
+            )
+
+
+def build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
+    """Makes the dataclass `cls` of nested mappings, checking names and types.
+
+    Args:
+      cls: a dataclass; fields that are dataclasses themselves are built from mappings.
+      values: settings by field name; fields with a default may be left out.
+      path: of `cls` in the whole config, for messages.
+
+    Raises:
+      ConfigError: an unknown, missing or ill-typed setting, or one that `cls` itself refuses.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path or 'the config'} is {values!r}; allowed: settings named {', '.join(fields)}")
+    _check_names(cls, values, path)
+    types_ = typing.get_type_hints(cls)
+    built = {}
+    for name, field in fields.items():
+        if name in values:
+            built[name] = _convert(values[name], types_[name], _dotted(path, name))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"the setting {_dotted(path, name)!r} is missing; it has no default")
+    try:
+        return cls(**built)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _convert(value: Any, expected: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(expected):
+        return build(expected, value, path)
+    for option in _options(expected):
+        if typing.get_origin(option) is tuple:
+            item = typing.get_args(option)[0]
+            if isinstance(value, list | tuple) and all(_is_a(one, item) for one in value):
+                return tuple(value)
+        elif _is_a(value, option):
+            return float(value) if option is float else value
+    raise ConfigError(f"{path} is {value!r}; allowed: {_allowed(expected)}")
+
+
+def _options(expected: Any) -> tuple:
+    return typing.get_args(expected) if isinstance(expected, types.UnionType) else (expected,)
+
+
+def _allowed(expected: Any) -> str:
+    if dataclasses.is_dataclass(expected):
+        return f"settings named {', '.join(field.name for field in dataclasses.fields(expected))}"
+    return " or ".join(map(_type_name, _options(expected)))
+
+
+def _is_a(value: Any, expected: type) -> bool:
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected)
+
+
+def _type_name(expected: Any) -> str:
+    if typing.get_origin(expected) is tuple:
+        return f"a list of {_type_name(typing.get_args(expected)[0])}s"
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(expected, str(expected))
+
+
+def resolve_paths(config: JobConfig) -> JobConfig:
+    """`config` with absolute paths, so that workers started elsewhere find the same files."""
+    input_, model = config.input, config.model
+    patterns = tuple(absolute(pattern) for pattern in input_.patterns)
+    return dataclasses.replace(
+        config,
+        input=dataclasses.replace(input_, pattern=patterns[0] if isinstance(input_.pattern, str) else patterns),
+        model=dataclasses.replace(
+            model, target=absolute(model.target), draft=absolute(model.draft), tokenizer=absolute(model.tokenizer)
+        ),
+    )
+
+
+def absolute(path: str) -> str:
+    """`path` made absolute where it is local; "" stays ""."""
+    return os.path.abspath(os.path.expanduser(path)) if path and not is_remote(path) else path
+
+
+def _require(condition: bool, setting: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{setting} is {value!r}; allowed: {allowed}")
+
+
+def _dotted(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,167 @@
+"""The main job: reads text, decodes it speculatively, and leaves the documented output folder.
+
+    python -m pipeline.generate --config=configs/quickstart.py --output=DIR [--config.decoding.gamma=4] [Beam options]
+
+Without `--runner` it runs in this process. The same command on the same folder continues where an earlier one stopped.
+
+Exit status: 0 when the folder is complete (or misses at most `--allow_failed_shards`), 1 when shards are missing, 2 when
+something is wrong with the command, its input or its folder and nothing was done.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from rich.console import Console
+
+from pipeline.config import CommandLine, ConfigError, parse_command_line
+from pipeline.manifest import FolderError, Run, prepare, ranges
+from pipeline.preflight import check_models
+from pipeline.progress import show_progress
+from pipeline.terminal import print_summary
+from transforms import storage
+from transforms.decode import DecodeShards, GeneratorFactory, ShardModelHandler
+from transforms.finish import FinishRun
+from transforms.read import ReadSettings, ReadShards
+from transforms.write import CommitShards
+
+# Named in full because Beam's own default, DirectRunner, first tries to download another runner.
+LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+
+
+def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory | None = None) -> None:
+    """Adds the job to `root`: the pending shards, if any, and then the end of the run.
+
+    Args:
+      root: an empty pipeline.
+      run: what to do.
+      factory: builds the generator on workers; None loads the config's models.
+    """
+    config, models, output = run.config, run.models, run.folder.root
+    settled = None
+    if run.pending:
+        handler = ShardModelHandler(
+            config.model.target, config.model.draft, config.decoding, dtype=config.model.dtype, factory=factory
+        )
+        settings = ReadSettings(
+            fields=config.input.fields,
+            tokenizer=models.tokenizer,
+            prefix=config.input.prefix,
+            eos_id=models.input_eos_id,
+            max_input_tokens=config.decoding.max_input_tokens,
+        )
+        read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> ReadShards(output, settings)
+        commit = CommitShards(output, tokenizer=models.tokenizer, eos_id=models.eos_id, fingerprint=run.fingerprint)
+        decoded = read.shards | "Decode" >> DecodeShards(handler) | "Commit" >> commit
+        failed = (read[ReadShards.FAILED], decoded[CommitShards.FAILED]) | "Failed" >> beam.Flatten()
+        settled = (
+            (decoded.committed, failed | "FailedShards" >> beam.Map(lambda failure: failure.shard))
+            | "Settled" >> beam.Flatten()
+            | "CountSettled" >> beam.combiners.Count.Globally()
+        )
+    _ = root | "Finish" >> FinishRun(
+        output,
+        num_shards=run.plan.num_shards,
+        fingerprint=run.fingerprint,
+        exact=config.decoding.exact,
+        after=settled,
+    )
+
+
+def beam_options(args: Sequence[str]) -> PipelineOptions:
+    """Beam's options, with the local runner where none is named.
+
+    Raises:
+      ConfigError: an option that neither this job nor, for the local runner, Beam knows.
+    """
+    options = PipelineOptions(list(args))
+    if options.view_as(StandardOptions).runner is None:
+        if unknown := _unknown_options(args):
+            raise ConfigError(f"{unknown[0]!r} is neither an option of this job nor of Beam")
+        options.view_as(StandardOptions).runner = LOCAL_RUNNER
+        direct = options.view_as(DirectOptions)
+        if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
+            direct.direct_running_mode = "multi_threading"
+    return options
+
+
+def _unknown_options(args: Sequence[str]) -> list[str]:
+    from apache_beam.options.pipeline_options import _BeamArgumentParser
+
+    parser = _BeamArgumentParser(allow_abbrev=False)
+    for cls in {cls.__name__: cls for cls in PipelineOptions.__subclasses__()}.values():
+        cls._add_argparse_args(parser)
+    return parser.parse_known_args(list(args))[1]
+
+
+def main(args: Sequence[str], factory: GeneratorFactory | None = None) -> int:
+    """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    console = Console()
+    try:
+        command = parse_command_line(args)
+        options = beam_options(command.beam_args)
+        run = _prepare(command, options)
+    except (ConfigError, FolderError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if run.finished:
+        console.print(f"Finished already, nothing to do: {run.folder.root}", soft_wrap=True, highlight=False)
+        return 0
+    if run.begun or len(run.pending) < run.plan.num_shards:
+        done = run.plan.num_shards - len(run.pending)
+        console.print(f"Continuing: {done} of {run.plan.num_shards} shards are committed, {run.begun} more were begun.")
+    return _launch(run, command, options, console, factory)
+
+
+def _prepare(command: CommandLine, options: PipelineOptions) -> Run:
+    models = check_models(command.config)
+    device = _local_device() if options.view_as(StandardOptions).runner == LOCAL_RUNNER else None
+    run = prepare(
+        command.config,
+        command.output,
+        models,
+        allow_code_change=command.allow_code_change,
+        device=device,
+    )
+    if run.pending:
+        run.folder.delete([storage.SUCCESS])  # there only if somebody has removed parts of a finished run
+    return run
+
+
+def _launch(
+    run: Run, command: CommandLine, options: PipelineOptions, console: Console, factory: GeneratorFactory | None
+) -> int:
+    local, started = options.view_as(StandardOptions).runner == LOCAL_RUNNER, time.monotonic()
+    pipeline = beam.Pipeline(options=options)
+    build_pipeline(pipeline, run=run, factory=factory)
+    try:
+        if local:
+            with show_progress(run):
+                pipeline.run().wait_until_finish()
+        else:
+            pipeline.run().wait_until_finish()
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return 130
+    except Exception as error:  # what the runner reports, often with the worker's traceback in its message
+        print(f"error: the job failed: {error}\nCommitted shards are kept; the same command continues", file=sys.stderr)
+        return 1
+    summary = json.loads(run.folder.read(storage.SUMMARY))
+    print_summary(console, summary, run.folder.root, time.monotonic() - started)
+    return 0 if len(summary["shards"]["missing"]) <= command.allow_failed_shards else 1
+
+
+def _local_device() -> dict:
+    import jax
+
+    devices = jax.devices()
+    return {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,260 @@
+"""What a run is, and what of it is finished: its plan, its fingerprint, and the state of its output folder.
+
+The *fingerprint* is the SHA-256 of everything that determines the result: content and planning of the input, weights,
+tokeniser, decoding settings, code. Where it runs and where files lie is not in it. The code counts as the hash of the
+sources of `decoding/` and `transforms/`, not as the package's version, because between two versions nobody bumps a
+number for a change that alters tokens. That also refuses to resume after a change that alters none, for example a fix
+for what made a shard fail; `--allow_code_change` resumes all the same, and the manifest records both codes.
+
+The first launch freezes plan and fingerprint in manifest.json. Later ones continue that plan, or are refused with what
+differs.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import decoding
+import transforms
+from decoding.version import __version__
+from pipeline.config import ConfigError, JobConfig
+from pipeline.preflight import CheckedModels
+from transforms import storage
+from transforms.plan import InputError, Plan, find_files, plan_input
+from transforms.storage import OutputFolder
+
+_VERSIONED = ("apache-beam", "flax", "jax", "jaxlib", "numpy", "pyarrow", "sacrebleu", "sentencepiece", "tokenizers")
+_SHOWN_DIFFERENCES = 12
+
+
+class FolderError(ValueError):
+    """An output folder that this run must not write to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run, ready to be launched.
+
+    Attributes:
+      config: its settings.
+      folder: its output.
+      plan: its work shards.
+      models: what preflight found out.
+      fingerprint: as frozen in the manifest.
+      pending: numbers of the shards that are not committed, increasing.
+      begun: of those, how many an earlier launch had begun.
+      finished: whether `_SUCCESS` is there.
+    """
+
+    config: JobConfig
+    folder: OutputFolder
+    plan: Plan
+    models: CheckedModels
+    fingerprint: str
+    pending: tuple[int, ...]
+    begun: int
+    finished: bool
+
+
+def prepare(
+    config: JobConfig,
+    output: str,
+    models: CheckedModels,
+    *,
+    allow_code_change: bool = False,
+    device: Mapping[str, Any] | None = None,
+) -> Run:
+    """Plans a run or finds the one that `output` holds, and freezes it in the manifest.
+
+    The folder is listed once. Nothing else is read of finished shards.
+
+    Args:
+      config: the run's settings.
+      output: its folder.
+      models: what preflight found out.
+      allow_code_change: whether a run begun with other code may be continued.
+      device: what the manifest says about the accelerator, None where workers elsewhere decode; parts name theirs.
+
+    Raises:
+      ConfigError: the input cannot be planned.
+      FolderError: the folder holds something else.
+    """
+    folder = OutputFolder(output)
+    try:
+        listing = folder.list()
+        manifest = json.loads(folder.read(storage.MANIFEST)) if storage.MANIFEST in listing else None
+    except (OSError, ValueError) as error:
+        raise FolderError(f"the output folder {output!r} cannot be read: {error}") from error
+    if manifest is None:
+        _refuse_foreign(output, listing)
+    plan = _plan(config, Plan.from_json(manifest["plan"]) if manifest else None)
+    identity = run_identity(config, plan, models)
+    if manifest is None:
+        manifest = _new_manifest(config, plan, identity, device)
+        try:
+            if not folder.create(storage.MANIFEST, _encode(manifest)):  # another launch was faster
+                manifest = json.loads(folder.read(storage.MANIFEST))
+        except OSError as error:
+            raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
+    manifest = _check_same_run(folder, manifest, identity, allow_code_change)
+    committed = committed_shards(listing, plan.num_shards)
+    pending = tuple(shard for shard in range(plan.num_shards) if shard not in committed)
+    begun = sum(storage.attempt_name(shard, plan.num_shards) in listing for shard in pending)
+    finished = storage.SUCCESS in listing and not pending
+    return Run(config, folder, plan, models, manifest["fingerprint"], pending, begun, finished)
+
+
+def committed_shards(listing: Mapping[str, int], num_shards: int) -> set[int]:
+    """Numbers of the shards whose part is in a listing of the folder."""
+    return {
+        shard for shard in range(num_shards) if listing.get(storage.part_name(shard, num_shards), 0) > 0
+    }
+
+
+def _refuse_foreign(output: str, listing: Mapping[str, int]) -> None:
+    foreign = sorted(name for name in listing if not name.startswith(storage.ATTEMPTS + "/"))
+    if foreign:
+        raise FolderError(
+            f"the output folder {output!r} holds {len(foreign)} files and no manifest.json, for example "
+            f"{foreign[0]!r}; give an empty folder, or one of an earlier run of the same job"
+        )
+
+
+def _plan(config: JobConfig, known: Plan | None) -> Plan:
+    try:
+        files = find_files(config.input.patterns)
+        return plan_input(files, config.input.fields, config.shards.examples_per_shard, known)
+    except InputError as error:
+        raise ConfigError(f"input.pattern is {config.input.pattern!r}: {error}") from error
+
+
+def run_identity(config: JobConfig, plan: Plan, models: CheckedModels) -> dict:
+    """What the fingerprint is a digest of, as JSON values. Paths are not in it, contents are."""
+    identity = {
+        "input": {
+            "files": [{"name": f.name, "sha256": f.sha256, "num_records": f.num_records} for f in plan.files],
+            "input_field": config.input.input_field,
+            "target_field": config.input.target_field,
+            "id_field": config.input.id_field,
+            "prefix": config.input.prefix,
+            "format": config.input.format,
+        },
+        "shards": {"examples_per_shard": plan.examples_per_shard, "num_shards": plan.num_shards},
+        "model": {**models.identity, "tokenizer": models.tokenizer_sha256, "dtype": config.model.dtype},
+        "decoding": dataclasses.asdict(config.decoding),
+        "code": code_digest(),
+    }
+    return json.loads(json.dumps(identity))
+
+
+def fingerprint_of(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """SHA-256 of the sources of `decoding/` and `transforms/`."""
+    digest = hashlib.sha256()
+    for package in (decoding, transforms):
+        root = pathlib.Path(package.__file__).parent
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{package.__name__}/{path.relative_to(root).as_posix()}\0".encode())
+            digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _new_manifest(
+    config: JobConfig, plan: Plan, identity: Mapping[str, Any], device: Mapping[str, Any] | None
+) -> dict:
+    return {
+        "specbeam": __version__,
+        "fingerprint": fingerprint_of(identity),
+        "exact": config.decoding.exact,
+        "started": _now(),
+        "config": config.to_json(),
+        "identity": identity,
+        "num_shards": plan.num_shards,
+        "num_records": plan.num_records,
+        "plan": plan.to_json(),
+        "costs": None,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONED}},
+        "device": device,
+        "code_changes": [],
+    }
+
+
+def _check_same_run(folder: OutputFolder, manifest: dict, identity: dict, allow_code_change: bool) -> dict:
+    """Returns the manifest if it is of this run, with a code change recorded where one is allowed."""
+    was = manifest["identity"]
+    current = manifest["code_changes"][-1]["code"] if manifest["code_changes"] else was["code"]
+    differences = _differences({**was, "code": current}, identity)
+    if not differences:
+        return manifest
+    if differences.keys() == {"code"} and allow_code_change:
+        change = {"at": _now(), "code": identity["code"]}
+        manifest = {**manifest, "code_changes": [*manifest["code_changes"], change]}
+        folder.put(storage.MANIFEST, _encode(manifest))
+        return manifest
+    shown = "; ".join(f"{name}: {a!r} there, {b!r} now" for name, (a, b) in list(differences.items())[:_SHOWN_DIFFERENCES])
+    more = len(differences) - _SHOWN_DIFFERENCES
+    advice = "Give another output folder, or the settings that the folder was begun with"
+    if differences.keys() == {"code"}:
+        advice += "; where you know that the new code yields the same results, add --allow_code_change"
+    raise FolderError(
+        f"the output folder {folder.root!r} belongs to another run: its fingerprint is {manifest['fingerprint']}, this "
+        f"run's is {fingerprint_of(identity)}. What differs: {shown}{f'; and {more} more' if more > 0 else ''}. {advice}"
+    )
+
+
+def _differences(was: Any, now: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Leaves that differ, by dotted path."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        found = {}
+        for name in sorted(was.keys() | now.keys()):
+            inner = f"{path}.{name}" if path else name
+            found |= _differences(was.get(name), now.get(name), inner)
+        return found
+    if _is_records(was) and _is_records(now):
+        by_name = [{record["name"]: record for record in records} for records in (was, now)]
+        return _differences(*by_name, path)
+    return {} if was == now else {path: (was, now)}
+
+
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value)
+
+
+def _encode(manifest: Mapping[str, Any]) -> bytes:
+    """JSON to be read by people, but for the plan, whose lists have a number per shard and take one line."""
+    entries = (
+        f"{json.dumps(name)}: {json.dumps(value, indent=None if name == 'plan' else 1, ensure_ascii=False)}"
+        for name, value in manifest.items()
+    )
+    return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def ranges(shards: Sequence[int]) -> list[tuple[int, int]]:
+    """Increasing numbers as (first, end) ranges: compact where few are missing."""
+    found: list[tuple[int, int]] = []
+    for shard in shards:
+        if found and found[-1][1] == shard:
+            found[-1] = (found[-1][0], shard + 1)
+        else:
+            found.append((shard, shard + 1))
+    return found

@@ -1,0 +1,90 @@
+"""Progress of a local run, from counting the parts that are committed."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from pipeline.manifest import Run
+from transforms import storage
+from transforms.aggregate import Statistics
+from transforms.write import read_footer
+
+_TTY_SECONDS, _LINE_SECONDS = 0.5, 30.0
+
+
+class _Counter:
+    """Statistics of the parts committed so far; each footer is read once."""
+
+    def __init__(self, run: Run):
+        self._folder, num_shards = run.folder, run.plan.num_shards
+        self._pending = {storage.part_name(shard, num_shards) for shard in run.pending}
+        self.statistics = Statistics()
+
+    def update(self) -> Statistics:
+        parts = self._pending & self._folder.list().keys()
+        for name in parts:
+            self.statistics = self.statistics.merge(read_footer(self._folder.path(name)).statistics)
+        self._pending -= parts
+        return self.statistics
+
+
+def describe(run: Run, done: Statistics, seconds: float) -> str:
+    """ "shards 3/10, 1,234 tok/s, α 0.61": of this launch, `seconds` after it began."""
+    committed = run.plan.num_shards - len(run.pending) + done.parts
+    parts = [f"shards {committed}/{run.plan.num_shards}", f"{done.tokens / max(seconds, 1e-9):,.0f} tok/s"]
+    if alpha := done.beta_count and done.beta_sum / done.beta_count / 2**30:
+        parts.append(f"α {alpha:.3f}")
+    return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def show_progress(run: Run, stream=None) -> Iterator[None]:
+    """While the body runs, shows shards, examples, tokens per second, α so far and the time left.
+
+    On a terminal as a bar, elsewhere as a line every 30 seconds.
+    """
+    stream = stream or sys.stderr
+    tty = stream.isatty()
+    stop, counter, started = threading.Event(), _Counter(run), time.monotonic()
+    bar = tqdm(total=_num_pending_records(run), unit=" examples", file=stream, disable=not tty, dynamic_ncols=True)
+
+    def show() -> None:
+        done = counter.update()
+        text = describe(run, done, time.monotonic() - started)
+        handled = done.examples + done.num_errors
+        if tty:
+            bar.set_postfix_str(text, refresh=False)
+            bar.n = handled
+            bar.refresh()
+        else:
+            print(f"{handled:,}/{bar.total:,} examples, {text}", file=stream, flush=True)
+
+    def loop() -> None:
+        while not stop.wait(_TTY_SECONDS if tty and not storage.is_remote(run.folder.root) else _LINE_SECONDS):
+            with contextlib.suppress(OSError):  # progress is a courtesy; the next look may succeed
+                show()
+
+    thread = threading.Thread(target=loop, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if tty:
+            with contextlib.suppress(OSError):
+                show()
+        bar.close()
+
+
+def _num_pending_records(run: Run) -> int:
+    sizes = [
+        min(run.plan.examples_per_shard, file.num_records - first)
+        for file in run.plan.files
+        for first in range(0, file.num_records, run.plan.examples_per_shard)
+    ]
+    return sum(sizes[shard] for shard in run.pending)

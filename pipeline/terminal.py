@@ -1,0 +1,67 @@
+"""What a run says on the terminal at its end."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+_SHOWN_MISSING = 10
+
+
+def print_summary(console: Console, summary: dict, output: str, seconds: float | None = None) -> None:
+    """Prints the totals of summary.json, and where the results are.
+
+    Args:
+      console: where to.
+      summary: content of summary.json.
+      output: the folder.
+      seconds: wall time of this launch, None where nothing ran.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in summary_rows(summary, seconds):
+        table.add_row(name, value)
+    console.print(table)
+    console.print(f"Output: {output}", soft_wrap=True, highlight=False, markup=False)
+    missing = summary["shards"]["missing"]
+    if missing:
+        console.print(f"{len(missing)} of {summary['shards']['total']} shards are missing:", style="bold red")
+        for shard in missing[:_SHOWN_MISSING]:
+            error = shard["error"]
+            reason = f"{error['stage']}: {error['error_type']}: {error['message']}" if error else "no error is known"
+            console.print(f"  shard {shard['shard']}, attempt {shard['attempts']}: {reason}", highlight=False, markup=False)
+        if len(missing) > _SHOWN_MISSING:
+            console.print(f"  and {len(missing) - _SHOWN_MISSING} more, see summary.json")
+        console.print("The same command does the missing ones; committed shards are kept.")
+
+
+def summary_rows(summary: dict, seconds: float | None = None) -> list[tuple[str, str]]:
+    """The table's rows, (what, how much)."""
+    errors, timings, alpha = summary["errors"], summary["timings"], summary["alpha"]
+    by_stage = ", ".join(f"{stage} {count:,}" for stage, count in errors.items() if stage != "total")
+    rows = [
+        ("examples", f"{summary['examples']:,}" + _truncated(summary)),
+        ("tokens", f"{summary['tokens']:,}"),
+        ("tokens per second", _number(timings["tokens_per_second"], ",.0f") + "  while decoding"),
+        ("target calls per token", _number(summary["target_calls_per_token"], ".3f")),
+        ("accepted tokens per call", _number(summary["accepted_per_target_call"], ".2f")),
+    ]
+    if alpha:
+        interval = f"{alpha['mean']:.3f}  [{alpha['low']:.3f}, {alpha['high']:.3f}]"
+        rows.append(("α", f"{interval}  {alpha['level']:.0%} interval over examples, {alpha['positions']:,} positions"))
+    if bleu := summary["bleu"]:
+        rows.append(("BLEU", f"{bleu['score']:.1f}  over {bleu['references']:,} references"))
+    rows.append(("errors", f"{errors['total']:,}" + (f"  ({by_stage}), see errors/" if errors["total"] else "")))
+    if seconds is not None:
+        rows.append(("this launch", f"{seconds:.1f} s, loading and compiling included"))
+    if not summary["exact"]:
+        rows.append(("exact", "no: lenience is below 1"))
+    return rows
+
+
+def _truncated(summary: dict) -> str:
+    return f"  ({summary['truncated_inputs']:,} with a truncated input)" if summary["truncated_inputs"] else ""
+
+
+def _number(value: float | None, form: str) -> str:
+    return "none" if value is None else format(value, form)

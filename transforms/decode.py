@@ -1,0 +1,227 @@
+"""The engine as a model of Beam's RunInference.
+
+`SpeculativeModelHandler` serves anyone's pipeline: prompts in, generations out, one example each. `ShardModelHandler`
+is the job's own: its example is a whole work shard, so that a shard stays together and its schedule depends on nothing
+else. Both load the models once per process; `Generator` is thread-safe, calls take turns.
+
+A batch that raises is halved until what raises is a single example, which then carries its error while the others
+carry their generations.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+
+import decoding
+from transforms import records
+from transforms.records import ShardFailure, TokenizedShard
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """An input of `SpeculativeModelHandler`: int32[n] token ids, and the id that its random numbers derive from."""
+
+    example_id: str
+    tokens: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeFailure:
+    """In the place of an example's generations: what decoding it raised."""
+
+    error_type: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineCounters:
+    """What the engine did for a batch; see `transforms.aggregate.Statistics`."""
+
+    slot_iterations: int = 0
+    row_iterations: int = 0
+    compilations: int = 0
+    generate_seconds: float = 0.0
+
+    def __add__(self, other: "EngineCounters") -> "EngineCounters":
+        return EngineCounters(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedShard:
+    """A `TokenizedShard` with what its examples became.
+
+    Attributes:
+      tokenized: what was decoded.
+      results: per example its num_samples generations, or a `DecodeFailure`.
+      counters: the engine's.
+      device: kind of the accelerator.
+      failure: set where the shard as a whole failed; `results` are then of no use.
+    """
+
+    tokenized: TokenizedShard
+    results: tuple[tuple[decoding.Generation, ...] | DecodeFailure, ...]
+    counters: EngineCounters
+    device: str
+    failure: ShardFailure | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """Which models to load: directories, draft "" for none, and the dtype of their parameters."""
+
+    target: str
+    draft: str = ""
+    dtype: str = "float32"
+
+
+GeneratorFactory = Callable[[Models, decoding.DecodingConfig], decoding.Generator]
+
+
+def load_generator(models: Models, config: decoding.DecodingConfig) -> decoding.Generator:
+    """Loads the models and compiles their programs."""
+    target = decoding.load_model(models.target, dtype=models.dtype)
+    draft = decoding.load_model(models.draft, dtype=models.dtype) if models.draft else None
+    return decoding.Generator(target, draft, config)
+
+
+def decode_batch(
+    generator: decoding.Generator, tokens: Sequence[Sequence[int]], example_ids: Sequence[str]
+) -> tuple[list[tuple[decoding.Generation, ...] | DecodeFailure], EngineCounters]:
+    """Decodes all examples, those that raise aside.
+
+    Returns:
+      Per example its num_samples generations or a `DecodeFailure`, in order, and the engine's counters.
+    """
+    if not tokens:
+        return [], EngineCounters()
+    try:
+        flat, report = generator.generate_with_report(tokens, example_ids)
+    except Exception as error:
+        if len(tokens) == 1:
+            logging.getLogger(__name__).warning("example %s failed: %s", example_ids[0], error)
+            message = str(error)[: records.MAX_MESSAGE_CHARS]
+            return [DecodeFailure(type(error).__name__, message)], EngineCounters()
+        half = len(tokens) // 2
+        first, counters_first = decode_batch(generator, tokens[:half], example_ids[:half])
+        second, counters_second = decode_batch(generator, tokens[half:], example_ids[half:])
+        return first + second, counters_first + counters_second
+    counters = EngineCounters(
+        report.iterations * generator.config.num_slots, report.row_iterations, report.compilations, report.seconds
+    )
+    samples = generator.config.num_samples
+    return [tuple(flat[i : i + samples]) for i in range(0, len(flat), samples)], counters
+
+
+class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Generator]):
+    """Speculative decoding for `RunInference`.
+
+    Takes `Prompt`s with distinct example ids. Yields one `PredictionResult` per prompt, whose `inference` is a tuple of
+    `num_samples` `decoding.Generation`s, or a `DecodeFailure` where this prompt cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        draft: str = "",
+        config: decoding.DecodingConfig | None = None,
+        *,
+        dtype: str = "float32",
+        batch_size: int = 256,
+        factory: GeneratorFactory | None = None,
+    ):
+        """
+        Args:
+          target: directory of the target model, local or on gs://.
+          draft: directory of the draft model, "" for plain decoding.
+          config: how to decode.
+          dtype: of the parameters.
+          batch_size: prompts that are handed to the engine together; it decodes config.num_slots of them at a time.
+          factory: builds the generator in the worker, in place of `load_generator`.
+        """
+        super().__init__(min_batch_size=1, max_batch_size=batch_size)
+        self._models = Models(target, draft, dtype)
+        self._config = config or decoding.DecodingConfig()
+        self._factory = factory
+
+    def load_model(self) -> decoding.Generator:
+        return (self._factory or load_generator)(self._models, self._config)
+
+    def run_inference(
+        self,
+        batch: Sequence[Prompt],
+        model: decoding.Generator,
+        inference_args: Mapping[str, Any] | None = None,
+    ) -> list[PredictionResult]:
+        results, _ = decode_batch(model, [p.tokens for p in batch], [p.example_id for p in batch])
+        return [PredictionResult(prompt, result, self._models.target) for prompt, result in zip(batch, results)]
+
+    def get_num_bytes(self, batch: Sequence[Prompt]) -> int:
+        return sum(4 * len(prompt.tokens) for prompt in batch)
+
+    def get_metrics_namespace(self) -> str:
+        return "specbeam"
+
+    def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
+        if inference_args:
+            raise ValueError(f"inference_args are not used here: {sorted(inference_args)}; settings go into the config")
+
+    def share_model_across_processes(self) -> bool:
+        return False  # an accelerator belongs to one process, and a proxy would copy every result
+
+
+class ShardModelHandler(SpeculativeModelHandler):
+    """`TokenizedShard`s in, `DecodedShard`s out; used with `with_no_batching` on lists of one shard.
+
+    A shard of which every example fails, and that has more than one, is a `failure` as a whole: the cause is not in
+    the examples.
+    """
+
+    def run_inference(
+        self,
+        batch: Sequence[TokenizedShard],
+        model: decoding.Generator,
+        inference_args: Mapping[str, Any] | None = None,
+    ) -> list[DecodedShard]:
+        return [self._decode_shard(tokenized, model) for tokenized in batch]
+
+    def get_num_bytes(self, batch: Sequence[TokenizedShard]) -> int:
+        return sum(example.tokens.nbytes for tokenized in batch for example in tokenized.examples)
+
+    def _decode_shard(self, tokenized: TokenizedShard, model: decoding.Generator) -> DecodedShard:
+        examples = tokenized.examples
+        results, counters = decode_batch(model, [e.tokens for e in examples], [e.example_id for e in examples])
+        failure = None
+        if len(results) > 1 and all(isinstance(result, DecodeFailure) for result in results):
+            message = f"all {len(results)} examples failed, the first with: {results[0].message}"
+            failure = ShardFailure(tokenized.work.shard, records.DECODE, results[0].error_type, message)
+        Metrics.counter("specbeam", "examples_decoded").inc(sum(isinstance(result, tuple) for result in results))
+        Metrics.counter("specbeam", "tokens_generated").inc(
+            sum(len(g.tokens) for result in results if isinstance(result, tuple) for g in result)
+        )
+        return DecodedShard(tokenized, tuple(results), counters, _device_kind(), failure)
+
+
+class DecodeShards(beam.PTransform):
+    """`TokenizedShard`s to `DecodedShard`s, through RunInference."""
+
+    def __init__(self, handler: ShardModelHandler):
+        super().__init__()
+        self._handler = handler
+
+    def expand(self, shards):
+        return (
+            shards
+            | "OneShardBatches" >> beam.Map(lambda shard: [shard])
+            | "RunInference" >> RunInference(self._handler.with_no_batching())
+        )
+
+
+def _device_kind() -> str:
+    import jax
+
+    return jax.devices()[0].device_kind

@@ -1,0 +1,98 @@
+"""The end of a run: statistics of all committed parts, then summary.json, then, where nothing is missing, `_SUCCESS`.
+
+The summary is computed from the parts' footers rather than from what this launch decoded, so a resumed run reports the
+whole.
+"""
+
+import datetime
+import json
+
+import apache_beam as beam
+
+from transforms import attempts, storage
+from transforms.aggregate import CombineStatistics, Statistics
+from transforms.storage import OutputFolder
+from transforms.write import read_footer
+
+
+class FinishRun(beam.PTransform):
+    """From the pipeline's root: reads all footers, writes the summary, and marks a complete run.
+
+    Attributes:
+      output, num_shards, fingerprint, exact: of the run.
+      after: a PCollection of one element; the footers are read when it is there. None starts at once.
+    """
+
+    def __init__(self, output: str, *, num_shards: int, fingerprint: str, exact: bool, after=None):
+        super().__init__()
+        self._output, self._num_shards, self._after = output, num_shards, after
+        self._fingerprint, self._exact = fingerprint, exact
+
+    def expand(self, root):
+        waits = [beam.pvalue.AsSingleton(self._after)] if self._after is not None else []
+        return (
+            root
+            | "Start" >> beam.Create([self._output])
+            | "ListParts" >> beam.FlatMap(_committed_paths, self._num_shards, *waits)
+            | "SpreadParts" >> beam.Reshuffle()
+            | "ReadFooters" >> beam.Map(_part_statistics, self._fingerprint)
+            | "Combine" >> beam.CombineGlobally(CombineStatistics())
+            | "WriteSummary"
+            >> beam.Map(
+                write_summary,
+                output=self._output,
+                num_shards=self._num_shards,
+                fingerprint=self._fingerprint,
+                exact=self._exact,
+            )
+        )
+
+
+def _committed_paths(output: str, num_shards: int, *_) -> list[str]:
+    folder = OutputFolder(output)
+    listing = folder.list()
+    names = (storage.part_name(shard, num_shards) for shard in range(num_shards))
+    return [folder.path(name) for name in names if name in listing]
+
+
+def _part_statistics(path: str, fingerprint: str) -> Statistics:
+    footer = read_footer(path)
+    if footer.fingerprint != fingerprint:
+        raise ValueError(f"{path!r} belongs to another run: its fingerprint is {footer.fingerprint}, not {fingerprint}")
+    return footer.statistics
+
+
+def write_summary(statistics: Statistics, *, output: str, num_shards: int, fingerprint: str, exact: bool) -> dict:
+    """Writes summary.json and, where all shards are committed, empties attempts/ and writes `_SUCCESS`.
+
+    Returns:
+      The summary.
+    """
+    folder = OutputFolder(output)
+    missing = [] if statistics.parts == num_shards else missing_shards(folder, num_shards)
+    summary = {
+        "complete": not missing,
+        "fingerprint": fingerprint,
+        "exact": exact,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "shards": {"total": num_shards, "committed": statistics.parts, "missing": missing},
+        **statistics.summary(),
+    }
+    folder.put(storage.SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+    if not missing:
+        folder.delete(name for name in folder.list() if name.startswith(storage.ATTEMPTS + "/"))
+        folder.put(storage.SUCCESS, b"")
+    return summary
+
+
+def missing_shards(folder: OutputFolder, num_shards: int) -> list[dict]:
+    """The shards without a part: number, attempts so far, and the error that set them aside, None where none is known."""
+    listing = folder.list()
+    found = []
+    for shard in range(num_shards):
+        if storage.part_name(shard, num_shards) in listing:
+            continue
+        begun = storage.attempt_name(shard, num_shards) in listing
+        note = attempts.read(folder, shard, num_shards) if begun else {}
+        found.append({"shard": shard, "attempts": note.get("attempt", 0), "error": note.get("error")})
+    return found

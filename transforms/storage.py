@@ -1,0 +1,207 @@
+"""The output folder, local or on any filesystem that Beam knows: whole objects appear at once or not at all.
+
+Every write goes through `OutputFolder`, in one of two ways:
+
+* `put` replaces an object atomically (manifest, summary, errors, attempts);
+* `create` makes an object that must not exist yet, and says whether this caller was the one who made it. A work shard
+  is committed by one `create`, so two workers that decode the same shard cannot both commit it, nor tear each other's
+  file.
+
+On a local disk both write a temporary file in `attempts/` first; `create` then links it to its final name, which fails
+where the name exists, and `put` renames it. On gs:// an upload is atomic by itself, and `create` asks for the
+precondition "generation 0", that is, no such object.
+"""
+
+import dataclasses
+import os
+import uuid
+from collections.abc import Iterable
+
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+GENERATIONS = "generations"
+ERRORS = "errors"
+ATTEMPTS = "attempts"
+MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
+SUCCESS = "_SUCCESS"
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` names a scheme (gs://, hdfs://) rather than a local file."""
+    return "://" in path
+
+
+def open_raw(path: str):
+    """Opens `path` for reading bytes as they are stored, without guessing a compression from the name."""
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def read_bytes(path: str) -> bytes:
+    with open_raw(path) as stream:
+        return stream.read()
+
+
+def join(root: str, *names: str) -> str:
+    return FileSystems.join(root, *names)
+
+
+def exists(path: str) -> bool:
+    return FileSystems.exists(path)
+
+
+def list_tree(root: str) -> dict[str, int]:
+    """Sizes in bytes of all files below `root`, by path relative to it, found by one listing; {} where there is none."""
+    if is_remote(root):
+        base = root.rstrip("/") + "/"
+        matched = FileSystems.match([base + "**"])[0].metadata_list
+        return {found.path[len(base) :]: found.size_in_bytes for found in matched if not found.path.endswith("/")}
+    return {
+        os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"): size
+        for folder, _, names in os.walk(root)
+        for name in names
+        if (size := _size_or_none(os.path.join(folder, name))) is not None
+    }
+
+
+def _size_or_none(path: str) -> int | None:
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:  # a temporary file that its writer has just renamed
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputFolder:
+    """The documented files of one run below `root`; names are those of the output layout in docs/outputs.md."""
+
+    root: str
+
+    def path(self, name: str) -> str:
+        """Full path of `name`, which is relative to the folder with forward slashes."""
+        return join(self.root, *name.split("/"))
+
+    def list(self) -> dict[str, int]:
+        """Everything in the folder, name to size in bytes: one listing."""
+        return list_tree(self.root)
+
+    def read(self, name: str) -> bytes:
+        return read_bytes(self.path(name))
+
+    def exists(self, name: str) -> bool:
+        return exists(self.path(name))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Writes `name` atomically, replacing what was there."""
+        if is_remote(self.root):
+            _upload(self.path(name), data)
+            return
+        self._make_parents(name)
+        os.replace(self._write_scratch(name, data), self.path(name))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes `name` atomically unless it exists. Returns whether this call made it."""
+        final = self.path(name)
+        if final.startswith("gs://"):
+            return _create_on_gcs(final, data)
+        if is_remote(self.root):
+            return _create_by_rename(final, self.path(_scratch_name(name)), data)
+        self._make_parents(name)
+        scratch = self._write_scratch(name, data)
+        try:
+            os.link(scratch, final)
+            return True
+        except FileExistsError:
+            return False
+        except OSError:  # a filesystem without hard links: the window between look and rename is the best it offers
+            if os.path.exists(final):
+                return False
+            os.replace(scratch, final)
+            return True
+        finally:
+            _remove_if_there(scratch)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Deletes the named files; those already gone are no error."""
+        for name in names:
+            if not is_remote(self.root):
+                _remove_if_there(self.path(name))
+            elif self.exists(name):
+                FileSystems.delete([self.path(name)])
+
+    def _make_parents(self, name: str) -> None:
+        os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+        os.makedirs(self.path(ATTEMPTS), exist_ok=True)
+
+    def _write_scratch(self, name: str, data: bytes) -> str:
+        scratch = self.path(_scratch_name(name))
+        try:
+            with open(scratch, "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            _remove_if_there(scratch)
+            raise
+        return scratch
+
+
+def part_stem(shard: int, num_shards: int) -> str:
+    """"part-00003-of-00100": the name of a shard's files without folder and suffix."""
+    return f"part-{shard:05d}-of-{num_shards:05d}"
+
+
+def part_name(shard: int, num_shards: int) -> str:
+    return f"{GENERATIONS}/{part_stem(shard, num_shards)}.parquet"
+
+
+def errors_name(shard: int, num_shards: int) -> str:
+    return f"{ERRORS}/{part_stem(shard, num_shards)}.jsonl"
+
+
+def attempt_name(shard: int, num_shards: int) -> str:
+    return f"{ATTEMPTS}/{part_stem(shard, num_shards)}.json"
+
+
+def _scratch_name(name: str) -> str:
+    return f"{ATTEMPTS}/{name.rsplit('/', 1)[-1]}.{uuid.uuid4().hex}.tmp"
+
+
+def _remove_if_there(path: str) -> None:
+    try:
+        os.remove(path)
+    except FileNotFoundError:
+        pass
+
+
+def _upload(path: str, data: bytes) -> None:
+    with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+        stream.write(data)
+
+
+def _create_on_gcs(path: str, data: bytes) -> bool:
+    from apache_beam.io.gcp import gcsio
+    from google.api_core.exceptions import PreconditionFailed
+
+    bucket, name = gcsio.parse_gcs_path(path)
+    blob = gcsio.GcsIO().client.bucket(bucket).blob(name)
+    try:
+        blob.upload_from_string(data, content_type="application/octet-stream", if_generation_match=0)
+    except PreconditionFailed:
+        return False
+    return True
+
+
+def _create_by_rename(final: str, scratch: str, data: bytes) -> bool:
+    if exists(final):
+        return False
+    _upload(scratch, data)
+    try:
+        FileSystems.rename([scratch], [final])
+    except BeamIOError:
+        if exists(final):
+            FileSystems.delete([scratch])
+            return False
+        raise
+    return True

@@ -1,0 +1,216 @@
+"""Committing a work shard: its errors first, then one Parquet object that is created once and carries its statistics.
+
+A shard is finished when its Parquet object exists. The object is made by one atomic `create`, so whatever happens
+before leaves nothing behind that counts, and a second worker with the same shard changes nothing.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.metrics import Metrics
+
+from decoding import Generation
+from transforms import attempts, records, storage
+from transforms.aggregate import DecodedText, Statistics, shard_statistics
+from transforms.decode import DecodedShard, DecodeFailure
+from transforms.records import Example, ExampleError
+from transforms.storage import OutputFolder
+from transforms.tokenize import Tokenizer, load_tokenizer
+
+SCHEMA = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("inputs", pa.string(), nullable=False),
+        pa.field("targets", pa.string()),
+        pa.field("prediction", pa.string(), nullable=False),
+        pa.field("input_tokens", pa.list_(pa.int32()), nullable=False),
+        pa.field("output_tokens", pa.list_(pa.int32()), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("input_truncated", pa.bool_(), nullable=False),
+        pa.field("source", pa.list_(pa.int8()), nullable=False),
+        pa.field("iteration", pa.list_(pa.int32()), nullable=False),
+        pa.field("beta", pa.list_(pa.float32()), nullable=False),
+        pa.field("target_logprob", pa.list_(pa.float32()), nullable=False),
+        pa.field("draft_logprob", pa.list_(pa.float32()), nullable=False),
+        pa.field("gammas", pa.list_(pa.int16()), nullable=False),
+        pa.field("accepted", pa.list_(pa.int16()), nullable=False),
+        pa.field("num_iterations", pa.int32(), nullable=False),
+        pa.field("decode_seconds", pa.float32(), nullable=False),
+    ]
+)
+"""The columns of generations/part-*.parquet: `index` is the record's number in the whole input, and the rows of one
+example's samples are adjacent, in sample order. Per token: output_tokens to draft_logprob. Per iteration: gammas,
+accepted."""
+
+FOOTER_KEY = b"specbeam"
+
+
+@dataclasses.dataclass(frozen=True)
+class Footer:
+    """What a committed part says of itself.
+
+    Attributes:
+      shard: its number.
+      fingerprint: of the run that it belongs to.
+      attempt: how often the shard had been begun when this one succeeded, from 1.
+      device: kind of the accelerator that decoded it.
+      statistics: of its generations, counts of its errors and its times included.
+    """
+
+    shard: int
+    fingerprint: str
+    attempt: int
+    device: str
+    statistics: Statistics
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Footer":
+        values = json.loads(data)
+        return cls(**{**values, "statistics": Statistics.from_json(values["statistics"])})
+
+
+def read_footer(path: str) -> Footer:
+    """Reads the footer of a committed part, not its rows."""
+    with storage.open_raw(path) as stream:
+        metadata = pq.read_metadata(stream)
+    return Footer.from_bytes(metadata.metadata[FOOTER_KEY])
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One generation with the example it is of and its text."""
+
+    example: Example
+    generation: Generation
+    prediction: str
+
+
+def rows_and_errors(shard: DecodedShard, tokenizer: Tokenizer, eos_id: int) -> tuple[list[Row], list[ExampleError]]:
+    """All of a shard's rows, and its failed records of every stage, both in input order."""
+    rows, errors = [], list(shard.tokenized.errors)
+    for example, result in zip(shard.tokenized.examples, shard.results, strict=True):
+        if isinstance(result, DecodeFailure):
+            errors.append(
+                records.example_error(
+                    example.example_id, example.index, records.DECODE, result.error_type, result.message,
+                    example.place, example.record,
+                )
+            )  # fmt: skip
+            continue
+        for generation in result:
+            tokens = generation.tokens
+            if len(tokens) and tokens[-1] == eos_id:
+                tokens = tokens[:-1]
+            rows.append(Row(example, generation, tokenizer.decode(tokens.tolist())))
+    return rows, sorted(errors, key=lambda error: error.index)
+
+
+def encode_part(rows: Sequence[Row], footer: Footer) -> bytes:
+    """A Parquet file of `rows`. Equal rows and footers give equal bytes."""
+
+    def column(field: pa.Field) -> pa.Array:
+        return pa.array([_value(row, field.name, footer.shard) for row in rows], field.type)
+
+    table = pa.Table.from_arrays([column(field) for field in SCHEMA], schema=SCHEMA)
+    table = table.replace_schema_metadata({FOOTER_KEY: footer.to_bytes()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _value(row: Row, column: str, shard: int):
+    example, generation = row.example, row.generation
+    match column:
+        case "example_id" | "index" | "inputs" | "targets":
+            return getattr(example, column)
+        case "shard":
+            return shard
+        case "prediction":
+            return row.prediction
+        case "input_tokens":
+            return example.tokens
+        case "output_tokens":
+            return generation.tokens
+        case "input_truncated":
+            return example.truncated
+        case _:
+            return getattr(generation, column)
+
+
+def encode_errors(errors: Sequence[ExampleError]) -> bytes:
+    """JSON lines, one per failed record."""
+    return "".join(json.dumps(dataclasses.asdict(error), ensure_ascii=False) + "\n" for error in errors).encode()
+
+
+def commit_shard(
+    folder: OutputFolder, shard: DecodedShard, tokenizer: Tokenizer, *, eos_id: int, fingerprint: str
+) -> bool:
+    """Writes a shard's errors and part. Returns False where the shard was committed already and nothing was written."""
+    work = shard.tokenized.work
+    part = storage.part_name(work.shard, work.num_shards)
+    if folder.exists(part):
+        return False
+    rows, errors = rows_and_errors(shard, tokenizer, eos_id)
+    decoded = [e for e, result in zip(shard.tokenized.examples, shard.results) if not isinstance(result, DecodeFailure)]
+    statistics = shard_statistics(
+        [DecodedText(row.example.example_id, row.generation, row.prediction, row.example.targets) for row in rows],
+        errors,
+        num_examples=len(decoded),
+        input_tokens=sum(len(example.tokens) for example in decoded),
+        truncated=sum(example.truncated for example in decoded),
+    ).merge(Statistics(**dataclasses.asdict(shard.counters)))
+    errors_name = storage.errors_name(work.shard, work.num_shards)
+    if errors:
+        folder.put(errors_name, encode_errors(errors))
+    else:  # an earlier attempt may have had some
+        folder.delete([errors_name])
+    footer = Footer(work.shard, fingerprint, shard.tokenized.attempt, shard.device, statistics)
+    return folder.create(part, encode_part(rows, footer))
+
+
+class CommitShards(beam.PTransform):
+    """`DecodedShard`s to the numbers of committed shards; failed ones go to the output `FAILED` as `ShardFailure`s."""
+
+    FAILED = "failed"
+
+    def __init__(self, output: str, *, tokenizer: str, eos_id: int, fingerprint: str):
+        super().__init__()
+        self._do = _CommitShard(output, tokenizer, eos_id, fingerprint)
+
+    def expand(self, shards):
+        return shards | beam.ParDo(self._do).with_outputs(self.FAILED, main="committed")
+
+
+class _CommitShard(beam.DoFn):
+    def __init__(self, output: str, tokenizer: str, eos_id: int, fingerprint: str):
+        self._output, self._tokenizer_path, self._eos_id, self._fingerprint = output, tokenizer, eos_id, fingerprint
+
+    def setup(self):
+        self._folder = OutputFolder(self._output)
+        self._tokenizer = load_tokenizer(self._tokenizer_path)
+
+    def process(self, shard: DecodedShard):
+        work, failure, won = shard.tokenized.work, shard.failure, False
+        if failure is None:
+            try:
+                won = commit_shard(
+                    self._folder, shard, self._tokenizer, eos_id=self._eos_id, fingerprint=self._fingerprint
+                )
+                attempts.end(self._folder, work)
+            except Exception as error:  # the shard is set aside, the others go on
+                failure = records.shard_failure(work.shard, records.COMMIT, error)
+        if failure is not None:
+            attempts.set_aside(self._folder, work, failure)
+            yield beam.pvalue.TaggedOutput(CommitShards.FAILED, failure)
+            return
+        Metrics.counter("specbeam", "shards_committed" if won else "shards_committed_twice").inc()
+        yield work.shard
