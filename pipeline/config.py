@@ -253,7 +253,7 @@ def _is_a(value: Any, expected: type) -> bool:
 
 def _type_name(expected: Any) -> str:
     if typing.get_origin(expected) is tuple:
-        return f"a list of {_type_name(typing.get_args(expected)[0])}s"
+        return f"a list, each {_type_name(typing.get_args(expected)[0])}"
     return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(expected, str(expected))
 
 

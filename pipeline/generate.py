@@ -100,7 +100,7 @@ def _unknown_options(args: Sequence[str]) -> list[str]:
 
 def main(args: Sequence[str], factory: GeneratorFactory | None = None) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _configure_logging()
     console = Console()
     try:
         command = parse_command_line(args)
@@ -116,6 +116,12 @@ def main(args: Sequence[str], factory: GeneratorFactory | None = None) -> int:
         done = run.plan.num_shards - len(run.pending)
         console.print(f"Continuing: {done} of {run.plan.num_shards} shards are committed, {run.begun} more were begun.")
     return _launch(run, command, options, console, factory)
+
+
+def _configure_logging() -> None:
+    """Warnings only, less one of Beam's that means nothing here: it cannot import what measures a model's memory."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger().addFilter(lambda record: not record.getMessage().startswith("Resource module is not available"))
 
 
 def _prepare(command: CommandLine, options: PipelineOptions) -> Run:

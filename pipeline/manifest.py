@@ -102,7 +102,8 @@ def prepare(
                 manifest = json.loads(folder.read(storage.MANIFEST))
         except OSError as error:
             raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
-    manifest = _check_same_run(folder, manifest, identity, allow_code_change)
+    _refuse_other_run(folder, manifest, identity, allow_code_change)
+    _update_manifest(folder, manifest, identity, plan)
     committed = committed_shards(listing, plan.num_shards)
     pending = tuple(shard for shard in range(plan.num_shards) if shard not in committed)
     begun = sum(storage.attempt_name(shard, plan.num_shards) in listing for shard in pending)
@@ -188,27 +189,36 @@ def _new_manifest(
     }
 
 
-def _check_same_run(folder: OutputFolder, manifest: dict, identity: dict, allow_code_change: bool) -> dict:
-    """Returns the manifest if it is of this run, with a code change recorded where one is allowed."""
-    was = manifest["identity"]
-    current = manifest["code_changes"][-1]["code"] if manifest["code_changes"] else was["code"]
-    differences = _differences({**was, "code": current}, identity)
-    if not differences:
-        return manifest
-    if differences.keys() == {"code"} and allow_code_change:
-        change = {"at": _now(), "code": identity["code"]}
-        manifest = {**manifest, "code_changes": [*manifest["code_changes"], change]}
-        folder.put(storage.MANIFEST, _encode(manifest))
-        return manifest
-    shown = "; ".join(f"{name}: {a!r} there, {b!r} now" for name, (a, b) in list(differences.items())[:_SHOWN_DIFFERENCES])
-    more = len(differences) - _SHOWN_DIFFERENCES
+def _current_code(manifest: Mapping[str, Any]) -> str:
+    changes = manifest["code_changes"]
+    return changes[-1]["code"] if changes else manifest["identity"]["code"]
+
+
+def _refuse_other_run(folder: OutputFolder, manifest: dict, identity: dict, allow_code_change: bool) -> None:
+    differences = _differences({**manifest["identity"], "code": _current_code(manifest)}, identity)
+    if not differences or (differences.keys() == {"code"} and allow_code_change):
+        return
+    shown = "; ".join(
+        f"{name}: {was!r} there, {now!r} now" for name, (was, now) in list(differences.items())[:_SHOWN_DIFFERENCES]
+    )
+    more = f"; and {len(differences) - _SHOWN_DIFFERENCES} more" if len(differences) > _SHOWN_DIFFERENCES else ""
     advice = "Give another output folder, or the settings that the folder was begun with"
     if differences.keys() == {"code"}:
         advice += "; where you know that the new code yields the same results, add --allow_code_change"
     raise FolderError(
         f"the output folder {folder.root!r} belongs to another run: its fingerprint is {manifest['fingerprint']}, this "
-        f"run's is {fingerprint_of(identity)}. What differs: {shown}{f'; and {more} more' if more > 0 else ''}. {advice}"
+        f"run's is {fingerprint_of(identity)}. What differs: {shown}{more}. {advice}"
     )
+
+
+def _update_manifest(folder: OutputFolder, manifest: dict, identity: dict, plan: Plan) -> None:
+    """Writes down an allowed change of code, and where input files of the same content lie now."""
+    updated = {**manifest, "plan": json.loads(json.dumps(plan.to_json()))}
+    if identity["code"] != _current_code(manifest):
+        change = {"at": _now(), "code": identity["code"]}
+        updated["code_changes"] = [*manifest["code_changes"], change]
+    if updated != json.loads(json.dumps(manifest)):
+        folder.put(storage.MANIFEST, _encode(updated))
 
 
 def _differences(was: Any, now: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
