@@ -121,7 +121,11 @@ def main(args: Sequence[str], factory: GeneratorFactory | None = None) -> int:
 def _configure_logging() -> None:
     """Warnings only, less one of Beam's that means nothing here: it cannot import what measures a model's memory."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger().addFilter(lambda record: not record.getMessage().startswith("Resource module is not available"))
+    logging.getLogger().addFilter(_is_meaningful)
+
+
+def _is_meaningful(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Resource module is not available")
 
 
 def _prepare(command: CommandLine, options: PipelineOptions) -> Run:

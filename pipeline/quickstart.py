@@ -1,0 +1,153 @@
+"""The sample translated twice, plainly and speculatively, and shown side by side: `make quickstart`.
+
+    python -m pipeline.quickstart [--output=DIR] [--config.path.to.setting=value]
+
+Overrides go to both runs; without `--output` the results go to a new temporary folder.
+"""
+
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import generate
+from pipeline.terminal import summary_rows
+from transforms import storage
+from transforms.tokenize import Tokenizer, load_tokenizer
+from transforms.write import read_footer
+
+CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
+
+# By source of a token: what it is, its colour (of a palette made for colour-blind readers), and the marks around it, so
+# that no reader depends on the colour.
+STYLES = {
+    0: ("corrected: the target's own choice after it rejected the draft's", "#E69F00", "[", "]"),
+    1: ("accepted: drafted, and the target agrees", "#56B4E9", "", ""),
+    2: ("bonus: the target's next token after accepting all of the draft", "#CC79A7", "{", "}"),
+    3: ("plain: decoded without a draft", "default", "", ""),
+}
+_SHOWN = 3
+_SHOWN_TOKENS = (10, 60)
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs both jobs and prints the comparison. Returns the exit status."""
+    console = Console()
+    given = [arg.split("=", 1)[1] for arg in args if arg.startswith("--output=")]
+    output = pathlib.Path(given[-1] if given else tempfile.mkdtemp(prefix="specbeam-quickstart-"))
+    shared = [f"--config={CONFIG}", *(arg for arg in args if not arg.startswith("--output="))]
+    runs = {
+        "plain": ["--config.model.draft=", "--config.decoding.gamma=0"],
+        "speculative": [],
+    }
+    for name, overrides in runs.items():
+        console.rule(f"{name} decoding")
+        status = generate.main([*shared, *overrides, f"--output={output / name}"])
+        if status:
+            return status
+    print_comparison(console, output / "plain", output / "speculative")
+    return 0
+
+
+def print_comparison(console: Console, plain: pathlib.Path, speculative: pathlib.Path) -> None:
+    """Prints two finished runs over the same input side by side, and some of the second's translations."""
+    console.rule("side by side")
+    summaries = [json.loads((folder / storage.SUMMARY).read_text()) for folder in (plain, speculative)]
+    cells = [dict(summary_rows(summary)) for summary in summaries]
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("", "plain", "speculative"):
+        table.add_column(title, style="bold" if not title else "", overflow="fold")
+    for name in cells[1]:
+        table.add_row(name, cells[0].get(name, "none"), cells[1][name])
+    console.print(table)
+
+    speeds = [summary["timings"]["tokens_per_second"] for summary in summaries]
+    slowest, fastest = _speedup_range(plain, speculative)
+    console.print(
+        f"Speedup: {speeds[1] / speeds[0]:.2f}x in tokens per second "
+        f"(single shards: {slowest:.2f}x to {fastest:.2f}x)",
+        style="bold",
+        highlight=False,
+    )
+    rows = [_rows(folder) for folder in (plain, speculative)]
+    same, both = count_equal(*rows)
+    console.print(f"Equal outputs: {same} of {both}", style="bold", highlight=False)
+    if json.loads((speculative / storage.MANIFEST).read_text())["config"]["decoding"]["temperature"] != 0:
+        console.print("(sampled at a temperature above 0, outputs differ and their distribution is the same)")
+    print_examples(console, rows[1], load_tokenizer(_tokenizer_path(speculative)))
+
+
+def count_equal(plain: dict[str, dict], speculative: dict[str, dict]) -> tuple[int, int]:
+    """How many examples have the same output tokens in both, and how many are in both."""
+    both = plain.keys() & speculative.keys()
+    return sum(plain[i]["output_tokens"] == speculative[i]["output_tokens"] for i in both), len(both)
+
+
+def print_examples(console: Console, rows: dict[str, dict], tokenizer: Tokenizer) -> None:
+    """Prints what the kinds of tokens look like, and the first translations in which the most kinds occur."""
+    shortest, longest = _SHOWN_TOKENS
+    shown = [row for row in rows.values() if shortest <= len(row["output_tokens"]) <= longest]
+    shown = sorted(shown, key=lambda row: -len(set(row["source"])))
+    console.rule("what the draft contributed")
+    for source in (1, 0, 2):
+        name, colour, before, after = STYLES[source]
+        console.print(Text(f"{before}text{after}", style=colour), Text(name), sep="  ")
+    for row in shown[:_SHOWN]:
+        console.print()
+        console.print(Text(row["inputs"], style="dim"))
+        console.print(marked_text(row["output_tokens"], row["source"], tokenizer))
+
+
+def marked_text(tokens: Sequence[int], sources: Sequence[int], tokenizer: Tokenizer) -> Text:
+    """The text of `tokens` with every token coloured and marked by its source."""
+    text, shown, pending = Text(), "", None
+    for i, source in enumerate(sources):
+        decoded = tokenizer.decode(tokens[: i + 1])
+        if decoded.endswith("\ufffd"):  # a character's bytes are spread over tokens: show it with the last of them
+            pending = source if pending is None else pending
+            continue
+        new, shown = decoded[len(shown) :], decoded
+        _, colour, before, after = STYLES[int(source if pending is None else pending)]
+        pending = None
+        if new:
+            body = new.lstrip(" ")
+            text.append(new[: len(new) - len(body)])
+            text.append(f"{before}{body}{after}", style=colour)
+    return text
+
+
+def _rows(folder: pathlib.Path) -> dict[str, dict]:
+    columns = ["example_id", "index", "inputs", "output_tokens", "source"]
+    parts = sorted((folder / storage.GENERATIONS).glob("*.parquet"))
+    table = pa.concat_tables([pq.read_table(part, columns=columns) for part in parts]).sort_by("index")
+    return {row["example_id"]: row for row in table.to_pylist()}
+
+
+def _speedup_range(plain: pathlib.Path, speculative: pathlib.Path) -> tuple[float, float]:
+    """Smallest and largest speedup of one shard."""
+
+    def speeds(folder: pathlib.Path) -> np.ndarray:
+        parts = sorted((folder / storage.GENERATIONS).glob("*.parquet"))
+        statistics = [read_footer(str(part)).statistics for part in parts]
+        return np.array([one.tokens / one.generate_seconds for one in statistics])
+
+    ratios = speeds(speculative) / speeds(plain)
+    return float(ratios.min()), float(ratios.max())
+
+
+def _tokenizer_path(folder: pathlib.Path) -> str:
+    model = json.loads((folder / storage.MANIFEST).read_text())["config"]["model"]
+    return model["tokenizer"] or model["target"]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
