@@ -1,0 +1,101 @@
+"""The model handlers: in anyone's pipeline, one failing example alone, a failing device as a whole."""
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.testing.util import assert_that
+
+from decoding import DecodingConfig
+from pipeline.generate import LOCAL_RUNNER
+from tests.pipeline import fakes
+from transforms import DecodeFailure, Prompt, SpeculativeModelHandler
+from transforms.decode import ShardModelHandler, decode_batch
+from transforms.records import Example, TokenizedShard, WorkShard
+
+CONFIG = DecodingConfig(gamma=2, max_decode_tokens=9, num_slots=4)
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(f"id{i}", [i + 3, 1]) for i in range(count)]
+
+
+def shard(count: int) -> TokenizedShard:
+    work = WorkShard(5, 9, "f", "f", 0, count, 0, None)
+    examples = (Example(f"id{i}", i, "text", None, np.array([i + 3, 1], np.int32), False) for i in range(count))
+    return TokenizedShard(work, 1, tuple(examples), ())
+
+
+def test_in_a_pipeline_of_ones_own():
+    handler = SpeculativeModelHandler("t", "d", CONFIG, batch_size=4, factory=fakes.factory(poisoned=("id6",)))
+
+    def check(results):
+        found = {result.example.example_id: result.inference for result in results}
+        assert len(results) == len(found) == 10
+        assert found.pop("id6") == DecodeFailure("ArithmeticError", "poisoned by id6")
+        for prompt in prompts(10):
+            if prompt.example_id == "id6":
+                continue
+            (generation,) = found[prompt.example_id]
+            expected = fakes.fake_generation(CONFIG, tuple(prompt.tokens), prompt.example_id)
+            np.testing.assert_array_equal(generation.tokens, expected.tokens)
+        assert {result.model_id for result in results} == {"t"}
+
+    with beam.Pipeline(runner=LOCAL_RUNNER) as root:
+        assert_that(root | beam.Create(prompts(10)) | RunInference(handler), check)
+
+
+def test_handler_is_what_run_inference_needs():
+    handler = SpeculativeModelHandler("t", config=DecodingConfig(gamma=0), batch_size=7)
+    assert handler.batch_elements_kwargs() == {"min_batch_size": 1, "max_batch_size": 7}
+    assert handler.get_num_bytes([Prompt("a", [1, 2]), Prompt("b", [1])]) == 12
+    assert handler.get_metrics_namespace() == "specbeam"
+    assert handler.share_model_across_processes() is False
+    handler.validate_inference_args(None)
+    with pytest.raises(ValueError, match="temperature"):
+        handler.validate_inference_args({"temperature": 1.0})
+
+
+def test_results_are_a_list_in_order():
+    handler = SpeculativeModelHandler("t", "d", CONFIG, factory=fakes.factory())
+    results = handler.run_inference(prompts(5), handler.load_model())
+    assert isinstance(results, list)
+    assert [result.example.example_id for result in results] == [f"id{i}" for i in range(5)]
+
+
+def test_only_the_culprits_fail():
+    model = fakes.FakeGenerator(CONFIG, poisoned=("id0", "id7", "id8"))
+    tokens, ids = [p.tokens for p in prompts(13)], [p.example_id for p in prompts(13)]
+    results, counters = decode_batch(model, tokens, ids)
+    failed = [name for name, result in zip(ids, results) if isinstance(result, DecodeFailure)]
+    assert failed == ["id0", "id7", "id8"]
+    generations = [result[0] for result in results if isinstance(result, tuple)]
+    assert counters.row_iterations == sum(generation.num_iterations for generation in generations)
+    assert counters.slot_iterations == counters.row_iterations * CONFIG.num_slots
+
+
+def test_samples_are_grouped():
+    config = DecodingConfig(gamma=2, max_decode_tokens=9, num_samples=3)
+    results, _ = decode_batch(fakes.FakeGenerator(config), [[3], [4]], ["a", "b"])
+    assert [len(result) for result in results] == [3, 3]
+    expected = fakes.fake_generation(config, (4,), "b", 2)
+    np.testing.assert_array_equal(results[1][2].tokens, expected.tokens)
+
+
+def test_shards_stay_together():
+    handler = ShardModelHandler("t", "d", CONFIG, factory=fakes.factory(poisoned=("id1",)))
+    (result,) = handler.run_inference([shard(3)], handler.load_model())
+    assert result.failure is None
+    assert [isinstance(one, DecodeFailure) for one in result.results] == [False, True, False]
+    assert result.tokenized.work.shard == 5
+    assert result.device
+
+
+@pytest.mark.parametrize(("count", "fails"), [(3, True), (1, False), (0, False)])
+def test_a_shard_whose_examples_all_fail_is_set_aside(count, fails):
+    handler = ShardModelHandler("t", "d", CONFIG, factory=fakes.factory(broken=True))
+    (result,) = handler.run_inference([shard(count)], handler.load_model())
+    assert (result.failure is not None) == fails
+    if fails:
+        assert (result.failure.shard, result.failure.stage) == (5, "decode")
+        assert "all 3 examples failed" in result.failure.message
