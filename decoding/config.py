@@ -1,6 +1,7 @@
 """What is decoded and how: `DecodingConfig` in, `Generation` out."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -55,20 +56,29 @@ class DecodingConfig:
             if not condition:
                 raise ValueError(f"decoding.{name} is {getattr(self, name)!r}; allowed: {allowed}")
 
+        def is_whole(value, low: float = float("-inf"), high: float = float("inf")) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
         def whole(name: str, low: int):
+            require(is_whole(getattr(self, name), low), name, f"a whole number of at least {low}")
+
+        def number(name: str, condition: Callable[[float], bool], allowed: str):
             value = getattr(self, name)
-            ok = isinstance(value, int) and not isinstance(value, bool) and value >= low
-            require(ok, name, f"a whole number of at least {low}")
+            ok = isinstance(value, int | float) and not isinstance(value, bool) and condition(value)
+            require(ok, name, allowed)
+
+        def wholes(name: str, low: int, high: float = float("inf")) -> bool:
+            value = getattr(self, name)
+            return isinstance(value, tuple | list) and all(is_whole(one, low, high) for one in value)
 
         if self.gamma != "auto":
-            ok = isinstance(self.gamma, int) and not isinstance(self.gamma, bool) and 0 <= self.gamma <= 64
-            require(ok, "gamma", 'a whole number from 0 to 64, or "auto"')
+            require(is_whole(self.gamma, 0, 64), "gamma", 'a whole number from 0 to 64, or "auto"')
         require(self.verification in VERIFICATIONS, "verification", ", ".join(VERIFICATIONS))
-        require(0.0 <= self.temperature < float("inf"), "temperature", "a number of at least 0; 0 is argmax")
+        number("temperature", lambda value: 0.0 <= value < float("inf"), "a number of at least 0; 0 is argmax")
         whole("top_k", 0)
-        require(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1; 1 keeps all tokens")
+        number("top_p", lambda value: 0.0 < value <= 1.0, "a number above 0 and at most 1; 1 keeps all tokens")
         whole("max_decode_tokens", 1)
-        require(0.0 < self.lenience <= 1.0, "lenience", "above 0 and at most 1; 1 is exact")
+        number("lenience", lambda value: 0.0 < value <= 1.0, "a number above 0 and at most 1; 1 is exact")
         require(
             self.lenience == 1.0 or self.verification == "token",
             "lenience",
@@ -76,14 +86,14 @@ class DecodingConfig:
         )
         whole("num_slots", 1)
         whole("num_samples", 1)
-        require(isinstance(self.seed, int), "seed", "a whole number")
+        require(is_whole(self.seed), "seed", "a whole number")
         whole("chunk_iterations", 1)
-        increasing = all(a < b for a, b in zip(self.input_buckets, self.input_buckets[1:]))
-        ok = len(self.input_buckets) > 0 and self.input_buckets[0] >= 1 and increasing
-        require(ok, "input_buckets", "increasing positive lengths")
+        buckets = self.input_buckets
+        ok = wholes("input_buckets", 1) and len(buckets) > 0 and all(a < b for a, b in zip(buckets, buckets[1:]))
+        require(ok, "input_buckets", "a tuple of increasing positive lengths")
         choices = self.gamma_choices
-        ok = 0 in choices and len(set(choices)) == len(choices) and all(0 <= g <= 64 for g in choices)
-        require(ok, "gamma_choices", "distinct numbers from 0 to 64, 0 among them")
+        ok = wholes("gamma_choices", 0, 64) and 0 in choices and len(set(choices)) == len(choices)
+        require(ok, "gamma_choices", "a tuple of distinct whole numbers from 0 to 64, 0 among them")
 
     @property
     def max_input_tokens(self) -> int:

@@ -1,0 +1,18 @@
+"""Shared by all tests: where reference models lie, and a persistent compilation cache."""
+
+import os
+import pathlib
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# As in the Makefile, for a plain `pytest` as well: a second run compiles almost nothing.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(scope="session")
+def golden() -> pathlib.Path:
+    """Folder of the reference models; see its README."""
+    return _ROOT / "tests" / "testdata" / "golden"
