@@ -1,5 +1,6 @@
 """Exact speculative decoding in JAX, on its own: no Beam, no TensorFlow, no tokenisers."""
 
+from decoding import theory
 from decoding.checkpoints import CheckpointError, CheckpointInfo, inspect_checkpoint, load_model
 from decoding.config import DecodingConfig, Generation
 from decoding.engine import EngineReport, Generator

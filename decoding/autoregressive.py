@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from decoding.config import DecodingConfig
 from decoding.models.base import LanguageModel, State
 from decoding.rows import Emission, Rows, emit
-from decoding.sampling import NEXT_STREAM, draw, standardize, uniforms
+from decoding.sampling import NEXT_STREAM, argmax, draw, standardize, uniforms
 from decoding.verification import coupled_choice
 
 
@@ -23,7 +23,7 @@ def iterate(
 def choose(logits: jax.Array, rows: Rows, config: DecodingConfig) -> jax.Array:
     """The plain choice of a token from raw logits float32[B, V]: int32[B]."""
     if config.temperature == 0.0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return argmax(logits)
     probs = standardize(logits, config)
     if config.verification == "coupled":
         return coupled_choice(probs, rows.noise, 0)

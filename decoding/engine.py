@@ -21,8 +21,9 @@ import numpy as np
 from flax import nnx
 
 from decoding import autoregressive, speculative
+from decoding.adaptive import PROBE_ITERATIONS, Costs, GammaPolicy
 from decoding.compilation import Compiler
-from decoding.config import ACCEPTED, DecodingConfig, Generation
+from decoding.config import ACCEPTED, RESAMPLED, DecodingConfig, Generation
 from decoding.models.base import LanguageModel
 from decoding.rows import WIDTH, Emission, idle_rows, new_row, pack, unpack
 from decoding.sampling import row_key
@@ -43,6 +44,7 @@ class EngineReport:
       chunks: calls of a chunk program, that is, transfers to the host.
       seconds: wall time.
       compilations: backend compilations during the call; 0 unless something is wrong.
+      gammas: iterations of the whole batch by γ.
     """
 
     iterations: int
@@ -51,15 +53,29 @@ class EngineReport:
     chunks: int
     seconds: float
     compilations: int
+    gammas: dict[int, int]
 
 
 @dataclasses.dataclass
 class _Occupant:
-    """A row in a slot: which (input, sample) it is, when it came, and the chunks it has lived through."""
+    """A row in a slot.
+
+    Attributes:
+      item: which (input, sample) it is.
+      since: when it came.
+      chunks: what it emitted, chunk by chunk.
+      drafted: decoder positions that the draft's cache holds; behind the row's position after chunks with γ = 0.
+    """
 
     item: int
     since: float
     chunks: list[Emission]
+    drafted: int = 0
+
+    def decoder_inputs(self, start_id: int) -> np.ndarray:
+        """int32[position + 1]: the start token and everything emitted."""
+        emitted = [log.tokens[np.arange(log.tokens.shape[1]) < log.count[:, None]] for log in self.chunks]
+        return np.concatenate([np.array([start_id], np.int32), *emitted])
 
 
 @dataclasses.dataclass
@@ -77,9 +93,20 @@ class Generator:
     All programs are compiled at construction; `generate` compiles nothing.  Thread-safe: calls take turns.
     """
 
-    def __init__(self, target: LanguageModel, draft: LanguageModel | None, config: DecodingConfig):
-        """Raises:
-        ValueError: γ above 0 without a draft, or vocabularies of different sizes.
+    def __init__(
+        self, target: LanguageModel, draft: LanguageModel | None, config: DecodingConfig, costs: Costs | None = None
+    ):
+        """Compiles, and with γ = "auto" measures.
+
+        Args:
+          target: the model whose distribution the output has.
+          draft: proposes tokens; may be None where γ is 0.
+          config: settings.
+          costs: for γ = "auto", seconds per iteration by (input bucket, γ) as in `self.costs` of an earlier
+            Generator, so that a job chooses the same γ on every worker; measured here where None.
+
+        Raises:
+          ValueError: γ above 0 without a draft, vocabularies of different sizes, or costs that lack an entry.
         """
         if draft is None and config.gammas != (0,):
             raise ValueError(f"decoding.gamma is {config.gamma!r} without a draft model; allowed: 0")
@@ -89,13 +116,22 @@ class Generator:
                 "they must share one tokeniser"
             )
         self.config = config
-        self.eos_id, self.start_id = target.eos_id, target.start_id
+        self.eos_id, self.start_id, self._vocab_size = target.eos_id, target.start_id, target.vocab_size
         # γ = 0 alone never calls the draft, so it is neither prefilled nor kept.
         models = (target,) if config.gammas == (0,) else (target, draft)
         self._graphs, self._params = zip(*(nnx.split(model) for model in models))
         self._lock = threading.Lock()
         self._compiler = Compiler()
         self._compile()
+        self.costs: Costs = self._measure_costs() if costs is None and len(config.gammas) > 1 else costs or {}
+        missing = [key for key in self._choices() if key not in self.costs]
+        if missing:
+            raise ValueError(f"costs lack the (input bucket, gamma) pairs {missing}; they have {sorted(self.costs)}")
+
+    def _choices(self) -> list[tuple[int, int]]:
+        """(bucket, γ) pairs whose costs a choice of γ needs; none where there is no choice."""
+        config = self.config
+        return [(bucket, gamma) for bucket in config.input_buckets for gamma in config.gammas if len(config.gammas) > 1]
 
     def generate(self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]) -> list[Generation]:
         """Decodes every input `num_samples` times.
@@ -131,6 +167,12 @@ class Generator:
                 raise ValueError(
                     f"input {name!r} has {len(tokens)} tokens; allowed: 1 to {self.config.max_input_tokens}"
                 )
+            # A gather would clamp such a token silently.
+            for token in (min(tokens), max(tokens)):
+                if not 0 <= token < self._vocab_size:
+                    raise ValueError(
+                        f"input {name!r} has the token {token}; allowed: 0 to {self._vocab_size - 1}, the vocabulary"
+                    )
 
     # Compilation.
 
@@ -139,8 +181,10 @@ class Generator:
 
     @property
     def _max_positions(self) -> int:
-        # A row at its last position still has γ drafted tokens written behind it.
-        return self.config.max_decode_tokens + max(self.config.gammas) + 1
+        # A row at its last position still has γ drafted tokens, or a block of catching up, written behind it.
+        config = self.config
+        beyond = max(config.gammas) + 1 if len(config.gammas) == 1 else max(*config.gammas, config.chunk_iterations) + 1
+        return config.max_decode_tokens + beyond
 
     def _compile(self) -> None:
         config = self.config
@@ -165,7 +209,31 @@ class Generator:
                 chunk = jax.jit(functools.partial(self._chunk, gamma), donate_argnums=1)
                 packed = integers((config.num_slots, WIDTH))
                 add(("chunk", bucket, gamma), chunk, params, states[bucket], packed, integers(()), integers(()))
+            if len(config.gammas) > 1:
+                block = integers((config.num_slots, config.chunk_iterations))
+                follow = jax.jit(self._follow, donate_argnums=1)
+                positions = integers((config.num_slots,))
+                add(("follow", bucket), follow, params[1], states[bucket][1], block, positions)
         self._programs = self._compiler.compile()
+
+    def _measure_costs(self) -> Costs:
+        """Seconds per iteration of every (bucket, γ), all rows decoding: the median of a few short chunks."""
+        config, costs = self.config, {}
+        row = new_row(self.start_id, self.start_id, 0, config.max_decode_tokens, row_key(config.seed, "", 0))
+        iterations = np.int32(max(1, min(8, config.max_decode_tokens // (max(config.gammas) + 1))))
+        for bucket, gamma in self._choices():
+            seconds = []
+            states = self._programs["empty", bucket]()
+            for _ in range(6):
+                packed = np.tile(row, (config.num_slots, 1))
+                started = time.perf_counter()
+                states, _, log = self._programs["chunk", bucket, gamma](
+                    self._params, states, packed, iterations, np.int32(config.num_slots + 1)
+                )
+                ran = int(np.sum(np.any(jax.device_get(log.count) > 0, axis=1)))
+                seconds.append((time.perf_counter() - started) / max(ran, 1))
+            costs[bucket, gamma] = float(np.median(seconds[1:]))
+        return costs
 
     def _models(self, params) -> list[LanguageModel]:
         return [nnx.merge(graph, values) for graph, values in zip(self._graphs, params)]
@@ -176,6 +244,11 @@ class Generator:
 
     def _prefill(self, bucket: int, params, inputs, lengths):
         return tuple(model.prefill(inputs, lengths) for model in self._models(params))
+
+    def _follow(self, draft_params, state, tokens, positions):
+        """Feeds the draft what was emitted without it: int32[B, K] decoder inputs from `positions` on."""
+        draft = nnx.merge(self._graphs[1], draft_params)
+        return draft.step(tokens, positions, state, at=jnp.zeros_like(positions))[1]
 
     def _chunk(self, gamma: int, params, states, packed, max_iterations, stop_done):
         """Iterates until `stop_done` rows are done or `max_iterations` is reached.
@@ -224,7 +297,9 @@ class Generator:
         packed = idle_rows(config.num_slots)
         occupants: dict[int, _Occupant] = {}
         staged: _Staged | None = None
-        iterations = row_iterations = chunks = 0
+        policy = GammaPolicy({gamma: self.costs[resident, gamma] for gamma in config.gammas} if self.costs else {0: 1.0})
+        iterations_by_gamma = collections.Counter()
+        row_iterations = chunks = 0
 
         while True:
             free = [slot for slot in range(config.num_slots) if slot not in occupants]
@@ -239,22 +314,32 @@ class Generator:
             waiting = bool(order or staged)
             idle = config.num_slots - len(occupants)
             stop_done = idle + max(1, config.num_slots // 8) if waiting else config.num_slots
-            states, rows, log = self._programs["chunk", resident, self._gamma()](
-                self._params, states, packed, np.int32(config.chunk_iterations), np.int32(stop_done)
+            gamma, probe = policy.choose() if self.costs else (config.gammas[0], False)
+            if self.costs and gamma > 0:
+                states = (states[0], self._catch_up(states[1], resident, packed, occupants))
+            limit = PROBE_ITERATIONS if probe else config.chunk_iterations
+            states, rows, log = self._programs["chunk", resident, gamma](
+                self._params, states, packed, np.int32(limit), np.int32(stop_done)
             )
             packed, log = jax.device_get((rows, log))
             packed = packed.copy()
+            if self.costs:
+                policy.observe(gamma, *_guesses(log, gamma))
             chunks += 1
-            iterations += int(np.sum(np.any(log.count > 0, axis=1)))
+            ran = int(np.sum(np.any(log.count > 0, axis=1)))
+            iterations_by_gamma[gamma] += ran
             row_iterations += int(np.sum(log.count > 0))
             now = time.perf_counter()
             for slot in list(occupants):
                 occupant = occupants[slot]
                 occupant.chunks.append(Emission(*(array[:, slot] for array in log)))
+                if gamma > 0:
+                    occupant.drafted = int(packed[slot, 2])
                 if packed[slot, 4]:
                     results[occupant.item] = _generation(occupant, self.eos_id, now)
                     del occupants[slot]
         seconds = time.perf_counter() - started
+        iterations = sum(iterations_by_gamma.values())
         report = EngineReport(
             iterations=iterations,
             row_iterations=row_iterations,
@@ -262,11 +347,32 @@ class Generator:
             chunks=chunks,
             seconds=seconds,
             compilations=self._compiler.events() - compiled_before,
+            gammas=dict(iterations_by_gamma),
         )
         return results, report
 
-    def _gamma(self) -> int:
-        return self.config.gammas[0]
+    def _catch_up(self, state, resident: int, packed: np.ndarray, occupants: dict[int, _Occupant]):
+        """Feeds the draft the tokens emitted without it, so that it stands at most one behind every row.
+
+        The first step of a proposal feeds the last two tokens itself.  Rows that lack nothing are fed padding at
+        their own position, where the cache holds nothing yet.
+        """
+        block = self.config.chunk_iterations
+        while True:
+            tokens = np.zeros((len(packed), block), np.int32)
+            positions = packed[:, 2].copy()
+            behind = False
+            for slot, occupant in occupants.items():
+                position = int(packed[slot, 2])
+                missing = position - 1 - occupant.drafted
+                if missing > 0:
+                    behind = True
+                    inputs = occupant.decoder_inputs(self.start_id)[occupant.drafted : position - 1][:block]
+                    tokens[slot, : len(inputs)], positions[slot] = inputs, occupant.drafted
+                    occupant.drafted += len(inputs)
+            if not behind:
+                return state
+            state = self._programs["follow", resident](self._params[1], state, tokens, positions)
 
     def _bucket(self, length: int) -> int:
         return next(bucket for bucket in self.config.input_buckets if length <= bucket)
@@ -298,8 +404,16 @@ class Generator:
             source[i], slots[i] = row, slot
             key = row_key(config.seed, example_ids[example], sample)
             packed[slot] = new_row(self.start_id, self.start_id, 0, config.max_decode_tokens, key)
-            occupants[slot] = _Occupant(example * config.num_samples + sample, now, [])
+            occupants[slot] = _Occupant(example * config.num_samples + sample, now, chunks=[])
         return self._programs["insert", resident, staged.bucket](states, staged.state, source, slots)
+
+
+def _guesses(log: Emission, gamma: int) -> tuple[np.ndarray, np.ndarray]:
+    """Guesses of a chunk by place: int[γ] accepted and int[γ] examined, cut-off tails not counted."""
+    valid = np.arange(log.tokens.shape[2]) < log.count[..., None]
+    accepted = np.sum(valid & (log.source == ACCEPTED), axis=(0, 1))[:gamma]
+    rejected = np.sum(valid & (log.source == RESAMPLED), axis=(0, 1))[:gamma]
+    return accepted, accepted + rejected
 
 
 def _insert(states, staged, source: jax.Array, slots: jax.Array):

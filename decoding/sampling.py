@@ -111,6 +111,18 @@ def _first_above(weights: jax.Array, goal: jax.Array) -> tuple[jax.Array, jax.Ar
     return index, before[:, 0]
 
 
+def argmax(values: jax.Array) -> jax.Array:
+    """First index of the maximum over the last axis: float32[..., V] -> int32[...].
+
+    Two plain reductions: on CPU XLA does not vectorise the (value, index) reduction that jnp.argmax becomes, which
+    made it cost as much as the matrix product before it.  A row of NaN yields V - 1, never an index out of range.
+    """
+    size = values.shape[-1]
+    indices = jnp.arange(size, dtype=jnp.int32)
+    best = jnp.max(values, axis=-1, keepdims=True)
+    return jnp.minimum(jnp.min(jnp.where(values == best, indices, size), axis=-1), size - 1)
+
+
 def log_prob(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """Log-probability of tokens under raw logits: float32[..., V] and int32[...] -> float32[...]."""
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from decoding.config import DecodingConfig
 from decoding.models.base import LanguageModel, State
 from decoding.rows import Emission, Rows, emit
-from decoding.sampling import DRAFT_STREAM, draw, standardize, uniforms
+from decoding.sampling import DRAFT_STREAM, argmax, draw, standardize, uniforms
 from decoding.verification import Proposal, coupled_choice, rule_for
 
 
@@ -43,7 +43,7 @@ def propose(
 
     def choose(logits, offset, u):
         if config.temperature == 0.0:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32), None
+            return argmax(logits), None
         probs = standardize(logits, config)
         if config.verification == "coupled":
             return coupled_choice(probs, rows.noise, offset), probs

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from decoding.config import DecodingConfig
-from decoding.sampling import ACCEPT_STREAM, NEXT_STREAM, draw, gumbel_noise, standardize, uniforms
+from decoding.sampling import ACCEPT_STREAM, NEXT_STREAM, argmax, draw, gumbel_noise, standardize, uniforms
 
 
 class Proposal(NamedTuple):
@@ -65,7 +65,7 @@ def verify_greedy(target_logits: jax.Array, proposal: Proposal, noise: Noise, co
 
     Under lenience (section A.5) it stays while p(x) >= l * max p, before standardising.
     """
-    best = jnp.argmax(target_logits, axis=-1).astype(jnp.int32)
+    best = argmax(target_logits)
     if config.lenience == 1.0:
         stays = proposal.tokens == best[:, :-1]
     else:
@@ -136,7 +136,7 @@ def verify_coupled(target_logits: jax.Array, proposal: Proposal, noise: Noise, c
 def coupled_choice(probs: jax.Array, noise: Noise, offset: int | jax.Array) -> jax.Array:
     """argmax(log probs + g_t) with the noise of position `noise.positions + offset`: float32[B, V] -> int32[B]."""
     gumbel = gumbel_noise(noise.keys, noise.positions + offset, probs.shape[-1])
-    return jnp.argmax(jnp.log(probs) + gumbel, axis=-1).astype(jnp.int32)
+    return argmax(jnp.log(probs) + gumbel)
 
 
 def _prefix_length(stays: jax.Array, count: jax.Array) -> jax.Array:

@@ -216,7 +216,7 @@ def t5_sources(config: T5Config) -> dict[str, Source]:
         "decoder_norm": vector("decoder.final_layer_norm.weight"),
     }
     if not config.tied:
-        sources["head"] = table("lm_head.weight", vocabulary)
+        sources["head"] = linear(["lm_head.weight"], config.vocab_size, d)
 
     def add_attention(ours: str, theirs: str) -> None:
         sources[f"{ours}.attention.norm"] = vector(f"{theirs}.layer_norm.weight")

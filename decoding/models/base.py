@@ -90,6 +90,9 @@ def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.A
 
     Positions must satisfy `positions + S <= T`: the caller allocates enough room.
     """
+    if cache.shape[0] == 1:
+        # A scatter of one row is rewritten by XLA into a bounds-checked select that copies the cache.
+        return jax.lax.dynamic_update_slice(cache, new, (0, 0, positions[0], 0))
     return jax.vmap(lambda row, update, at: jax.lax.dynamic_update_slice(row, update, (0, at, 0)))(
         cache, new, positions
     )

@@ -174,7 +174,7 @@ class T5(nnx.Module):
         self.decoder = nnx.List([DecoderLayer(config, rngs, dtype) for _ in range(config.num_decoder_layers)])
         self.decoder_norm = nnx.Param(jnp.ones((config.d_model,), dtype))
         if not config.tied:
-            self.head = _weight(rngs, config.vocab_size, config.d_model, fan_in=config.d_model, dtype=dtype)
+            self.head = _weight(rngs, config.d_model, config.vocab_size, fan_in=config.d_model, dtype=dtype)
 
     @property
     def vocab_size(self) -> int:
@@ -276,8 +276,9 @@ class T5(nnx.Module):
         x = rms_norm(x, self.decoder_norm[...], config.layer_norm_epsilon)
         if config.scale_decoder_outputs:
             x = x * config.d_model**-0.5
-        head = self.embedding if config.tied else self.head
-        return jnp.einsum("bsd,vd->bsv", x, head[...], preferred_element_type=jnp.float32)
+        if config.tied:
+            return jnp.einsum("bsd,vd->bsv", x, self.embedding[...], preferred_element_type=jnp.float32)
+        return jnp.einsum("bsd,dv->bsv", x, self.head[...], preferred_element_type=jnp.float32)
 
     def logits(self, decoder_tokens, encoder_tokens, encoder_lengths) -> jax.Array:
         """Teacher-forced logits.

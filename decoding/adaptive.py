@@ -1,0 +1,73 @@
+"""γ = "auto": which of the compiled γ to run next, from measured costs and the acceptance seen so far.
+
+Theorem 3.8 assumes that γ + 1 parallel positions cost what one costs and that acceptances are independent.  At large
+batches, or on a CPU, the first is far off, and a fixed γ loses.  So the rate is predicted from what was measured:
+
+    tokens per second of γ  =  (1 + a_1 + a_1 a_2 + ... + a_1 ... a_γ) / seconds per iteration of γ,
+
+a_j being the acceptance of the j-th guess among those examined.  A choice is made between chunks, before any token of
+the next one is drafted, from what was emitted before, so it cannot bias the samples.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+# seconds per iteration of the whole batch, by (resident bucket, γ)
+Costs = Mapping[tuple[int, int], float]
+
+# The acceptance believed in before anything was seen, and how many guesses that belief weighs.
+_PRIOR_ALPHA, _PRIOR_WEIGHT = 0.7, 16.0
+# How many examined guesses back the estimate remembers: acceptance drifts along a shard sorted by length.
+_MEMORY = 4096.0
+# While γ = 0 is best nothing is learnt of the draft, so every so many chunks a few iterations are spent on looking.
+_PROBE_EVERY, PROBE_ITERATIONS = 24, 2
+
+
+class GammaPolicy:
+    """Chooses γ for one run of the engine; starts afresh with each."""
+
+    def __init__(self, costs: Mapping[int, float]):
+        """costs: seconds per iteration of each γ, for the run's bucket."""
+        self._costs = dict(costs)
+        places = max(self._costs)
+        self._accepted = np.zeros(places)
+        self._examined = np.zeros(places)
+        self._idle_chunks = 0
+
+    @property
+    def acceptance(self) -> np.ndarray:
+        """float64[γ_max], estimate of a_j: the j-th guess's own record, weighed against that of all guesses."""
+        overall = (self._accepted.sum() + _PRIOR_ALPHA * _PRIOR_WEIGHT) / (self._examined.sum() + _PRIOR_WEIGHT)
+        return (self._accepted + overall * _PRIOR_WEIGHT) / (self._examined + _PRIOR_WEIGHT)
+
+    def choose(self) -> tuple[int, bool]:
+        """The next chunk's γ, and whether it is a probe that should be kept to PROBE_ITERATIONS."""
+        tokens = np.concatenate([[1.0], 1.0 + np.cumsum(np.cumprod(self.acceptance))])
+        ranked = sorted(self._costs, key=lambda gamma: (-tokens[gamma] / self._costs[gamma], gamma))
+        if ranked[0] == 0 and len(ranked) > 1 and self._idle_chunks >= _PROBE_EVERY:
+            return ranked[1], True
+        return ranked[0], False
+
+    def observe(self, gamma: int, accepted: np.ndarray, examined: np.ndarray) -> None:
+        """Takes in a finished chunk: int[γ] guesses at each place that were accepted, and that were examined."""
+        self._idle_chunks = 0 if gamma else self._idle_chunks + 1
+        self._accepted[:gamma] += accepted
+        self._examined[:gamma] += examined
+        keep = min(1.0, _MEMORY / max(self._examined.sum(), 1.0))
+        self._accepted *= keep
+        self._examined *= keep
+
+
+def encode_costs(costs: Costs) -> dict[str, float]:
+    """Costs as a JSON object, for a manifest."""
+    return {f"{bucket}/{gamma}": seconds for (bucket, gamma), seconds in sorted(costs.items())}
+
+
+def decode_costs(encoded: Mapping[str, float]) -> dict[tuple[int, int], float]:
+    """Inverse of `encode_costs`."""
+    costs = {}
+    for key, seconds in encoded.items():
+        bucket, gamma = key.split("/")
+        costs[int(bucket), int(gamma)] = float(seconds)
+    return costs
