@@ -1,0 +1,1 @@
+"""Side-by-side measurements against other systems; never part of the test run."""

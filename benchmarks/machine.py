@@ -1,0 +1,45 @@
+"""What the machine can do at best: the two rates that bound any decoder's time per token."""
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+
+def cpu_name() -> str:
+    """The processor's name as the system tells it, or the architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            for line in info:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _best_seconds(call: Callable[[], object], repeats: int = 7) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def rates(size: int = 2048, read_mib: int = 512) -> dict[str, float]:
+    """Best of several: float32 matrix product in GFLOP/s (NumPy's BLAS), and main memory read in GB/s (matrix-vector)."""
+    a = np.random.default_rng(0).random((size, size), dtype=np.float32)
+    flops = 2 * size**3 / _best_seconds(lambda: a @ a)
+    wide = np.ones((read_mib * 256, 1024), np.float32)   # read_mib MiB
+    vector = np.ones(1024, np.float32)
+    read = wide.nbytes / _best_seconds(lambda: wide @ vector)
+    return {"matrix_gflops": flops / 1e9, "read_gb_per_s": read / 1e9}
+
+
+def describe(threads: int) -> dict[str, object]:
+    """The processor, the threads used, the system's load at the start, and the two rates."""
+    return {"cpu": cpu_name(), "threads": threads, "load_at_start": os.getloadavg()[0], **rates()}

@@ -1,0 +1,170 @@
+"""The systems compared, each behind one signature and in a process of its own.
+
+A system is built from a workload in its own process (its thread pools and allocator are then its own), answers one run at
+a time, and sleeps while the others run. All are greedy, batch by batch in the order of the inputs, and count the same
+tokens: generated ones, EOS included. SpecBeam refills finished rows from the remaining inputs of the run, which is what
+its users get; the others decode `batch` inputs at a time.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import multiprocessing
+import multiprocessing.connection
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from benchmarks import measure, workloads
+
+Tokens = list[list[int]]
+Decode = Callable[[Sequence[Sequence[int]], int], Tokens]   # (inputs, batch) -> generated tokens per input
+
+
+def _batches(inputs: Sequence[Sequence[int]], batch: int) -> Iterator[Sequence[Sequence[int]]]:
+    for start in range(0, len(inputs), batch):
+        yield inputs[start : start + batch]
+
+
+def hugging_face(workload: workloads.Workload, threads: int, *, assisted: bool = False) -> Decode:
+    """transformers' `generate` in float32; `assisted` adds the draft as assistant_model (batch 1 only)."""
+    import torch
+    from transformers import T5ForConditionalGeneration
+
+    torch.set_num_threads(threads)
+    model = T5ForConditionalGeneration.from_pretrained(workload.target, dtype=torch.float32).eval()
+    options = {}
+    if assisted:
+        options["assistant_model"] = T5ForConditionalGeneration.from_pretrained(
+            workload.draft, dtype=torch.float32).eval()
+
+    def decode(inputs: Sequence[Sequence[int]], batch: int) -> Tokens:
+        rows: Tokens = []
+        for chunk in _batches(inputs, batch):
+            width = max(map(len, chunk))
+            ids = torch.tensor([[*row, *[workloads.PAD] * (width - len(row))] for row in chunk])
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in chunk])
+            with torch.inference_mode():
+                output = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, num_beams=1,
+                                        max_new_tokens=workload.max_new_tokens, **options)
+            rows += [measure.until_eos(row[1:], workloads.EOS, workload.max_new_tokens) for row in output.tolist()]
+        return rows
+
+    return decode
+
+
+def ctranslate2(workload: workloads.Workload, threads: int, *, compute_type: str) -> Decode:
+    """CTranslate2's Translator with greedy search; int8 quantises the same weights when loading."""
+    import ctranslate2 as ct2
+
+    translator = ct2.Translator(str(workload.converted), device="cpu", compute_type=compute_type,
+                                inter_threads=1, intra_threads=threads)
+
+    def decode(inputs: Sequence[Sequence[int]], batch: int) -> Tokens:
+        rows: Tokens = []
+        for chunk in _batches(inputs, batch):
+            results = translator.translate_batch(
+                [list(map(str, row)) for row in chunk], beam_size=1, max_batch_size=batch, return_end_token=True,
+                max_decoding_length=workload.max_new_tokens, max_input_length=0)
+            rows += [[int(token) for token in result.hypotheses[0]] for result in results]
+        return rows
+
+    return decode
+
+
+def specbeam(workload: workloads.Workload, threads: int, *, gamma: int | str | None) -> Decode:
+    """SpecBeam's Generator in float32: plain (`gamma` None), or with the draft and a fixed or automatic γ."""
+    import decoding
+
+    target = decoding.load_model(str(workload.target), dtype="float32")
+    draft = None if gamma is None else decoding.load_model(str(workload.draft), dtype="float32")
+    longest = max(map(len, workload.inputs))
+    generators = {
+        batch: decoding.Generator(target, draft, decoding.DecodingConfig(
+            gamma=0 if gamma is None else gamma, temperature=0.0, num_slots=batch,
+            max_decode_tokens=workload.max_new_tokens, input_buckets=tuple(b for b in (32, 64) if b < longest + 32)))
+        for batch in workload.examples
+    }
+
+    def decode(inputs: Sequence[Sequence[int]], batch: int) -> Tokens:
+        results = generators[batch].generate(inputs, [str(i) for i in range(len(inputs))])
+        return [result.tokens.tolist() for result in results]
+
+    return decode
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """How a system is called in tables, how it is built, and the batch sizes it can run (None: any)."""
+
+    title: str
+    build: Callable[[workloads.Workload, int], Decode]
+    only_batches: tuple[int, ...] | None = None
+
+    def runs(self, batch: int) -> bool:
+        return self.only_batches is None or batch in self.only_batches
+
+
+def available(gammas: Sequence[int | str]) -> dict[str, System]:
+    """Every system by its short name; `gammas` are the speculative settings of SpecBeam to include."""
+    systems = {
+        "ct2": System("CTranslate2 float32", functools.partial(ctranslate2, compute_type="float32")),
+        "ct2-int8": System("CTranslate2 int8", functools.partial(ctranslate2, compute_type="int8_float32")),
+        "hf": System("Hugging Face", hugging_face),
+        "hf-assisted": System("Hugging Face, assistant_model", functools.partial(hugging_face, assisted=True), (1,)),
+        "plain": System("SpecBeam plain", functools.partial(specbeam, gamma=None)),
+    }
+    for gamma in gammas:
+        systems[f"gamma-{gamma}"] = System(f"SpecBeam γ = {gamma}", functools.partial(specbeam, gamma=gamma))
+    return systems
+
+
+class Remote:
+    """A system living in a process of its own; `run` is answered by that process while every other one waits."""
+
+    def __init__(self, system: System, workload: workloads.Workload, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, system.build, workload, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._receive()   # built
+
+    def run(self, batch: int) -> tuple[float, Tokens]:
+        """Seconds and outputs of one run over the workload's inputs for `batch`."""
+        self._connection.send(batch)
+        return self._receive()
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join()
+
+    def _receive(self):
+        try:
+            kind, value = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"a system's process ended with exit code {self._process.exitcode}") from None
+        if kind == "error":
+            raise RuntimeError(f"a system failed:\n{value}")
+        return value
+
+
+def _serve(
+    connection: multiprocessing.connection.Connection,
+    build: Callable[[workloads.Workload, int], Decode],
+    workload: workloads.Workload,
+    threads: int,
+) -> None:
+    """The body of a system's process: builds it, then times one run for every batch size received."""
+    try:
+        decode = build(workload, threads)
+        connection.send(("built", None))
+        while True:
+            try:
+                batch = connection.recv()
+            except EOFError:
+                return
+            inputs = workload.batch_inputs(batch)
+            connection.send(("run", measure.timed(lambda: decode(inputs, batch))))
+    except Exception:
+        connection.send(("error", traceback.format_exc()))
