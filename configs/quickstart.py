@@ -17,9 +17,7 @@ def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
 
     config.input = config_dict.ConfigDict()
-    config.input.pattern = config_dict.FieldReference(
-        str(_EXAMPLES / "data" / "ende_software.test.jsonl"), field_type=object
-    )
+    config.input.pattern = str(_EXAMPLES / "data" / "ende_software.test.jsonl")
     config.input.input_field = "en"
     config.input.target_field = "de"
 
@@ -28,7 +26,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model.draft = str(_EXAMPLES / "models" / "ende_software" / "draft")
 
     config.decoding = config_dict.ConfigDict()
-    config.decoding.gamma = config_dict.FieldReference(4, field_type=object)
+    config.decoding.gamma = 4
     config.decoding.temperature = 0.0
     config.decoding.max_decode_tokens = 128
     config.decoding.num_slots = 8

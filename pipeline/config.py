@@ -4,6 +4,7 @@ The file is a module with `get_config()` (see configs/). Overrides are `--config
 job does not know itself is a Beam option and is passed on.
 """
 
+import ast
 import dataclasses
 import difflib
 import os
@@ -129,6 +130,8 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
     Raises:
       ConfigError: with the setting, its value and what is allowed.
     """
+    allowed = _check_overrides(args)
+    args, of_several_types = _take_overrides_of_several_types(args)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "Config file with get_config().", lock_config=False, accept_new_attributes=True,
@@ -137,10 +140,12 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
     flags.DEFINE_string("output", "", "Output folder, local or on gs://.", flag_values=values)
     flags.DEFINE_integer("allow_failed_shards", 0, "Exit with 0 if at most so many shards fail.", flag_values=values)
     flags.DEFINE_boolean("allow_code_change", False, "Resume although the code has changed.", flag_values=values)
-    allowed = _check_overrides(args)
     try:
         rest = values(["", *args], known_only=True)[1:]
         settings = values.config and values.config.to_dict()
+        for path, value in of_several_types.items() if settings else ():
+            section, name = path.split(".")
+            settings.setdefault(section, {})[name] = value
     except Exception as error:  # absl, ml_collections and the config file itself raise whatever they like
         message = _one_line(error)
         hints = [f"; allowed: {types_}" for flag, types_ in allowed.items() if f"{flag}=" in message]
@@ -177,6 +182,29 @@ def _check_overrides(args: Sequence[str]) -> dict[str, str]:
                 raise ConfigError(f"unknown setting {'.'.join(names)!r}: {_dotted(path, name)} is one value")
         allowed[flag] = _allowed(cls)
     return allowed
+
+
+def _take_overrides_of_several_types(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Takes out overrides like decoding.gamma, a number or "auto": config flags parse by the type in the file alone.
+
+    Returns:
+      The other arguments, and the values taken by path: Python literals, or text as it is.
+    """
+    others, taken = [], {}
+    for arg in args:
+        flag, _, text = arg.partition("=")
+        path = flag.removeprefix("--config.").split(".")
+        cls = JobConfig
+        for name in path if flag != arg and flag.startswith("--config.") else ():
+            cls = typing.get_type_hints(cls)[name]
+        if not isinstance(cls, types.UnionType):
+            others.append(arg)
+            continue
+        try:
+            taken[".".join(path)] = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            taken[".".join(path)] = text
+    return others, taken
 
 
 def _check_names(cls: type, names: Iterable[str], path: str) -> None:

@@ -45,7 +45,12 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
     settled = None
     if run.pending:
         handler = ShardModelHandler(
-            config.model.target, config.model.draft, config.decoding, dtype=config.model.dtype, factory=factory
+            output,
+            config.model.target,
+            config.model.draft,
+            config.decoding,
+            dtype=config.model.dtype,
+            factory=factory,
         )
         settings = ReadSettings(
             fields=config.input.fields,

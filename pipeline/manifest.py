@@ -98,7 +98,7 @@ def prepare(
     if manifest is None:
         manifest = _new_manifest(config, plan, identity, device)
         try:
-            if not folder.create(storage.MANIFEST, _encode(manifest)):  # another launch was faster
+            if not folder.create(storage.MANIFEST, storage.encode_manifest(manifest)):  # another launch was faster
                 manifest = json.loads(folder.read(storage.MANIFEST))
         except OSError as error:
             raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
@@ -218,7 +218,7 @@ def _update_manifest(folder: OutputFolder, manifest: dict, identity: dict, plan:
         change = {"at": _now(), "code": identity["code"]}
         updated["code_changes"] = [*manifest["code_changes"], change]
     if updated != json.loads(json.dumps(manifest)):
-        folder.put(storage.MANIFEST, _encode(updated))
+        folder.put(storage.MANIFEST, storage.encode_manifest(updated))
 
 
 def _differences(was: Any, now: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
@@ -237,15 +237,6 @@ def _differences(was: Any, now: Any, path: str = "") -> dict[str, tuple[Any, Any
 
 def _is_records(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value)
-
-
-def _encode(manifest: Mapping[str, Any]) -> bytes:
-    """JSON to be read by people, but for the plan, whose lists have a number per shard and take one line."""
-    entries = (
-        f"{json.dumps(name)}: {json.dumps(value, indent=None if name == 'plan' else 1, ensure_ascii=False)}"
-        for name, value in manifest.items()
-    )
-    return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
 
 
 def _now() -> str:

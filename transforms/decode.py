@@ -18,8 +18,10 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
 
 import decoding
-from transforms import records
+from transforms import costs, records
+from transforms.costs import Costs
 from transforms.records import ShardFailure, TokenizedShard
+from transforms.storage import OutputFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +81,14 @@ class Models:
     dtype: str = "float32"
 
 
-GeneratorFactory = Callable[[Models, decoding.DecodingConfig], decoding.Generator]
+GeneratorFactory = Callable[[Models, decoding.DecodingConfig, Costs | None], decoding.Generator]
 
 
-def load_generator(models: Models, config: decoding.DecodingConfig) -> decoding.Generator:
-    """Loads the models and compiles their programs."""
+def load_generator(models: Models, config: decoding.DecodingConfig, costs: Costs | None = None) -> decoding.Generator:
+    """Loads the models and compiles their programs. `costs` are those of γ = "auto", measured where None."""
     target = decoding.load_model(models.target, dtype=models.dtype)
     draft = decoding.load_model(models.draft, dtype=models.dtype) if models.draft else None
-    return decoding.Generator(target, draft, config)
+    return decoding.Generator(target, draft, config, costs)
 
 
 def decode_batch(
@@ -149,7 +151,10 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
         self._factory = factory
 
     def load_model(self) -> decoding.Generator:
-        return (self._factory or load_generator)(self._models, self._config)
+        return self._build(None)
+
+    def _build(self, frozen: Costs | None) -> decoding.Generator:
+        return (self._factory or load_generator)(self._models, self._config, frozen)
 
     def run_inference(
         self,
@@ -178,8 +183,27 @@ class ShardModelHandler(SpeculativeModelHandler):
     """`TokenizedShard`s in, `DecodedShard`s out; used with `with_no_batching` on lists of one shard.
 
     A shard of which every example fails, and that has more than one, is a `failure` as a whole: the cause is not in
-    the examples.
+    the examples. With γ = "auto" all workers of the run use one set of measured costs.
     """
+
+    def __init__(self, output: str, *args, **kwargs):
+        """
+        Args:
+          output: folder of the run, where costs are frozen.
+          *args, **kwargs: as of `SpeculativeModelHandler`.
+        """
+        super().__init__(*args, **kwargs)
+        self._output = output
+
+    def load_model(self) -> decoding.Generator:
+        if self._config.gamma != "auto":
+            return self._build(None)
+        folder = OutputFolder(self._output)
+        frozen = costs.read(folder)
+        generator = self._build(frozen)
+        if frozen is None:
+            generator.costs = costs.freeze(folder, dict(generator.costs))
+        return generator
 
     def run_inference(
         self,

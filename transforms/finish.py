@@ -9,7 +9,7 @@ import json
 
 import apache_beam as beam
 
-from transforms import attempts, storage
+from transforms import attempts, costs, storage
 from transforms.aggregate import CombineStatistics, Statistics
 from transforms.storage import OutputFolder
 from transforms.write import read_footer
@@ -80,6 +80,7 @@ def write_summary(statistics: Statistics, *, output: str, num_shards: int, finge
     }
     folder.put(storage.SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     if not missing:
+        costs.move_to_manifest(folder)
         folder.delete(name for name in folder.list() if name.startswith(storage.ATTEMPTS + "/"))
         folder.put(storage.SUCCESS, b"")
     return summary

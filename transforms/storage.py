@@ -13,9 +13,11 @@ precondition "generation 0", that is, no such object.
 """
 
 import dataclasses
+import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -162,6 +164,15 @@ def errors_name(shard: int, num_shards: int) -> str:
 
 def attempt_name(shard: int, num_shards: int) -> str:
     return f"{ATTEMPTS}/{part_stem(shard, num_shards)}.json"
+
+
+def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
+    """JSON to be read by people, but for the plan, whose lists have a number per shard and take one line."""
+    entries = (
+        f"{json.dumps(name)}: {json.dumps(value, indent=None if name == 'plan' else 1, ensure_ascii=False)}"
+        for name, value in manifest.items()
+    )
+    return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
 
 
 def _scratch_name(name: str) -> str:

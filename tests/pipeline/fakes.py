@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import time
 
 import numpy as np
 
@@ -28,7 +29,9 @@ class FakeReport:
 
 
 class FakeGenerator:
-    def __init__(self, config, eos_id=1, poisoned=(), broken=False):
+    def __init__(self, config, eos_id=1, poisoned=(), broken=False, costs=None):
+        # Never the same twice, as measurements are.
+        self.costs = costs or {(b, g): time.perf_counter() for b in config.input_buckets for g in config.gammas}
         self.config, self.eos_id, self._poisoned, self._broken = config, eos_id, poisoned, broken
 
     def generate_with_report(self, inputs, example_ids):
@@ -80,13 +83,13 @@ def fake_generation(config, tokens, name, sample=0, eos_id=1) -> decoding.Genera
     )
 
 
-def make_fake(models, config, *, poisoned=(), broken=False, crash_file=None):
+def make_fake(models, config, costs, *, poisoned=(), broken=False, crash_file=None):
     """A `GeneratorFactory`. With `crash_file`, loading fails while that file exists."""
     global loads
     loads += 1
     if crash_file and pathlib.Path(crash_file).exists():
         raise RuntimeError("the accelerator is gone")
-    return FakeGenerator(config, poisoned=poisoned, broken=broken)
+    return FakeGenerator(config, poisoned=poisoned, broken=broken, costs=costs)
 
 
 def factory(**kwargs):

@@ -18,9 +18,18 @@ def test_defaults_and_overrides(command):
     assert parsed.beam_args == ("--runner=Some", "--flag", "value")
 
 
-def test_gamma_auto_from_text(command):
-    config = build(JobConfig, {**VALID, "decoding": {"gamma": "auto"}})
-    assert config.decoding.gamma == "auto"
+@pytest.mark.parametrize(
+    ("text", "gamma"), [("auto", "auto"), ("'auto'", "auto"), ("0", 0), ("5", 5)]
+)
+def test_settings_of_several_types(command, text, gamma):
+    assert parse_command_line(command(f"--config.decoding.gamma={text}")).config.decoding.gamma == gamma
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"), [("/a/*.jsonl", "/a/*.jsonl"), ("['/a','/b']", ("/a", "/b")), ("('/a',)", ("/a",))]
+)
+def test_one_pattern_or_several(command, text, pattern):
+    assert parse_command_line(command(f"--config.input.pattern={text}")).config.input.pattern == pattern
 
 
 @pytest.mark.parametrize(

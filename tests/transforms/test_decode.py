@@ -9,9 +9,10 @@ from apache_beam.testing.util import assert_that
 from decoding import DecodingConfig
 from pipeline.generate import LOCAL_RUNNER
 from tests.pipeline import fakes
-from transforms import DecodeFailure, Prompt, SpeculativeModelHandler
+from transforms import DecodeFailure, Prompt, SpeculativeModelHandler, costs
 from transforms.decode import ShardModelHandler, decode_batch
 from transforms.records import Example, TokenizedShard, WorkShard
+from transforms.storage import OutputFolder
 
 CONFIG = DecodingConfig(gamma=2, max_decode_tokens=9, num_slots=4)
 
@@ -83,7 +84,7 @@ def test_samples_are_grouped():
 
 
 def test_shards_stay_together():
-    handler = ShardModelHandler("t", "d", CONFIG, factory=fakes.factory(poisoned=("id1",)))
+    handler = ShardModelHandler("unused", "t", "d", CONFIG, factory=fakes.factory(poisoned=("id1",)))
     (result,) = handler.run_inference([shard(3)], handler.load_model())
     assert result.failure is None
     assert [isinstance(one, DecodeFailure) for one in result.results] == [False, True, False]
@@ -93,9 +94,32 @@ def test_shards_stay_together():
 
 @pytest.mark.parametrize(("count", "fails"), [(3, True), (1, False), (0, False)])
 def test_a_shard_whose_examples_all_fail_is_set_aside(count, fails):
-    handler = ShardModelHandler("t", "d", CONFIG, factory=fakes.factory(broken=True))
+    handler = ShardModelHandler("unused", "t", "d", CONFIG, factory=fakes.factory(broken=True))
     (result,) = handler.run_inference([shard(count)], handler.load_model())
     assert (result.failure is not None) == fails
     if fails:
         assert (result.failure.shard, result.failure.stage) == (5, "decode")
         assert "all 3 examples failed" in result.failure.message
+
+
+def test_costs_are_measured_once_per_run(tmp_path):
+    folder = OutputFolder(str(tmp_path))
+    folder.put("manifest.json", b'{"costs": null, "plan": []}')
+    config = DecodingConfig(gamma="auto", input_buckets=(8, 16))
+
+    def load():
+        return ShardModelHandler(str(tmp_path), "t", "d", config, factory=fakes.factory()).load_model().costs
+
+    first, second = load(), load()
+    assert first == second
+    assert set(first) == {(bucket, gamma) for bucket in (8, 16) for gamma in config.gammas}
+    costs.move_to_manifest(folder)
+    folder.delete([costs.NAME])
+    assert load() == first
+
+
+def test_the_slower_worker_takes_the_faster_ones_costs(tmp_path):
+    folder = OutputFolder(str(tmp_path))
+    folder.put("manifest.json", b'{"costs": null}')
+    assert costs.freeze(folder, {(8, 0): 0.1, (8, 2): 0.3}) == {(8, 0): 0.1, (8, 2): 0.3}
+    assert costs.freeze(folder, {(8, 0): 0.2, (8, 2): 0.2}) == {(8, 0): 0.1, (8, 2): 0.3}

@@ -1,0 +1,56 @@
+"""The job from end to end with the reference T5 pair: what only real models can show."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import generate
+from tests.pipeline.test_generate import assert_same_rows, rows, summary
+
+SMALL = (
+    "--config.decoding.num_slots=2",
+    "--config.decoding.input_buckets=(64,)",
+    "--config.decoding.max_decode_tokens=8",
+    "--config.decoding.gamma=2",
+)
+
+
+@pytest.fixture
+def sentences(tmp_path):
+    path = tmp_path / "input.jsonl"
+    texts = ["A tool.", "Reads and writes files in many formats.", "Editor", "It is advised to save.", "Network daemon"]
+    path.write_text("".join(json.dumps({"en": text, "de": "Wort"}) + "\n" for text in texts))
+    return path
+
+
+def test_greedy_is_plain_greedy_however_it_is_cut(command, tmp_path):
+    greedy = (*SMALL, "--config.decoding.temperature=0.0")
+    plain = ("--config.model.draft=", "--config.decoding.gamma=0")
+    assert generate.main(command(*greedy)) == 0
+    assert generate.main(command(*greedy, *plain, output=tmp_path / "plain")) == 0
+    cut = ("--config.shards.examples_per_shard=2", "--direct_num_workers=2")
+    assert generate.main(command(*greedy, *cut, output=tmp_path / "cut")) == 0
+    speculative = rows(tmp_path / "out")
+    assert len(speculative) == 5
+    for a, b in zip(speculative["output_tokens"], rows(tmp_path / "plain")["output_tokens"]):
+        assert a.tolist() == b.tolist()
+    assert_same_rows(speculative, rows(tmp_path / "cut"))
+    assert summary(tmp_path / "out")["compilations"] == 0
+    assert 0 < summary(tmp_path / "out")["slot_occupancy"] <= 1
+
+
+def test_as_a_command(command, tmp_path):
+    """In a process of its own: workers find everything by import, and TensorFlow stays out."""
+    program = (
+        "import sys; from pipeline import generate; status = generate.main(sys.argv[1:]); "
+        "assert 'tensorflow' not in sys.modules; sys.exit(status)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program, *command(*SMALL)], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert "Traceback" not in found.stderr
+    assert "target calls per token" in found.stdout
+    assert (tmp_path / "out" / "_SUCCESS").exists()
