@@ -130,6 +130,7 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
     Raises:
       ConfigError: with the setting, its value and what is allowed.
     """
+    args = sorted(args, key=lambda arg: not arg.startswith("--config="))  # the file comes before what overrides it
     allowed = _check_overrides(args)
     args, of_several_types = _take_overrides_of_several_types(args)
     values = flags.FlagValues()

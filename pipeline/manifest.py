@@ -106,6 +106,7 @@ def prepare(
     _update_manifest(folder, manifest, identity, plan)
     committed = committed_shards(listing, plan.num_shards)
     pending = tuple(shard for shard in range(plan.num_shards) if shard not in committed)
+    folder.delete(name for shard in pending if (name := storage.part_name(shard, plan.num_shards)) in listing)
     begun = sum(storage.attempt_name(shard, plan.num_shards) in listing for shard in pending)
     finished = storage.SUCCESS in listing and not pending
     return Run(config, folder, plan, models, manifest["fingerprint"], pending, begun, finished)

@@ -76,7 +76,7 @@ def _size_or_none(path: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class OutputFolder:
-    """The documented files of one run below `root`; names are those of the output layout in docs/outputs.md."""
+    """The documented files of one run below `root`."""
 
     root: str
 

@@ -60,6 +60,11 @@ def test_bad_override(command, override, parts):
         assert part in str(caught.value)
 
 
+def test_overrides_may_come_first(command):
+    parsed = parse_command_line(["--config.decoding.num_slots=6", *command()])
+    assert parsed.config.decoding.num_slots == 6
+
+
 def test_missing_config_and_output():
     with pytest.raises(ConfigError, match="--config is missing"):
         parse_command_line(["--output=/x"])
