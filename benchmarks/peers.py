@@ -164,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     unknown = set(arguments.systems or ()) - available.keys()
     if unknown:
         sys.exit(f"--systems={','.join(sorted(unknown))}: allowed are {', '.join(available)}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
     chosen = {name: system for name, system in available.items() if name in (arguments.systems or available)}
     report = {"machine": machine.describe(arguments.threads), "versions": versions(), "results": []}
     spawn = multiprocessing.get_context("spawn")
@@ -173,8 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             workload = pool.submit(prepare, name, arguments).result()
         report["results"].append(compare(workload, chosen, arguments))
         tables.append(table(report["results"][-1]))
-        print(tables[-1])
-    arguments.output.mkdir(parents=True, exist_ok=True)
+        print(tables[-1], flush=True)
     (arguments.output / "peers.json").write_text(json.dumps(report, indent=1))
     facts = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
                       for k, v in {**report["machine"], **report["versions"]}.items())

@@ -165,6 +165,6 @@ def _serve(
             except EOFError:
                 return
             inputs = workload.batch_inputs(batch)
-            connection.send(("run", measure.timed(lambda: decode(inputs, batch))))
+            connection.send(("run", measure.timed(functools.partial(decode, inputs, batch))))
     except Exception:
         connection.send(("error", traceback.format_exc()))

@@ -14,7 +14,6 @@ exact: γ = 0 gives 1 token per call and an improvement of 1, α = 1 gives γ + 
 """
 from __future__ import annotations
 
-
 import numpy as np
 import numpy.typing as npt
 

@@ -45,7 +45,7 @@ def test_ratios_are_of_the_same_repeat():
 
 def test_the_interval_of_a_ratio_covers_its_geometric_mean_and_narrows_with_repeats():
     def ratio(repeats: int) -> measure.Spread:
-        return measure.paired_ratio({r: 1.0 for r in range(repeats)}, {r: (0.25, 1.0)[r % 2] for r in range(repeats)})
+        return measure.paired_ratio(dict.fromkeys(range(repeats), 1.0), {r: (0.25, 1.0)[r % 2] for r in range(repeats)})
 
     few, many = ratio(4), ratio(64)
     assert few.median == many.median == pytest.approx(2.0)
