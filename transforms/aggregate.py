@@ -259,7 +259,11 @@ def _bleu_counts(pairs: Sequence[tuple[str, str]]) -> dict:
     from sacrebleu.metrics import BLEU
 
     predictions, references = map(list, zip(*pairs))
-    score = BLEU().corpus_score(predictions, [references])
+    scorer = BLEU()
+    score = scorer.corpus_score(predictions, [references])
+    for tokenizer in (scorer.tokenizer, getattr(scorer.tokenizer, "_post_tokenizer", None)):
+        # Each remembers 65,536 sentences, for as long as the process lives.
+        getattr(type(tokenizer).__call__, "cache_clear", lambda: None)()
     return {
         "references": len(pairs),
         "bleu_matches": tuple(int(n) for n in score.counts),
