@@ -64,18 +64,20 @@ class _Occupant:
       item: which (input, sample) it is.
       since: when it came.
       chunks: what it emitted, chunk by chunk.
-      drafted: decoder positions that the draft's cache holds; behind the row's position after chunks with γ = 0.
+      prompt: the decoder's inputs that it came with.
+      drafted: decoder positions that the draft's cache holds for certain; behind the row's after chunks with γ = 0.
     """
 
     item: int
     since: float
     chunks: list[Emission]
-    drafted: int = 0
+    prompt: Sequence[int]
+    drafted: int
 
-    def decoder_inputs(self, start_id: int) -> np.ndarray:
-        """int32[position + 1]: the start token and everything emitted."""
+    def decoder_inputs(self) -> np.ndarray:
+        """int32[position + 1]: the decoder's inputs so far, the newest included."""
         emitted = [log.tokens[np.arange(log.tokens.shape[1]) < log.count[:, None]] for log in self.chunks]
-        return np.concatenate([np.array([start_id], np.int32), *emitted])
+        return np.concatenate([np.asarray(self.prompt, np.int32), *emitted])
 
 
 @dataclasses.dataclass
@@ -116,7 +118,10 @@ class Generator:
                 "they must share one tokeniser"
             )
         self.config = config
+        if draft is not None and draft.encoder_decoder != target.encoder_decoder:
+            raise ValueError("target and draft must both be encoder-decoder models or both be decoder-only")
         self.eos_id, self.start_id, self._vocab_size = target.eos_id, target.start_id, target.vocab_size
+        self._encoder_decoder = target.encoder_decoder
         # γ = 0 alone never calls the draft, so it is neither prefilled nor kept.
         models = (target,) if config.gammas == (0,) else (target, draft)
         self._graphs, self._params = zip(*(nnx.split(model) for model in models))
@@ -306,7 +311,7 @@ class Generator:
             while free and (order or staged):
                 if staged is None:
                     staged = self._stage(inputs, order)
-                states = self._fill(states, resident, staged, free, packed, occupants, example_ids)
+                states = self._fill(states, resident, staged, free, packed, occupants, inputs, example_ids)
                 if not staged.waiting:
                     staged = None
             if not occupants:
@@ -334,7 +339,8 @@ class Generator:
                 occupant = occupants[slot]
                 occupant.chunks.append(Emission(*(array[:, slot] for array in log)))
                 if gamma > 0:
-                    occupant.drafted = int(packed[slot, 2])
+                    # One less than the position: after full acceptance the draft never saw its own last token.
+                    occupant.drafted = max(int(packed[slot, 2]) - 1, 0)
                 if packed[slot, 4]:
                     results[occupant.item] = _generation(occupant, self.eos_id, now)
                     del occupants[slot]
@@ -367,7 +373,7 @@ class Generator:
                 missing = position - 1 - occupant.drafted
                 if missing > 0:
                     behind = True
-                    inputs = occupant.decoder_inputs(self.start_id)[occupant.drafted : position - 1][:block]
+                    inputs = occupant.decoder_inputs()[occupant.drafted : position - 1][:block]
                     tokens[slot, : len(inputs)], positions[slot] = inputs, occupant.drafted
                     occupant.drafted += len(inputs)
             if not behind:
@@ -393,7 +399,7 @@ class Generator:
             waiting.extend((row, example, sample) for sample in range(self.config.num_samples))
         return _Staged(bucket, self._programs["prefill", bucket](self._params, tokens, lengths), waiting)
 
-    def _fill(self, states, resident, staged: _Staged, free: list[int], packed, occupants, example_ids):
+    def _fill(self, states, resident, staged: _Staged, free: list[int], packed, occupants, inputs, example_ids):
         """Moves staged rows into free slots; `free`, `packed` and `occupants` are updated in place."""
         config, now = self.config, time.perf_counter()
         source = np.zeros((config.num_slots,), np.int32)
@@ -403,8 +409,11 @@ class Generator:
             slot = free.pop(0)
             source[i], slots[i] = row, slot
             key = row_key(config.seed, example_ids[example], sample)
-            packed[slot] = new_row(self.start_id, self.start_id, 0, config.max_decode_tokens, key)
-            occupants[slot] = _Occupant(example * config.num_samples + sample, now, chunks=[])
+            prompt = [self.start_id] if self._encoder_decoder else inputs[example]
+            position = len(prompt) - 1
+            packed[slot] = new_row(prompt[max(position - 1, 0)], prompt[-1], position, config.max_decode_tokens, key)
+            item = example * config.num_samples + sample
+            occupants[slot] = _Occupant(item, now, chunks=[], prompt=prompt, drafted=position)
         return self._programs["insert", resident, staged.bucket](states, staged.state, source, slots)
 
 

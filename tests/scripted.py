@@ -27,6 +27,8 @@ class Scripted(nnx.Module):
     table: float32[P, C, V], logits by position and context.
     """
 
+    encoder_decoder = True
+
     def __init__(self, table, *, start_id: int = 0, eos_id: int = 1):
         self.table = nnx.Param(jnp.asarray(table, jnp.float32))
         self.periods, self.contexts, self.vocab_size = self.table.shape

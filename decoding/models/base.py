@@ -6,13 +6,22 @@ argument of `step`, never part of the state.  A state is therefore rolled back b
 earlier position: what lies at or beyond a row's position is garbage by definition and is never attended to.
 """
 
+import functools
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 # Additive mask.  Finite, so that a row whose keys are all masked yields a uniform softmax and not NaN.
 MASKED = -1e30
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),  # the tanh approximation
+    "silu": jax.nn.silu,
+}
 
 State = Any  # a pytree whose leaves all have the batch as their first axis
 
@@ -22,16 +31,20 @@ class LanguageModel(Protocol):
 
     Attributes:
       vocab_size: V, the last axis of the logits.
-      start_id: the first decoder input token.
+      start_id: the first decoder input token of an encoder-decoder model; begins a text of a decoder-only one.
       eos_id: the token that ends a generation.
+      encoder_decoder: inputs go to an encoder, and decoding starts at position 0 with `start_id`.  Otherwise an input
+        of n tokens is the text so far, and decoding starts at position n - 1 with its last token.
     """
 
     vocab_size: int
     start_id: int
     eos_id: int
+    encoder_decoder: bool
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
-        """Zeroed resident state for `batch` rows, inputs up to `input_length` and `max_positions` decoder positions."""
+        """Zeroed resident state of `batch` rows for inputs up to `input_length` tokens and, beyond what a
+        decoder-only model's input takes, `max_positions` decoder positions."""
 
     def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
         """State rows of new inputs.
@@ -59,6 +72,23 @@ class LanguageModel(Protocol):
         Returns:
           logits float32[B, S, V] (or [B, 1, V] with `at`) and the state with the S positions written.
         """
+
+
+def weight(rngs: nnx.Rngs, *shape: int, fan_in: int, dtype) -> nnx.Param:
+    """A randomly initialised parameter of standard deviation fan_in ** -0.5."""
+    return nnx.Param((jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5).astype(dtype))
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[B, S, H * D] -> [B, H, S, D]."""
+    batch, length, width = x.shape
+    return x.reshape(batch, length, heads, width // heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """[B, H, S, D] -> [B, S, H * D]."""
+    batch, heads, length, width = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:

@@ -7,14 +7,24 @@ a decode step at small batch is bound by the number of operations and by reading
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from decoding.models.base import MASKED, State, attend, rms_norm, write_cache
+from decoding.models.base import (
+    ACTIVATIONS,
+    MASKED,
+    State,
+    attend,
+    merge_heads,
+    rms_norm,
+    split_heads,
+    weight,
+    write_cache,
+)
+from decoding.models.relative import causal_bias, relative_buckets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,41 +57,6 @@ class T5Config:
     pad_id: int = 0
 
 
-ACTIVATIONS = {
-    "relu": jax.nn.relu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "silu": jax.nn.silu,
-}
-
-
-def relative_buckets(distance: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int) -> np.ndarray:
-    """T5's relative-position buckets.
-
-    Args:
-      distance: int[...], key position minus query position.
-
-    Returns:
-      int32[...] in [0, num_buckets).
-    """
-    offset = np.zeros_like(distance)
-    if bidirectional:
-        num_buckets //= 2
-        offset = (distance > 0) * num_buckets
-        distance = np.abs(distance)
-    else:
-        distance = np.maximum(-distance, 0)
-    exact = num_buckets // 2
-    # float32 on purpose: the reference implementations compute the logarithm in float32.
-    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.float32(math.log(max_distance / exact))
-    far = exact + (ratio * (num_buckets - exact)).astype(np.int32)
-    return (offset + np.where(distance < exact, distance, np.minimum(far, num_buckets - 1))).astype(np.int32)
-
-
-def _weight(rngs: nnx.Rngs, *shape: int, fan_in: int, dtype) -> nnx.Param:
-    return nnx.Param((jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5).astype(dtype))
-
-
 class FeedForward(nnx.Module):
     """`wo(act(wi_0 x) * wi_1 x)`, or `wo(act(wi_0 x))` where the config is not gated, with its norm and residual."""
 
@@ -89,8 +64,8 @@ class FeedForward(nnx.Module):
         self.config = config
         fans = 2 if config.gated else 1
         self.norm = nnx.Param(jnp.ones((config.d_model,), dtype))
-        self.wi = _weight(rngs, config.d_model, fans * config.d_ff, fan_in=config.d_model, dtype=dtype)
-        self.wo = _weight(rngs, config.d_ff, config.d_model, fan_in=config.d_ff, dtype=dtype)
+        self.wi = weight(rngs, config.d_model, fans * config.d_ff, fan_in=config.d_model, dtype=dtype)
+        self.wo = weight(rngs, config.d_ff, config.d_model, fan_in=config.d_ff, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         act = ACTIVATIONS[self.config.activation]
@@ -110,13 +85,13 @@ class SelfAttention(nnx.Module):
         self.config = config
         inner = config.num_heads * config.d_kv
         self.norm = nnx.Param(jnp.ones((config.d_model,), dtype))
-        self.qkv = _weight(rngs, config.d_model, 3 * inner, fan_in=config.d_model, dtype=dtype)
-        self.out = _weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype)
+        self.qkv = weight(rngs, config.d_model, 3 * inner, fan_in=config.d_model, dtype=dtype)
+        self.out = weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype)
 
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, S, d_model] -> query, key, value, each [B, H, S, d_kv]."""
         hidden = rms_norm(x, self.norm[...], self.config.layer_norm_epsilon) @ self.qkv[...]
-        return tuple(_split_heads(part, self.config) for part in jnp.split(hidden, 3, axis=-1))
+        return tuple(split_heads(part, self.config.num_heads) for part in jnp.split(hidden, 3, axis=-1))
 
 
 class CrossAttention(nnx.Module):
@@ -126,21 +101,9 @@ class CrossAttention(nnx.Module):
         self.config = config
         inner = config.num_heads * config.d_kv
         self.norm = nnx.Param(jnp.ones((config.d_model,), dtype))
-        self.query = _weight(rngs, config.d_model, inner, fan_in=config.d_model, dtype=dtype)
-        self.kv = _weight(rngs, config.d_model, 2 * inner, fan_in=config.d_model, dtype=dtype)
-        self.out = _weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype)
-
-
-def _split_heads(x: jax.Array, config: T5Config) -> jax.Array:
-    """[B, S, H * d_kv] -> [B, H, S, d_kv]."""
-    batch, length, _ = x.shape
-    return x.reshape(batch, length, config.num_heads, config.d_kv).transpose(0, 2, 1, 3)
-
-
-def _merge_heads(x: jax.Array) -> jax.Array:
-    """[B, H, S, d_kv] -> [B, S, H * d_kv]."""
-    batch, heads, length, width = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
+        self.query = weight(rngs, config.d_model, inner, fan_in=config.d_model, dtype=dtype)
+        self.kv = weight(rngs, config.d_model, 2 * inner, fan_in=config.d_model, dtype=dtype)
+        self.out = weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype)
 
 
 class EncoderLayer(nnx.Module):
@@ -166,15 +129,17 @@ class T5(nnx.Module):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config
         buckets, heads = config.relative_attention_num_buckets, config.num_heads
-        self.embedding = _weight(rngs, config.vocab_size, config.d_model, fan_in=1, dtype=dtype)
-        self.encoder_bias = _weight(rngs, buckets, heads, fan_in=config.d_model, dtype=dtype)
-        self.decoder_bias = _weight(rngs, buckets, heads, fan_in=config.d_model, dtype=dtype)
+        self.embedding = weight(rngs, config.vocab_size, config.d_model, fan_in=1, dtype=dtype)
+        self.encoder_bias = weight(rngs, buckets, heads, fan_in=config.d_model, dtype=dtype)
+        self.decoder_bias = weight(rngs, buckets, heads, fan_in=config.d_model, dtype=dtype)
         self.encoder = nnx.List([EncoderLayer(config, rngs, dtype) for _ in range(config.num_layers)])
         self.encoder_norm = nnx.Param(jnp.ones((config.d_model,), dtype))
         self.decoder = nnx.List([DecoderLayer(config, rngs, dtype) for _ in range(config.num_decoder_layers)])
         self.decoder_norm = nnx.Param(jnp.ones((config.d_model,), dtype))
         if not config.tied:
-            self.head = _weight(rngs, config.d_model, config.vocab_size, fan_in=config.d_model, dtype=dtype)
+            self.head = weight(rngs, config.d_model, config.vocab_size, fan_in=config.d_model, dtype=dtype)
+
+    encoder_decoder = True
 
     @property
     def vocab_size(self) -> int:
@@ -203,7 +168,7 @@ class T5(nnx.Module):
         x = self.embedding[...][inputs]
         for layer in self.encoder:
             attended = attend(*layer.attention.project(x), bias)
-            x = layer.feed_forward(x + _merge_heads(attended) @ layer.attention.out[...])
+            x = layer.feed_forward(x + merge_heads(attended) @ layer.attention.out[...])
         return rms_norm(x, self.encoder_norm[...], config.layer_norm_epsilon)
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
@@ -226,14 +191,20 @@ class T5(nnx.Module):
         cross = []
         for layer in self.decoder:
             key, value = jnp.split(encoded @ layer.cross.kv[...], 2, axis=-1)
-            cross.append({"k": _split_heads(key, self.config), "v": _split_heads(value, self.config)})
+            cross.append({"k": split_heads(key, self.config.num_heads), "v": split_heads(value, self.config.num_heads)})
         return {"lengths": lengths, "cross": cross}
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
     ) -> tuple[jax.Array, State]:
         config, steps = self.config, tokens.shape[1]
-        self_bias = self._decoder_bias(positions, steps, state["self"][0]["k"].shape[2])
+        self_bias = causal_bias(
+            self.decoder_bias[...],
+            positions,
+            steps,
+            state["self"][0]["k"].shape[2],
+            max_distance=config.relative_attention_max_distance,
+        )
         span = np.arange(state["cross"][0]["k"].shape[2])
         cross_bias = jnp.where(span[None, :] < state["lengths"][:, None], 0.0, MASKED)[:, None, None, :]
         x = self.embedding[...][tokens]
@@ -242,33 +213,13 @@ class T5(nnx.Module):
             query, key, value = layer.attention.project(x)
             cache = {"k": write_cache(cache["k"], key, positions), "v": write_cache(cache["v"], value, positions)}
             caches.append(cache)
-            x = x + _merge_heads(attend(query, cache["k"], cache["v"], self_bias)) @ layer.attention.out[...]
+            x = x + merge_heads(attend(query, cache["k"], cache["v"], self_bias)) @ layer.attention.out[...]
             query = rms_norm(x, layer.cross.norm[...], config.layer_norm_epsilon) @ layer.cross.query[...]
-            attended = attend(_split_heads(query, config), cross["k"], cross["v"], cross_bias)
-            x = layer.feed_forward(x + _merge_heads(attended) @ layer.cross.out[...])
+            attended = attend(split_heads(query, config.num_heads), cross["k"], cross["v"], cross_bias)
+            x = layer.feed_forward(x + merge_heads(attended) @ layer.cross.out[...])
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
         return self._logits(x), state | {"self": caches}
-
-    def _decoder_bias(self, positions: jax.Array, steps: int, max_positions: int) -> jax.Array:
-        """Relative bias and causal mask of queries at `positions + 0..S-1` over keys 0..T-1: float32[B, H, S, T].
-
-        The bias depends on the distance alone, so each query's row is a window of one reversed table:
-        with T = 3 the table is [b(2) b(1) b(0) MASKED MASKED], and the query at position 1 reads
-        [b(1) b(0) MASKED], the window that starts at T - 1 - 1.
-        """
-        config = self.config
-        buckets = relative_buckets(
-            -np.arange(max_positions)[::-1],
-            bidirectional=False,
-            num_buckets=config.relative_attention_num_buckets,
-            max_distance=config.relative_attention_max_distance,
-        )
-        table = self.decoder_bias[...].astype(jnp.float32)[buckets].T
-        table = jnp.pad(table, ((0, 0), (0, max_positions)), constant_values=MASKED)
-        starts = jnp.maximum(max_positions - 1 - (positions[:, None] + np.arange(steps)), 0)
-        window = lambda start: jax.lax.dynamic_slice(table, (0, start), (table.shape[0], max_positions))
-        return jax.vmap(jax.vmap(window))(starts).transpose(0, 2, 1, 3)
 
     def _logits(self, x: jax.Array) -> jax.Array:
         """x [B, S, d_model] before the final norm -> float32[B, S, V]."""

@@ -1,0 +1,173 @@
+"""Hugging Face's decoder-only families: GPT-2, and Llama with its relatives Mistral, Qwen2 and Qwen3."""
+
+from decoding.checkpoints.fill import Source, as_is, linear, vectors
+from decoding.checkpoints.storage import CheckpointError
+from decoding.models.base import ACTIVATIONS
+from decoding.models.decoder_only import DecoderConfig, Rotary
+
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def parse_config(raw: dict, shown: str, names: set[str]) -> DecoderConfig:
+    """DecoderConfig from the keys of a Hugging Face config; the file's names say whether the head is tied.
+
+    Raises:
+      CheckpointError: a required key is missing, or something in the config is not supported.
+    """
+    try:
+        if raw["model_type"] == "gpt2":
+            return _gpt2_config(raw, tied="lm_head.weight" not in names)
+        return _llama_config(raw, shown, tied="lm_head.weight" not in names)
+    except KeyError as error:
+        raise CheckpointError(f"{shown}: the config lacks {error}") from error
+
+
+def _special(raw: dict) -> dict[str, int]:
+    eos = raw.get("eos_token_id")
+    eos = eos[0] if isinstance(eos, list) else eos
+    eos = raw["vocab_size"] - 1 if eos is None else eos
+    start = raw.get("bos_token_id")
+    pad = raw.get("pad_token_id")
+    return {"eos_id": eos, "start_id": eos if start is None else start, "pad_id": eos if pad is None else pad}
+
+
+def _gpt2_config(raw: dict, *, tied: bool) -> DecoderConfig:
+    width, heads = raw["n_embd"], raw["n_head"]
+    return DecoderConfig(
+        vocab_size=raw["vocab_size"],
+        d_model=width,
+        num_layers=raw["n_layer"],
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        d_ff=raw.get("n_inner") or 4 * width,
+        norm="layer",
+        position="learned",
+        activation=raw.get("activation_function", "gelu_new"),
+        gated=False,
+        tied=tied,
+        qkv_bias=True,
+        out_bias=True,
+        feed_forward_bias=True,
+        norm_epsilon=raw.get("layer_norm_epsilon", 1e-5),
+        max_positions=raw["n_positions"],
+        **_special(raw),
+    )
+
+
+def _llama_config(raw: dict, shown: str, *, tied: bool) -> DecoderConfig:
+    heads, kind = raw["num_attention_heads"], raw["model_type"]
+    activation = raw.get("hidden_act", "silu")
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(f"{shown}: hidden_act is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    if raw.get("use_sliding_window") or (kind == "mistral" and raw.get("sliding_window")):
+        raise CheckpointError(f"{shown}: sliding-window attention is not supported; full attention is")
+    return DecoderConfig(
+        vocab_size=raw["vocab_size"],
+        d_model=raw["hidden_size"],
+        num_layers=raw["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+        d_ff=raw["intermediate_size"],
+        norm="rms",
+        position="rotary",
+        activation=activation,
+        gated=True,
+        tied=tied,
+        qkv_bias=kind == "qwen2" or raw.get("attention_bias", False),
+        out_bias=kind != "qwen2" and raw.get("attention_bias", False),
+        feed_forward_bias=raw.get("mlp_bias", False),
+        qk_norm=kind == "qwen3",
+        norm_epsilon=raw.get("rms_norm_eps", 1e-6),
+        rotary=_rotary(raw, shown),
+        **_special(raw),
+    )
+
+
+def _rotary(raw: dict, shown: str) -> Rotary:
+    """Both forms: `rope_parameters` of newer configs, `rope_theta` with `rope_scaling` of older ones."""
+    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = scaling.get("rope_theta", raw.get("rope_theta", 10000.0))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return Rotary(theta=theta)
+    if kind == "linear":
+        return Rotary(theta=theta, scaling="linear", factor=scaling["factor"])
+    if kind == "llama3":
+        return Rotary(
+            theta=theta,
+            scaling="llama3",
+            factor=scaling["factor"],
+            low_frequency_factor=scaling["low_freq_factor"],
+            high_frequency_factor=scaling["high_freq_factor"],
+            original_positions=scaling["original_max_position_embeddings"],
+        )
+    raise CheckpointError(f"{shown}: rotary scaling {kind!r} is not supported; allowed: default, linear, llama3")
+
+
+def sources(config: DecoderConfig) -> dict[str, Source]:
+    """Our parameter path -> its source."""
+    return _gpt2_sources(config) if config.position == "learned" else _llama_sources(config)
+
+
+def _gpt2_sources(config: DecoderConfig) -> dict[str, Source]:
+    """GPT-2 stores linear weights as [in, out], as we do."""
+    d, d_ff = config.d_model, config.d_ff
+    found = {
+        "embedding": as_is("transformer.wte.weight", config.vocab_size, d),
+        "positions": as_is("transformer.wpe.weight", config.max_positions, d),
+        "norm.scale": as_is("transformer.ln_f.weight", d),
+        "norm.bias": as_is("transformer.ln_f.bias", d),
+    }
+    if not config.tied:
+        found["head"] = linear(["lm_head.weight"], [config.vocab_size], d)
+    for i in range(config.num_layers):
+        ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
+        for norm, name in (("attention_norm", "ln_1"), ("feed_forward_norm", "ln_2")):
+            found[f"{ours}.{norm}.scale"] = as_is(f"{theirs}.{name}.weight", d)
+            found[f"{ours}.{norm}.bias"] = as_is(f"{theirs}.{name}.bias", d)
+        layers = (("qkv", "attn.c_attn", d, 3 * d), ("out", "attn.c_proj", d, d))
+        layers += (("wi", "mlp.c_fc", d, d_ff), ("wo", "mlp.c_proj", d_ff, d))
+        for layer, name, into, out in layers:
+            found[f"{ours}.{layer}.kernel"] = as_is(f"{theirs}.{name}.weight", into, out)
+            found[f"{ours}.{layer}.bias"] = as_is(f"{theirs}.{name}.bias", out)
+    return found
+
+
+def _llama_sources(config: DecoderConfig) -> dict[str, Source]:
+    d, d_ff, dim = config.d_model, config.d_ff, config.head_dim
+    inner, kv = config.num_heads * dim, config.num_kv_heads * dim
+    found = {
+        "embedding": as_is("model.embed_tokens.weight", config.vocab_size, d),
+        "norm.scale": as_is("model.norm.weight", d),
+    }
+    if not config.tied:
+        found["head"] = linear(["lm_head.weight"], [config.vocab_size], d)
+    for i in range(config.num_layers):
+        ours, theirs = f"blocks.{i}", f"model.layers.{i}"
+        found[f"{ours}.attention_norm.scale"] = as_is(f"{theirs}.input_layernorm.weight", d)
+        found[f"{ours}.feed_forward_norm.scale"] = as_is(f"{theirs}.post_attention_layernorm.weight", d)
+        layers = (
+            ("qkv", [f"self_attn.{x}_proj" for x in "qkv"], d, [inner, kv, kv], config.qkv_bias),
+            ("out", ["self_attn.o_proj"], inner, [d], config.out_bias),
+            ("wi", ["mlp.gate_proj", "mlp.up_proj"], d, [d_ff, d_ff], config.feed_forward_bias),
+            ("wo", ["mlp.down_proj"], d_ff, [d], config.feed_forward_bias),
+        )
+        for layer, names, into, outs, bias in layers:
+            found[f"{ours}.{layer}.kernel"] = linear([f"{theirs}.{name}.weight" for name in names], outs, into)
+            if bias:
+                found[f"{ours}.{layer}.bias"] = vectors([f"{theirs}.{name}.bias" for name in names], outs)
+        if config.qk_norm:
+            found[f"{ours}.query_norm.scale"] = as_is(f"{theirs}.self_attn.q_norm.weight", dim)
+            found[f"{ours}.key_norm.scale"] = as_is(f"{theirs}.self_attn.k_norm.weight", dim)
+    return found
+
+
+def ignored(config: DecoderConfig) -> frozenset[str]:
+    """Buffers that old checkpoints carry and that hold no parameters."""
+    names = []
+    for i in range(config.num_layers):
+        names += [f"transformer.h.{i}.attn.bias", f"transformer.h.{i}.attn.masked_bias"]
+        names += [f"model.layers.{i}.self_attn.rotary_emb.inv_freq"]
+    return frozenset(names)

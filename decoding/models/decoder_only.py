@@ -1,0 +1,323 @@
+"""Decoder-only transformers: GPT-2, the paper's GPT-like pair, the Llama family, LaMDA's shape.
+
+One pre-norm block with a few choices, which `DecoderConfig` names: the norm (layer norm or RMS), where positions enter
+(a learned table, rotary, or T5's relative bias), the feed-forward (plain or gated), how many heads share a key
+(grouped-query attention), and which projections have a bias.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from decoding.models.base import (
+    ACTIVATIONS,
+    MASKED,
+    State,
+    attend,
+    merge_heads,
+    rms_norm,
+    split_heads,
+    weight,
+    write_cache,
+)
+from decoding.models.relative import causal_bias
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (Su et al., 2104.09864) on halves of a head, as Llama has them.
+
+    Attributes:
+      theta: base of the frequencies.
+      scaling: "none", "linear" (all frequencies divided by `factor`) or "llama3" (low frequencies divided, high ones
+        kept, a ramp between).
+      factor, low_frequency_factor, high_frequency_factor, original_positions: of the scaling.
+    """
+
+    theta: float = 10000.0
+    scaling: str = "none"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """float32[head_dim / 2], radians per position."""
+        base = 1.0 / self.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        if self.scaling == "linear":
+            base = base / self.factor
+        elif self.scaling == "llama3":
+            turns = self.original_positions * base / (2 * math.pi)
+            low, high = self.low_frequency_factor, self.high_frequency_factor
+            keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+            base = base * (keep + (1 - keep) / self.factor)
+        return base.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Shape of a decoder-only model.
+
+    Attributes:
+      norm: "layer" (with bias) or "rms".
+      position: "learned" (a table of `max_positions` rows), "rotary" or "relative" (T5's buckets).
+      activation: of the feed-forward: "relu", "gelu", "gelu_new" or "silu".
+      gated: two input projections, `act(gate x) * up x`.
+      qkv_bias, out_bias, feed_forward_bias: which projections have one.
+      qk_norm: RMS norm of every query and key head (Qwen3).
+      scale_attention: divide scores by sqrt(head_dim); T5's convention, which LaMDA follows, does not.
+      tied: logits come from the input embedding.
+      start_id, eos_id, pad_id: special tokens.
+    """
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    norm: str
+    position: str
+    activation: str
+    gated: bool
+    tied: bool
+    qkv_bias: bool = False
+    out_bias: bool = False
+    feed_forward_bias: bool = False
+    qk_norm: bool = False
+    scale_attention: bool = True
+    norm_epsilon: float = 1e-6
+    max_positions: int = 0
+    rotary: Rotary = Rotary()
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    start_id: int = 0
+    eos_id: int = 1
+    pad_id: int = 0
+
+
+class Norm(nnx.Module):
+    """Layer norm with bias, or RMS norm, in float32."""
+
+    def __init__(self, kind: str, width: int, epsilon: float, dtype):
+        self.kind, self.epsilon = kind, epsilon
+        self.scale = nnx.Param(jnp.ones((width,), dtype))
+        if kind == "layer":
+            self.bias = nnx.Param(jnp.zeros((width,), dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.kind == "rms":
+            return rms_norm(x, self.scale[...], self.epsilon)
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
+        normed = centred * inverse * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return normed.astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """x @ kernel [+ bias]."""
+
+    def __init__(self, rngs: nnx.Rngs, into: int, out: int, bias: bool, dtype):
+        self.kernel = weight(rngs, into, out, fan_in=into, dtype=dtype)
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((out,), dtype))
+        self.has_bias = bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x @ self.kernel[...]
+        return x + self.bias[...] if self.has_bias else x
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each with its norm before and its residual around."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype):
+        self.config = config
+        width, heads, kv_heads, dim = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
+        fans = 2 if config.gated else 1
+        self.attention_norm = Norm(config.norm, width, config.norm_epsilon, dtype)
+        self.qkv = Linear(rngs, width, (heads + 2 * kv_heads) * dim, config.qkv_bias, dtype)
+        self.out = Linear(rngs, heads * dim, width, config.out_bias, dtype)
+        if config.qk_norm:
+            self.query_norm = Norm("rms", dim, config.norm_epsilon, dtype)
+            self.key_norm = Norm("rms", dim, config.norm_epsilon, dtype)
+        self.feed_forward_norm = Norm(config.norm, width, config.norm_epsilon, dtype)
+        self.wi = Linear(rngs, width, fans * config.d_ff, config.feed_forward_bias, dtype)
+        self.wo = Linear(rngs, config.d_ff, width, config.feed_forward_bias, dtype)
+
+    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, S, d_model] at positions int32[B, S] -> query [B, H, S, D], key and value [B, G, S, D]."""
+        config = self.config
+        query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        hidden = self.qkv(self.attention_norm(x))
+        query, key, value = jnp.split(hidden, [query_width, query_width + kv_width], axis=-1)
+        query, key = split_heads(query, config.num_heads), split_heads(key, config.num_kv_heads)
+        if config.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if config.position == "rotary":
+            query, key = (rotate(heads, positions, config.rotary) for heads in (query, key))
+        if config.scale_attention:
+            query = query * config.head_dim**-0.5
+        return query, key, split_heads(value, config.num_kv_heads)
+
+    def feed_forward(self, x: jax.Array) -> jax.Array:
+        act = ACTIVATIONS[self.config.activation]
+        hidden = self.wi(self.feed_forward_norm(x))
+        if self.config.gated:
+            gate, up = jnp.split(hidden, 2, axis=-1)
+            hidden = act(gate) * up
+        else:
+            hidden = act(hidden)
+        return x + self.wo(hidden)
+
+
+def rotate(heads: jax.Array, positions: jax.Array, rotary: Rotary) -> jax.Array:
+    """Rotates the two halves of each head [B, H, S, D] by its position int32[B, S]."""
+    angles = positions[:, None, :, None].astype(jnp.float32) * rotary.frequencies(heads.shape[-1])
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(heads.dtype)
+
+
+def grouped_attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> jax.Array:
+    """Attention in which H / G query heads share a key head: the sharing heads are folded into the query's length.
+
+    Args:
+      query: [B, H, S, D].
+      key, value: [B, G, T, D].
+      bias: float32[B, 1 or H, S, T].
+
+    Returns:
+      [B, H, S, D].
+    """
+    batch, heads, steps, width = query.shape
+    groups, length = key.shape[1], key.shape[2]
+    if groups == heads:
+        return attend(query, key, value, bias)
+    shared = heads // groups
+    bias = jnp.broadcast_to(bias, (batch, heads, steps, length)).reshape(batch, groups, shared * steps, length)
+    folded = query.reshape(batch, groups, shared * steps, width)
+    return attend(folded, key, value, bias).reshape(batch, heads, steps, width)
+
+
+class DecoderOnly(nnx.Module):
+    """A decoder-only model that meets `decoding.models.base.LanguageModel`.
+
+    State: `{"self": [{"k", "v": [B, G, T, head_dim]}] * layers}`.
+    """
+
+    encoder_decoder = False
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.config = config
+        self.embedding = weight(rngs, config.vocab_size, config.d_model, fan_in=config.d_model, dtype=dtype)
+        if config.position == "learned":
+            self.positions = weight(rngs, config.max_positions, config.d_model, fan_in=config.d_model, dtype=dtype)
+        if config.position == "relative":
+            buckets = config.relative_buckets
+            self.relative = weight(rngs, buckets, config.num_heads, fan_in=config.d_model, dtype=dtype)
+        self.blocks = nnx.List([Block(config, rngs, dtype) for _ in range(config.num_layers)])
+        self.norm = Norm(config.norm, config.d_model, config.norm_epsilon, dtype)
+        if not config.tied:
+            self.head = weight(rngs, config.d_model, config.vocab_size, fan_in=config.d_model, dtype=dtype)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def start_id(self) -> int:
+        return self.config.start_id
+
+    @property
+    def eos_id(self) -> int:
+        return self.config.eos_id
+
+    def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
+        """Raises:
+        ValueError: the learned position table is too short for these lengths.
+        """
+        config, dtype = self.config, self.norm.scale.get_value().dtype
+        length = input_length + max_positions
+        if config.position == "learned" and length > config.max_positions:
+            raise ValueError(
+                f"inputs of {input_length} tokens and {max_positions} decoder positions need {length} positions; "
+                f"the model has {config.max_positions}: lower decoding.input_buckets or decoding.max_decode_tokens"
+            )
+        shape = (batch, config.num_kv_heads, length, config.head_dim)
+        return {
+            "self": [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(config.num_layers)]
+        }
+
+    def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
+        """Keys and values of a prompt.  What lies beyond its length is written over before it is attended to."""
+        batch, length = inputs.shape
+        return self._run(inputs, jnp.zeros((batch,), jnp.int32), self._no_cache(batch, length))[1]
+
+    def _no_cache(self, batch: int, length: int) -> State:
+        shape = (batch, self.config.num_kv_heads, length, self.config.head_dim)
+        zeros = lambda: jnp.zeros(shape, self.norm.scale[...].dtype)
+        return {"self": [{"k": zeros(), "v": zeros()} for _ in self.blocks]}
+
+    def step(
+        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
+    ) -> tuple[jax.Array, State]:
+        x, state = self._run(tokens, positions, state)
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, None, None], axis=1)
+        x = self.norm(x)
+        if self.config.tied:
+            return jnp.einsum("bsd,vd->bsv", x, self.embedding[...], preferred_element_type=jnp.float32), state
+        return jnp.einsum("bsd,dv->bsv", x, self.head[...], preferred_element_type=jnp.float32), state
+
+    def _run(self, tokens: jax.Array, positions: jax.Array, state: State) -> tuple[jax.Array, State]:
+        """Blocks over int32[B, S] tokens from `positions` on: [B, S, d_model] before the last norm, and the state."""
+        config, steps = self.config, tokens.shape[1]
+        length = state["self"][0]["k"].shape[2]
+        places = positions[:, None] + np.arange(steps)
+        x = self.embedding[...][tokens]
+        if config.position == "learned":
+            # Rows that are done may stand anywhere; only places that are never read can be out of range.
+            x = x + self.positions[...][jnp.minimum(places, config.max_positions - 1)]
+        if config.position == "relative":
+            bias = causal_bias(
+                self.relative[...], positions, steps, length, max_distance=config.relative_max_distance
+            )
+        else:
+            bias = jnp.where(np.arange(length) <= places[:, :, None], 0.0, MASKED)[:, None]
+        caches = []
+        for block, cache in zip(self.blocks, state["self"]):
+            query, key, value = block.project(x, places)
+            cache = {"k": write_cache(cache["k"], key, positions), "v": write_cache(cache["v"], value, positions)}
+            caches.append(cache)
+            attended = grouped_attend(query, cache["k"], cache["v"], bias)
+            x = block.feed_forward(x + block.out(merge_heads(attended)))
+        return x, {"self": caches}
+
+    def logits(self, decoder_tokens, encoder_tokens=None, encoder_lengths=None) -> jax.Array:
+        """Teacher-forced logits.
+
+        Args:
+          decoder_tokens: int32[B, T].
+          encoder_tokens, encoder_lengths: must be None; the text so far is part of `decoder_tokens`.
+
+        Returns:
+          float32[B, T, V]; `[b, t]` is the distribution of the token after `decoder_tokens[b, :t + 1]`.
+        """
+        if encoder_tokens is not None or encoder_lengths is not None:
+            raise ValueError("a decoder-only model has no encoder; put the input in front of decoder_tokens")
+        return _teacher_forced(*nnx.split(self), decoder_tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _teacher_forced(graph, params, tokens):
+    model = nnx.merge(graph, params)
+    batch, length = tokens.shape
+    return model.step(tokens, jnp.zeros((batch,), jnp.int32), model._no_cache(batch, length))[0]
