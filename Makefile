@@ -11,7 +11,6 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-CONFIG ?= configs/quickstart.py
 
 # uv installs in seconds; pip does the same where uv has no build or cannot reach the package index.
 define install
