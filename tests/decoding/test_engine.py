@@ -1,11 +1,13 @@
 """Slots, refill and records, on scripted models whose answers are known by hand."""
 
+import itertools
 import threading
 
 import jax
 import numpy as np
 import pytest
 
+import decoding.engine
 from decoding import DecodingConfig, Generator
 from tests import scripted
 from tests.records import assert_same, check_consistency
@@ -316,3 +318,61 @@ def test_nothing_is_compiled_after_construction(target, draft):
         assert events, "the listener must notice a compilation"
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+# γ = "auto".
+
+
+class Cycle:
+    """In place of `GammaPolicy`: γ by turns, every chunk another, so that the draft's cache often falls behind."""
+
+    def __init__(self, costs):
+        del costs
+        self._turns = itertools.cycle([3, 0, 1, 0, 0, 3, 3, 0])
+
+    def choose(self):
+        return next(self._turns), False
+
+    def observe(self, gamma, accepted, examined):
+        assert len(accepted) == len(examined) == gamma and np.all(accepted <= examined)
+
+
+AUTO = dict(gamma="auto", gamma_choices=(0, 1, 3), num_slots=4, chunk_iterations=2, max_decode_tokens=24)
+COSTS = {(8, 0): 1.0, (8, 1): 1.0, (8, 3): 1.0}
+
+
+def test_a_draft_that_sat_out_some_chunks_has_no_hole_in_its_cache(target, monkeypatch):
+    monkeypatch.setattr(decoding.engine, "GammaPolicy", Cycle)
+    engine = Generator(target, target, config(**AUTO), costs=COSTS)
+    inputs, ids = examples(40)
+    rows, report = engine.generate_with_report(inputs, ids)
+    assert set(report.gammas) == {0, 1, 3} and report.compilations == 0
+    assert sum(report.gammas.values()) == report.iterations
+    assert any(len(set(row.gammas)) > 1 for row in rows)
+    for row in rows:
+        check_consistency(row, engine.config, eos_id=1, vocab_size=6)
+    sources = np.concatenate([row.source for row in rows])
+    assert np.sum(sources == 1) > 50 and np.sum(sources == 0) == 0, "a draft equal to the target is always accepted"
+
+
+def test_changing_gammas_leave_greedy_output_and_order_alone(target, draft, monkeypatch):
+    monkeypatch.setattr(decoding.engine, "GammaPolicy", Cycle)
+    engine = Generator(target, draft, config(**AUTO, temperature=0.0), costs=COSTS)
+    inputs, ids = examples(40)
+    rows = engine.generate(inputs, ids)
+    for tokens, row in zip(inputs, rows):
+        assert row.tokens.tolist() == scripted.greedy(target, tokens, 24)
+    assert_same(rows[::-1], engine.generate(inputs[::-1], ids[::-1]))
+
+
+def test_auto_measures_costs_and_chooses_by_them(target, draft):
+    inputs, ids = examples(40)
+    engine = Generator(target, draft, config(**AUTO))
+    assert set(engine.costs) == set(COSTS) and all(seconds > 0 for seconds in engine.costs.values())
+    dear = Generator(target, draft, config(**AUTO), costs={(8, 0): 1.0, (8, 1): 9.0, (8, 3): 9.0})
+    report = dear.generate_with_report(inputs, ids)[1]
+    assert report.gammas[0] > 0.9 * report.iterations, "but for probes, a draft that does not pay is not used"
+    free = Generator(target, target, config(**AUTO), costs=COSTS)
+    assert set(free.generate_with_report(inputs, ids)[1].gammas) == {3}
+    with pytest.raises(ValueError, match=r"\(8, 3\)"):
+        Generator(target, draft, config(**AUTO), costs={(8, 0): 1.0, (8, 1): 1.0})
