@@ -66,13 +66,14 @@ def _gammas(text: str) -> list[int | str]:
     return [name if name == "auto" else int(name) for name in _names(text)]
 
 
-def use_threads(threads: int) -> None:
-    """Binds this process and the systems it starts to `threads` cores, and tells every library so."""
+def set_environment(threads: int, cache: Path) -> None:
+    """Binds this process and the systems it starts to `threads` cores, tells every library so, and keeps JAX's programs."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CT2_INTRA_THREADS"):
         os.environ[name] = str(threads)
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "jax"))
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
@@ -159,7 +160,7 @@ def versions() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    use_threads(arguments.threads)
+    set_environment(arguments.threads, arguments.cache)
     available = systems.available(arguments.gammas)
     unknown = set(arguments.systems or ()) - available.keys()
     if unknown:
