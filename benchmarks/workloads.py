@@ -102,14 +102,19 @@ def random_workload(shape: str, directory: Path, batches: list[int], max_new_tok
     )
 
 
-def demo_workload(pair: Path, sentences: Path, directory: Path, batches: list[int], max_new_tokens: int) -> Workload:
-    """The trained English-German pair in `pair`/target and `pair`/draft over real sentences (JSON lines with "en")."""
+def read_sentences(sentences: Path, pieces: Path, longest: int) -> list[list[int]]:
+    """Token ids of the English sentences (JSON lines with "en") that have from 4 to `longest` tokens, EOS included."""
     import sentencepiece
 
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(pair / "target" / "spiece.model"))
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
     texts = [json.loads(line)["en"] for line in sentences.read_text(encoding="utf-8").splitlines()]
-    rows = [[*pieces.encode(text), EOS] for text in texts]
-    rows = [row for row in rows if 4 <= len(row) <= 64]
+    rows = [[*processor.encode(text), EOS] for text in texts]
+    return [row for row in rows if 4 <= len(row) <= longest]
+
+
+def demo_workload(pair: Path, sentences: Path, directory: Path, batches: list[int], max_new_tokens: int) -> Workload:
+    """The trained English-German pair in `pair`/target and `pair`/draft over real sentences (JSON lines with "en")."""
+    rows = read_sentences(sentences, pair / "target" / "spiece.model", 64)
     examples = {batch: min(max(16, 2 * batch), len(rows)) for batch in batches}
     return Workload(
         name="English-German pair, real sentences",

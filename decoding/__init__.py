@@ -2,6 +2,7 @@
 
 from decoding import theory
 from decoding.checkpoints import CheckpointError, CheckpointInfo, inspect_checkpoint, load_model
+from decoding.compilation import keep_programs
 from decoding.config import DecodingConfig, Generation
 from decoding.engine import EngineReport, Generator
 
@@ -13,6 +14,7 @@ __all__ = [
     "Generation",
     "Generator",
     "inspect_checkpoint",
+    "keep_programs",
     "load_model",
     "theory",
 ]

@@ -32,6 +32,26 @@ def backend_compilations() -> tuple[int, float]:
         return _counts["events"], _counts["seconds"]
 
 
+def keep_programs(directory: str | None = None) -> str:
+    """Turns JAX's persistent compilation cache on, so that a second process compiles almost nothing.
+
+    Args:
+      directory: where programs are kept; may be shared by workers, and be on gs://.  None leaves a directory that is
+        set already (JAX_COMPILATION_CACHE_DIR), and else takes `specbeam/programs` in the user's cache directory.
+
+    Returns:
+      The directory.
+    """
+    directory = directory or jax.config.jax_compilation_cache_dir
+    if not directory:
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        directory = os.path.join(caches, "specbeam", "programs")
+    jax.config.update("jax_compilation_cache_dir", directory)
+    # Many programs of small models compile in under a second, JAX's threshold, and there are dozens.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return directory
+
+
 class Compiler:
     """Collects programs with their argument shapes, then compiles them together."""
 

@@ -85,7 +85,11 @@ GeneratorFactory = Callable[[Models, decoding.DecodingConfig, Costs | None], dec
 
 
 def load_generator(models: Models, config: decoding.DecodingConfig, costs: Costs | None = None) -> decoding.Generator:
-    """Loads the models and compiles their programs. `costs` are those of γ = "auto", measured where None."""
+    """Loads the models and compiles their programs, or finds them compiled by an earlier process on this machine.
+
+    `costs` are those of γ = "auto", measured where None.
+    """
+    decoding.keep_programs()
     target = decoding.load_model(models.target, dtype=models.dtype)
     draft = decoding.load_model(models.draft, dtype=models.dtype) if models.draft else None
     return decoding.Generator(target, draft, config, costs)

@@ -98,6 +98,15 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return (x32 * jax.lax.rsqrt(mean_square + epsilon) * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+# Keys per step of the loop in `attend_existing`; states hold a multiple of it where they hold more.
+KEY_BLOCK = 128
+
+
+def state_length(length: int) -> int:
+    """Length of a cache for `length` positions: rounded up to whole key blocks where it needs more than one."""
+    return length if length <= KEY_BLOCK else -(-length // KEY_BLOCK) * KEY_BLOCK
+
+
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> jax.Array:
     """Softmax attention with an additive bias, the softmax in float32.
 
@@ -113,6 +122,41 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) 
     scores = jnp.einsum("bhsd,bhtd->bhst", query, key, preferred_element_type=jnp.float32) + bias
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bhst,bhtd->bhsd", weights, value, preferred_element_type=jnp.float32).astype(value.dtype)
+
+
+def attend_existing(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array
+) -> jax.Array:
+    """`attend`, with work that follows how many keys there are instead of how many there could be.
+
+    The softmax is accumulated over blocks of keys (Milakov and Gimelshein, 1805.02867) in a loop whose trip count is
+    known on device only.
+
+    Args:
+      query, key, value, bias: as in `attend`; T is at most KEY_BLOCK or a multiple of it, see `state_length`.
+      existing: int32[], every row's keys at or beyond it are masked by the bias.
+    """
+    length = key.shape[2]
+    if length <= KEY_BLOCK:
+        return attend(query, key, value, bias)
+    rows, heads, steps, width = query.shape
+
+    def add_block(i, carry):
+        peak, total, mixed = carry
+        block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i * KEY_BLOCK, slice_size=KEY_BLOCK)
+        scores = jnp.einsum("bhsd,bhtd->bhst", query, block(key, axis=2), preferred_element_type=jnp.float32)
+        scores = scores + block(bias, axis=3)
+        new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1, keepdims=True))
+        weights, kept = jnp.exp(scores - new_peak), jnp.exp(peak - new_peak)
+        values = block(value, axis=2)
+        new = jnp.einsum("bhst,bhtd->bhsd", weights.astype(value.dtype), values, preferred_element_type=jnp.float32)
+        return new_peak, total * kept + jnp.sum(weights, axis=-1, keepdims=True), mixed * kept + new
+
+    column = (rows, heads, steps, 1)
+    empty = (jnp.full(column, 2 * MASKED), jnp.zeros(column), jnp.zeros((rows, heads, steps, width)))
+    blocks = jnp.clip((existing + KEY_BLOCK - 1) // KEY_BLOCK, 1, length // KEY_BLOCK)
+    _, total, mixed = jax.lax.fori_loop(0, blocks, add_block, empty)
+    return (mixed / total).astype(value.dtype)
 
 
 def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:

@@ -18,10 +18,11 @@ from decoding.models.base import (
     ACTIVATIONS,
     MASKED,
     State,
-    attend,
+    attend_existing,
     merge_heads,
     rms_norm,
     split_heads,
+    state_length,
     weight,
     write_cache,
 )
@@ -186,13 +187,16 @@ def rotate(heads: jax.Array, positions: jax.Array, rotary: Rotary) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(heads.dtype)
 
 
-def grouped_attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> jax.Array:
+def grouped_attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array
+) -> jax.Array:
     """Attention in which H / G query heads share a key head: the sharing heads are folded into the query's length.
 
     Args:
       query: [B, H, S, D].
       key, value: [B, G, T, D].
       bias: float32[B, 1 or H, S, T].
+      existing: int32[], see `attend_existing`.
 
     Returns:
       [B, H, S, D].
@@ -200,11 +204,11 @@ def grouped_attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax
     batch, heads, steps, width = query.shape
     groups, length = key.shape[1], key.shape[2]
     if groups == heads:
-        return attend(query, key, value, bias)
+        return attend_existing(query, key, value, bias, existing)
     shared = heads // groups
     bias = jnp.broadcast_to(bias, (batch, heads, steps, length)).reshape(batch, groups, shared * steps, length)
     folded = query.reshape(batch, groups, shared * steps, width)
-    return attend(folded, key, value, bias).reshape(batch, heads, steps, width)
+    return attend_existing(folded, key, value, bias, existing).reshape(batch, heads, steps, width)
 
 
 class DecoderOnly(nnx.Module):
@@ -251,20 +255,13 @@ class DecoderOnly(nnx.Module):
                 f"inputs of {input_length} tokens and {max_positions} decoder positions need {length} positions; "
                 f"the model has {config.max_positions}: lower decoding.input_buckets or decoding.max_decode_tokens"
             )
-        shape = (batch, config.num_kv_heads, length, config.head_dim)
-        return {
-            "self": [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(config.num_layers)]
-        }
+        shape = (batch, config.num_kv_heads, state_length(length), config.head_dim)
+        return {"self": [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in self.blocks]}
 
     def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
         """Keys and values of a prompt.  What lies beyond its length is written over before it is attended to."""
         batch, length = inputs.shape
-        return self._run(inputs, jnp.zeros((batch,), jnp.int32), self._no_cache(batch, length))[1]
-
-    def _no_cache(self, batch: int, length: int) -> State:
-        shape = (batch, self.config.num_kv_heads, length, self.config.head_dim)
-        zeros = lambda: jnp.zeros(shape, self.norm.scale[...].dtype)
-        return {"self": [{"k": zeros(), "v": zeros()} for _ in self.blocks]}
+        return self._run(inputs, jnp.zeros((batch,), jnp.int32), self.init_state(batch, length, 0))[1]
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
@@ -281,7 +278,7 @@ class DecoderOnly(nnx.Module):
         """Blocks over int32[B, S] tokens from `positions` on: [B, S, d_model] before the last norm, and the state."""
         config, steps = self.config, tokens.shape[1]
         length = state["self"][0]["k"].shape[2]
-        places = positions[:, None] + np.arange(steps)
+        places, existing = positions[:, None] + np.arange(steps), jnp.max(positions) + steps
         x = self.embedding[...][tokens]
         if config.position == "learned":
             # Rows that are done may stand anywhere; only places that are never read can be out of range.
@@ -297,7 +294,7 @@ class DecoderOnly(nnx.Module):
             query, key, value = block.project(x, places)
             cache = {"k": write_cache(cache["k"], key, positions), "v": write_cache(cache["v"], value, positions)}
             caches.append(cache)
-            attended = grouped_attend(query, cache["k"], cache["v"], bias)
+            attended = grouped_attend(query, cache["k"], cache["v"], bias, existing)
             x = block.feed_forward(x + block.out(merge_heads(attended)))
         return x, {"self": caches}
 
@@ -320,4 +317,4 @@ class DecoderOnly(nnx.Module):
 def _teacher_forced(graph, params, tokens):
     model = nnx.merge(graph, params)
     batch, length = tokens.shape
-    return model.step(tokens, jnp.zeros((batch,), jnp.int32), model._no_cache(batch, length))[0]
+    return model.step(tokens, jnp.zeros((batch,), jnp.int32), model.init_state(batch, length, 0))[0]

@@ -18,9 +18,11 @@ from decoding.models.base import (
     MASKED,
     State,
     attend,
+    attend_existing,
     merge_heads,
     rms_norm,
     split_heads,
+    state_length,
     weight,
     write_cache,
 )
@@ -175,7 +177,7 @@ class T5(nnx.Module):
         config, dtype = self.config, self.encoder_bias.get_value().dtype
 
         def keys_and_values(length: int):
-            shape = (batch, config.num_heads, length, config.d_kv)
+            shape = (batch, config.num_heads, state_length(length), config.d_kv)
             return [
                 {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(config.num_decoder_layers)
             ]
@@ -198,6 +200,7 @@ class T5(nnx.Module):
         self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
     ) -> tuple[jax.Array, State]:
         config, steps = self.config, tokens.shape[1]
+        existing, inputs = jnp.max(positions) + steps, jnp.max(state["lengths"])
         self_bias = causal_bias(
             self.decoder_bias[...],
             positions,
@@ -213,9 +216,10 @@ class T5(nnx.Module):
             query, key, value = layer.attention.project(x)
             cache = {"k": write_cache(cache["k"], key, positions), "v": write_cache(cache["v"], value, positions)}
             caches.append(cache)
-            x = x + merge_heads(attend(query, cache["k"], cache["v"], self_bias)) @ layer.attention.out[...]
+            x = x + merge_heads(attend_existing(query, cache["k"], cache["v"], self_bias, existing)) @ layer.attention.out[...]
             query = rms_norm(x, layer.cross.norm[...], config.layer_norm_epsilon) @ layer.cross.query[...]
-            attended = attend(split_heads(query, config.num_heads), cross["k"], cross["v"], cross_bias)
+            query = split_heads(query, config.num_heads)
+            attended = attend_existing(query, cross["k"], cross["v"], cross_bias, inputs)
             x = layer.feed_forward(x + merge_heads(attended) @ layer.cross.out[...])
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
