@@ -12,6 +12,7 @@ where the name exists, and `put` renames it. On gs:// an upload is atomic by its
 precondition "generation 0", that is, no such object.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -180,10 +181,8 @@ def _scratch_name(name: str) -> str:
 
 
 def _remove_if_there(path: str) -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.remove(path)
-    except FileNotFoundError:
-        pass
 
 
 def _upload(path: str, data: bytes) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline import generate
-from tests.pipeline.test_generate import assert_same_rows, rows, summary
+from tests.pipeline.helpers import assert_same_rows, rows, summary
 
 SMALL = (
     "--config.decoding.num_slots=2",

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import generate
 from tests.pipeline import fakes
-from tests.pipeline.test_generate import assert_same_rows, files, rows, summary
+from tests.pipeline.helpers import assert_same_rows, files, rows, summary
 
 PROGRAM = (
     "import sys; from pipeline import generate; from tests.pipeline import fakes; "

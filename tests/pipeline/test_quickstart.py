@@ -53,7 +53,8 @@ def test_comparison_of_two_runs(command, tmp_path):
     console = Console(file=io.StringIO(), width=120)
     quickstart.print_comparison(console, plain, speculative)
     shown = console.file.getvalue()
-    speeds = [json.loads((folder / "summary.json").read_text())["timings"]["tokens_per_second"] for folder in (plain, speculative)]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (plain, speculative)]
+    speeds = [summary["timings"]["tokens_per_second"] for summary in summaries]
     assert f"Speedup: {speeds[1] / speeds[0]:.2f}x" in shown
     assert "Equal outputs: " in shown and " of 30" in shown
     for word in ("accepted: drafted", "[text]  corrected", "{text}  bonus"):

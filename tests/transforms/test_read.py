@@ -18,7 +18,10 @@ class Letters:
         return [10 + ord(letter) - ord("a") for letter in text if letter != "?"]
 
 
-def read(path, *, fields=RecordFields("en", "de"), prefix="", eos_id=1, limit=8, size=100, shard=0):
+PAIRS = RecordFields("en", "de")
+
+
+def read(path, *, fields=PAIRS, prefix="", eos_id=1, limit=8, size=100, shard=0):
     plan = plan_input(find_files([str(path)]), fields, size)
     work = ShardTable(plan)[shard]
     return read_shard(work, fields, Letters(), prefix=prefix, eos_id=eos_id, max_input_tokens=limit)
