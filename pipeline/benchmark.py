@@ -4,33 +4,28 @@
         [--gammas=0,1,2,4,7,auto] [--num_slots=1,8,32] [--verifications=token,block] [--temperatures=0,1]
         [--repeats=7] [--examples=64] [--seed=0]
 
-Runs in this process, without Beam. Prints a table and writes DIR/benchmark.json, after every repeat, with every single
-timing. docs/benchmarking.md says how to read both.
-
-Every combination of --num_slots and --temperatures is a group: plain decoding, which is measured in any case, and all γ
-with all verifications. (At temperature 0 the verifications are one and the same comparison, so that one is measured.)
-Sampled tokens differ from repeat to repeat, so that intervals at temperatures above 0 cover the luck of the draw too.
+Runs in this process. Prints tables and writes DIR/benchmark.json, after every repeat, with every single timing.
+docs/benchmarking.md says how to read both, and pipeline/measurement.py how it is measured.
 
 Exit status: 0 when everything was measured, 2 when something is wrong with the command, its input or its folder and nothing
 was done, 130 when interrupted.
 """
 
 import argparse
-import collections
 import dataclasses
 import datetime
-import gc
 import importlib.metadata
+import itertools
 import json
+import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from rich import box
 from rich.console import Console
@@ -38,17 +33,16 @@ from rich.table import Table
 from tqdm import tqdm
 
 import decoding
-from decoding import DecodingConfig, theory
+from decoding import theory
 from decoding.adaptive import encode_costs
+from decoding.config import VERIFICATIONS
 from decoding.models.base import LanguageModel
 from decoding.version import __version__
 from pipeline import measurement
 from pipeline.config import ConfigError, JobConfig, parse_command_line
 from pipeline.manifest import FolderError, code_digest
-from pipeline.measurement import PassTimer, Ratio
+from pipeline.measurement import Group, Measurements, Pass, PassSeconds, Ratio, Runner, Setting
 from pipeline.preflight import CheckedModels, check_models
-from transforms import storage
-from transforms.aggregate import DecodedText, Statistics, shard_statistics
 from transforms.plan import InputError, Plan, ShardTable, find_files, plan_input
 from transforms.read import read_shard
 from transforms.records import Example
@@ -57,14 +51,16 @@ from transforms.tokenize import load_tokenizer
 
 RESULTS = "benchmark.json"
 
-# Settings of the config that the flags below vary.
+# Settings of the config that this job varies, and the flags that say over what.
 _VARIED = {"gamma": "gammas", "num_slots": "num_slots", "verification": "verifications", "temperature": "temperatures"}
 _VERSIONED = ("flax", "jax", "jaxlib", "numpy", "sentencepiece", "tokenizers")
+_LINE_SECONDS = 30.0
+_TIMING_VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is compared; the flags of the same names."""
+    """What is compared, and how often: the flags of the same names."""
 
     gammas: tuple[int | str, ...]
     num_slots: tuple[int, ...]
@@ -76,105 +72,38 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """One row of the results: how the same inputs are decoded."""
-
-    num_slots: int
-    temperature: float
-    verification: str
-    gamma: int | str
-
-    @property
-    def same_text(self) -> bool:
-        """Whether the tokens are to be plain decoding's: at temperature 0, and with coupled noise."""
-        return self.temperature == 0 or self.verification == "coupled"
-
-    def config(self, base: DecodingConfig) -> DecodingConfig:
-        return dataclasses.replace(base, **dataclasses.asdict(self))
-
-    def __str__(self) -> str:
-        how = "plain" if self.gamma == 0 else f"{self.verification}, γ {self.gamma}"
-        return f"{self.num_slots} slots, temperature {self.temperature:g}, {how}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Settings with the plain one that their speedup is measured against."""
-
-    plain: Setting
-    speculative: tuple[Setting, ...]
-
-    @property
-    def settings(self) -> tuple[Setting, ...]:
-        return (self.plain, *self.speculative)
-
-
-@dataclasses.dataclass
-class Measurements:
-    """Of one setting, by counted repeat.
-
-    Attributes:
-      seconds: wall time of decoding all inputs.
-      tokens: generated, each sequence's EOS included, whatever it was decoded with.
-      iterations: of the whole batch, that is, target passes after prefill.
-      row_iterations: of rows that were decoding, summed over rows.
-      compilations: while decoding; 0 unless something is wrong.
-      differing: generations whose tokens are not plain decoding's.
-      gammas: iterations by γ, over all counted repeats.
-      statistics: of the generations of all counted repeats; at temperature 0, where they are the same, of the first.
-    """
-
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    iterations: list[int] = dataclasses.field(default_factory=list)
-    row_iterations: list[int] = dataclasses.field(default_factory=list)
-    compilations: list[int] = dataclasses.field(default_factory=list)
-    differing: list[int] = dataclasses.field(default_factory=list)
-    gammas: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    statistics: Statistics = dataclasses.field(default_factory=Statistics)
-
-    @property
-    def seconds_per_token(self) -> list[float]:
-        return [seconds / tokens for seconds, tokens in zip(self.seconds, self.tokens)]
-
-
-@dataclasses.dataclass
-class PassSeconds:
-    """Seconds of a single model pass at one batch size, by counted repeat.
-
-    Attributes:
-      target: by the number of positions per row that a pass feeds.
-      draft: of one position; empty without a draft.
-    """
-
-    target: dict[int, list[float]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
-    draft: list[float] = dataclasses.field(default_factory=list)
-
-    def c(self) -> Ratio | None:
-        """The paper's c: time of a draft run over time of a target run, both over one position."""
-        return Ratio.of(self.draft, self.target[1]) if self.draft else None
-
-    def pass_cost(self, positions: int) -> Ratio:
-        """Time of a target run over so many positions, over time of a run over one."""
-        return Ratio.of(self.target[positions], self.target[1])
-
-
-@dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is decoded, and how much else was read.
+    """What is decoded.
 
     Attributes:
-      examples: the first that could be read and tokenised.
-      failed: records among them that could not.
-      plan: the whole input.
+      examples: the first ones of the input that could be read and tokenised.
+      failed: records that could not, among those read.
+      plan: of the whole input.
     """
 
     examples: tuple[Example, ...]
     failed: int
     plan: Plan
 
+    @property
     def lengths(self) -> list[int]:
-        return [len(example.tokens) for example in self.examples]
+        """In tokens, increasing."""
+        return sorted(len(example.tokens) for example in self.examples)
+
+    def to_json(self) -> dict:
+        lengths = self.lengths
+        return {
+            "examples": len(self.examples),
+            "first": self.examples[0].example_id,
+            "last": self.examples[-1].example_id,
+            "failed": self.failed,
+            "truncated": sum(example.truncated for example in self.examples),
+            "tokens": sum(lengths),
+            "shortest": lengths[0],
+            "median": lengths[len(lengths) // 2],
+            "longest": lengths[-1],
+            "files": [{"name": file.name, "sha256": file.sha256} for file in self.plan.files],
+        }
 
 
 # The command line.
@@ -186,7 +115,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(args: Sequence[str]) -> tuple[JobConfig, str, Settings]:
-    """The job's config, the output folder and what to compare, from a command line without the program's name.
+    """Parses `args`, which exclude the program's name: the job's config, the output folder, and what to compare.
 
     Raises:
       ConfigError: with the setting, its value and what is allowed.
@@ -202,13 +131,13 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, str, Settings]:
     add("--num_slots", default="1,8,32", help="batch sizes (default: %(default)s)")
     add("--verifications", default="token,block", help="of token, block, coupled (default: %(default)s)")
     add("--temperatures", default="0,1", help="0 is greedy (default: %(default)s)")
-    add("--repeats", default="7", help="after a first one that is not counted, at least 2 (default: %(default)s)")
+    add("--repeats", default="7", help="after a first one that is not counted; at least 2 (default: %(default)s)")
     add("--examples", default="64", help="inputs, from the beginning (default: %(default)s)")
-    add("--seed", default="0", help="of the order of settings (default: %(default)s)")
+    add("--seed", default="0", help="of the order of runs (default: %(default)s)")
     own, others = parser.parse_known_args(list(args))
     for name, flag in _VARIED.items():
         if stray := [arg for arg in others if arg.split("=", 1)[0] == f"--config.decoding.{name}"]:
-            raise ConfigError(f"{stray[0]!r}: this job compares several; allowed: --{flag}=..., separated by commas")
+            raise ConfigError(f"{stray[0]!r} is one value, and this job compares several; allowed: --{flag}=..., by commas")
     # The config's own γ plays no part, and must not be refused for want of a draft.
     command = parse_command_line([*others, "--config.decoding.gamma=0"])
     if command.beam_args:
@@ -216,85 +145,93 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, str, Settings]:
     settings = Settings(
         gammas=_several("gammas", own.gammas, _gamma, 'whole numbers from 0 to 64, or "auto"'),
         num_slots=_several("num_slots", own.num_slots, int, "whole numbers of at least 1"),
-        verifications=_several("verifications", own.verifications, str, "token, block, coupled"),
+        verifications=_several("verifications", own.verifications, _verification, ", ".join(VERIFICATIONS)),
         temperatures=_several("temperatures", own.temperatures, float, "numbers of at least 0"),
         repeats=_whole("repeats", own.repeats, 2),
         examples=_whole("examples", own.examples, 1),
         seed=_whole("seed", own.seed, 0),
     )
-    if not command.config.model.draft and set(settings.gammas) != {0}:
-        raise ConfigError(f"--gammas is {own.gammas!r} without a draft: model.draft is empty; allowed: 0")
-    try:
-        for group in groups(settings):
-            for setting in group.settings:
+    if not command.config.model.draft and settings.gammas != (0,):
+        raise ConfigError(f"--gammas is {own.gammas!r} and model.draft is empty; allowed without a draft: 0")
+    for group in group_settings(settings):
+        for setting in group.settings:
+            try:
                 setting.config(command.config.decoding)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
     return command.config, command.output, settings
 
 
-def _several(name: str, text: str, convert, allowed: str) -> tuple:
+def _several(name: str, text: str, convert: Callable[[str], Any], allowed: str) -> tuple:
     """Comma-separated values, each once, in the order given."""
     try:
-        values = tuple(dict.fromkeys(convert(one.strip()) for one in text.split(",") if one.strip()))
-    except ValueError:
-        values = ()
-    if not values:
-        raise ConfigError(f"--{name} is {text!r}; allowed: {allowed}, separated by commas")
+        values = tuple(dict.fromkeys(convert(one.strip()) for one in text.split(",")))
+    except ValueError as error:
+        raise ConfigError(f"--{name} is {text!r}; allowed: {allowed}, separated by commas") from error
     return values
-
-
-def _whole(name: str, text: str, low: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if value < low:
-        raise ConfigError(f"--{name} is {text!r}; allowed: a whole number of at least {low}")
-    return value
 
 
 def _gamma(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def groups(settings: Settings) -> list[Group]:
-    """All settings, grouped by what they are compared with.
+def _verification(text: str) -> str:
+    if text not in VERIFICATIONS:
+        raise ValueError(text)
+    return text
 
-    Coupled sampling draws in its own way, so its speedup is against plain decoding that draws in that way.
+
+def _whole(name: str, text: str, low: int) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if value < low:
+        raise ConfigError(f"--{name} is {text!r}; allowed: a whole number of at least {low}")
+    return value
+
+
+def group_settings(settings: Settings) -> list[Group]:
+    """A group for every batch size and temperature: plain decoding, asked for or not, and every γ and verification.
+
+    At temperature 0 all verifications are the same comparison of argmaxes, and the first stands for all. Coupled sampling
+    draws in a way of its own, so above temperature 0 it has its own group, whose plain decoding draws in that way too.
     """
     found = []
     for num_slots in settings.num_slots:
         for temperature in settings.temperatures:
-            coupled = [name for name in settings.verifications if name == "coupled"]
-            others = [name for name in settings.verifications if name != "coupled"]
-            families = [others, coupled] if temperature > 0 else [settings.verifications[:1]]
-            for family in filter(None, families):
-                every = [Setting(num_slots, temperature, name, g) for g in settings.gammas if g != 0 for name in family]
-                found.append(Group(Setting(num_slots, temperature, family[0], 0), tuple(every)))
+            if temperature == 0:
+                families = [settings.verifications[:1]]
+            else:
+                coupled = tuple(name for name in settings.verifications if name == "coupled")
+                families = [tuple(name for name in settings.verifications if name not in coupled), coupled]
+            for names in filter(None, families):
+                speculative = tuple(
+                    Setting(num_slots, temperature, name, gamma)
+                    for gamma in settings.gammas
+                    if gamma != 0
+                    for name in names
+                )
+                found.append(Group(Setting(num_slots, temperature, names[0], 0), speculative))
     return found
 
 
-# Before anything is loaded.
+# Inputs and folder.
 
 
 def read_inputs(config: JobConfig, models: CheckedModels, count: int) -> Inputs:
-    """The first `count` examples, planned, read and tokenised as the main job does.
+    """Reads the first `count` examples, planned, read and tokenised as the main job does.
 
     Raises:
-      ConfigError: the input cannot be planned, or holds no example.
+      ConfigError: the input cannot be planned or read, or holds no example.
     """
-    settings = config.input
+    pattern, examples, failed = config.input.pattern, [], 0
     try:
-        plan = plan_input(find_files(settings.patterns), settings.fields, config.shards.examples_per_shard)
+        plan = plan_input(find_files(config.input.patterns), config.input.fields, config.shards.examples_per_shard)
         table, tokenizer = ShardTable(plan), load_tokenizer(models.tokenizer)
-        examples, failed = [], 0
         for shard in range(plan.num_shards):
             read = read_shard(
                 table[shard],
-                settings.fields,
+                config.input.fields,
                 tokenizer,
-                prefix=settings.prefix,
+                prefix=config.input.prefix,
                 eos_id=models.input_eos_id,
                 max_input_tokens=config.decoding.max_input_tokens,
             )
@@ -303,104 +240,358 @@ def read_inputs(config: JobConfig, models: CheckedModels, count: int) -> Inputs:
             if len(examples) >= count:
                 break
     except (InputError, OSError) as error:
-        raise ConfigError(f"input.pattern is {settings.pattern!r}: {error}") from error
+        raise ConfigError(f"input.pattern is {pattern!r}: {error}") from error
     if not examples:
-        raise ConfigError(f"input.pattern is {settings.pattern!r}: none of its {failed} records could be read")
+        raise ConfigError(f"input.pattern is {pattern!r}: none of its {failed} records could be read")
     return Inputs(tuple(examples[:count]), failed, plan)
 
 
 def used_buckets(buckets: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
-    """Those of the increasing `buckets` that an input of `lengths` falls into: nothing else has to be compiled."""
+    """Those of the increasing `buckets` that an input of one of `lengths` falls into; the others need not be compiled."""
     return tuple(sorted({next(bucket for bucket in buckets if length <= bucket) for length in lengths}))
 
 
 def open_folder(output: str) -> OutputFolder:
-    """The output folder.
+    """The output folder; benchmark.json is there from now on.
 
     Raises:
-      FolderError: it holds results already, or cannot be read.
+      FolderError: it holds a measured repeat, or cannot be written.
     """
     folder = OutputFolder(output)
     try:
-        if folder.exists(RESULTS):
-            raise FolderError(f"the output folder {output!r} holds {RESULTS} already; give another folder")
+        if folder.create(RESULTS, encode({"complete": False, "repeats": 0})):
+            return folder
+        repeats = json.loads(folder.read(RESULTS))["repeats"]
     except OSError as error:
-        raise FolderError(f"the output folder {output!r} cannot be read: {error}") from error
+        raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise FolderError(f"the output folder {output!r} holds a {RESULTS} that is none of this job's") from error
+    if repeats:
+        raise FolderError(
+            f"the output folder {output!r} holds a {RESULTS} of {repeats} repeats; give another folder, or remove it"
+        )
     return folder
 
 
-# Measuring.
+# Results.
 
 
-class Benchmark:
-    """Loaded and compiled settings, and what was measured of them so far."""
+def setting_row(
+    setting: Setting, plain: Measurements, measured: Measurements, passes: PassSeconds, *, exact: bool = True
+) -> dict:
+    """What benchmark.json says of one setting.
 
-    def __init__(
-        self, target: LanguageModel, draft: LanguageModel | None, config: JobConfig, settings: Settings, inputs: Inputs,
-        console: Console,
-    ):  # fmt: skip
-        self._settings, self._examples, self._console = settings, inputs.examples, console
-        self.decoding = dataclasses.replace(
-            config.decoding, input_buckets=used_buckets(config.decoding.input_buckets, inputs.lengths())
+    Args:
+      setting: of the row.
+      plain: measurements of plain decoding, of the same batch size and temperature.
+      measured: of the setting.
+      passes: seconds of single passes.
+      exact: whether decoding is; under lenience it is not.
+    """
+    alpha, slots = measured.statistics.alpha(), setting.num_slots
+    iterations, tokens = sum(measured.iterations), sum(measured.tokens)
+    row = {
+        **dataclasses.asdict(setting),
+        "seconds": measured.seconds,
+        "tokens": measured.tokens,
+        "iterations": measured.iterations,
+        "row_iterations": measured.row_iterations,
+        "compilations": measured.compilations,
+        "gammas": {str(gamma): count for gamma, count in sorted(measured.gammas.items())},
+        "tokens_per_second": tokens / sum(measured.seconds),
+        "tokens_per_target_call": tokens / sum(measured.row_iterations),
+        "slot_occupancy": sum(measured.row_iterations) / (iterations * slots),
+        "alpha": alpha,
+        "generations": measured.generations,
+        "same_tokens_expected": exact and setting.same_tokens,
+        "differing_generations": measured.differing,
+        "speedup": None,
+        "iteration_cost": None,
+        "predicted": None,
+    }
+    if setting.gamma != 0:
+        row["speedup"] = dataclasses.asdict(Ratio.of(plain.seconds_per_token, measured.seconds_per_token))
+        row["iteration_cost"] = dataclasses.asdict(
+            Ratio.of(measured.seconds_per_iteration, plain.seconds_per_iteration)
         )
-        self.groups = groups(settings)
-        self._every = [setting for group in self.groups for setting in group.settings]
-        self._generators = {}
-        for number, setting in enumerate(self._every, 1):
-            self._say(f"compiling {number}/{len(self._every)}: {setting}")
-            self._generators[setting] = decoding.Generator(target, draft, setting.config(self.decoding))
-        fixed = [gamma for gamma in settings.gammas if gamma != "auto"]
-        self.widths = tuple(sorted({1, *(gamma + 1 for gamma in fixed)}))
-        self._timers = {}
-        for num_slots in settings.num_slots:
-            self._say(f"compiling single passes: {num_slots} slots")
-            self._timers[num_slots] = [
-                (model, PassTimer(model, num_slots=num_slots, input_bucket=self.input_bucket,
-                                  max_positions=self.max_positions, positions=widths))
-                for model, widths in ((target, self.widths), (draft, (1,))) if model is not None
-            ]  # fmt: skip
-        self.measured = {setting: Measurements() for setting in self._every}
-        self.passes = {num_slots: PassSeconds() for num_slots in settings.num_slots}
-        self._generated = (0, 0)  # tokens and sequences of plain decoding, for the mean length
-        by_length = sorted(self._examples, key=lambda example: len(example.tokens))
-        self._typical = by_length[len(by_length) // 2]
+    if setting.gamma not in (0, "auto") and alpha:
+        mean, gamma = alpha["mean"], setting.gamma
+        c = measurement.draft_cost(passes, slots).mean
+        cost = measurement.pass_cost(passes, slots, gamma + 1).mean
+        row["predicted"] = {
+            "theorem_3_8": theory.walltime_improvement(mean, gamma, c),
+            "with_pass_cost": theory.walltime_improvement_measured(mean, gamma, c, cost),
+        }
+    return row
 
-    @property
-    def input_bucket(self) -> int:
-        """Length of the resident inputs in tokens: the largest bucket in use."""
-        return self.decoding.input_buckets[-1]
 
-    @property
-    def max_positions(self) -> int:
-        """Decoder positions of the states in which single passes are measured."""
-        return self.decoding.max_decode_tokens + self.widths[-1]
+def cost_row(num_slots: int, passes: PassSeconds) -> dict:
+    """What benchmark.json says of single passes at one batch size."""
+    mine = {one: list(seconds) for one, seconds in passes.items() if one.num_slots == num_slots}
+    target = {str(one.positions): seconds for one, seconds in mine.items() if one.model == "target"}
+    c = measurement.draft_cost(passes, num_slots)
+    return {
+        "num_slots": num_slots,
+        "target_seconds": target,
+        "draft_seconds": mine.get(Pass(num_slots, "draft", 1)),
+        "c": c and dataclasses.asdict(c),
+        "pass_cost": {
+            width: dataclasses.asdict(measurement.pass_cost(passes, num_slots, int(width))) for width in target
+        },
+    }
 
-    @property
-    def span(self) -> int:
-        """Single passes start at positions 0 .. span - 1: the mean length of plain decoding's generations."""
-        tokens, sequences = self._generated
-        return max(round(tokens / sequences), 1) if sequences else self.decoding.max_decode_tokens
 
-    def costs_of_auto(self) -> dict[int, dict[str, float]]:
-        """What γ = "auto" measured at load and chose by, by num_slots and temperature."""
-        return [
-            {**dataclasses.asdict(setting), "costs": encode_costs(generator.costs)}
-            for setting, generator in self._generators.items()
+def results_of(runner: Runner, groups: Sequence[Group]) -> dict:
+    """The part of benchmark.json that was measured."""
+    return {
+        "rows": [
+            setting_row(
+                setting,
+                runner.measured[group.plain],
+                runner.measured[setting],
+                runner.passes,
+                exact=runner.base.exact,
+            )
+            for group in groups
+            for setting in group.settings
+        ],
+        "costs": [
+            {**cost_row(slots, runner.passes), "first_positions": [0, runner.span - 1]}
+            for slots in dict.fromkeys(group.plain.num_slots for group in groups)
+        ],
+    }
+
+
+def encode(results: Mapping[str, Any]) -> bytes:
+    return (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def describe_machine() -> dict:
+    """What timings depend on besides the code."""
+    devices = jax.devices()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "usable_cores": usable,
+        "device": {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)},
+        "variables": {name: os.environ[name] for name in _TIMING_VARIABLES if name in os.environ},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _VERSIONED},
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _load_average() -> float | None:
+    """Of the last minute: how many processes compete for the cores. This one counts too."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def describe_model(model: LanguageModel) -> dict:
+    """Size and, where the model states it, shape."""
+    arrays = jax.tree.leaves(nnx.state(model))
+    shape = getattr(model, "config", None)
+    return {
+        "parameters": sum(array.size for array in arrays),
+        "bytes": sum(array.nbytes for array in arrays),
+        "vocab_size": model.vocab_size,
+        "shape": dataclasses.asdict(shape) if dataclasses.is_dataclass(shape) else None,
+    }
+
+
+# The terminal.
+
+
+def print_results(console: Console, results: Mapping[str, Any]) -> None:
+    """Prints the content of benchmark.json as tables, and what in it is not as it should be."""
+    level = f"{measurement.LEVEL:.0%}"
+    table = Table(box=box.SIMPLE_HEAD, title="Decoding", title_justify="left")
+    for title in ("slots", "temp.", "decoding", "γ"):
+        table.add_column(title, no_wrap=True)
+    for title in ("tok/s", f"speedup [{level}]", "α", "Thm 3.8", "with pass cost", "tok/call", "occupancy", "differing"):
+        table.add_column(title, justify="right", no_wrap=title.startswith("speedup"))
+    for row in results["rows"]:
+        plain, predicted = row["gamma"] == 0, row["predicted"] or {}
+        if plain and table.row_count:
+            table.add_section()
+        table.add_row(
+            str(row["num_slots"]),
+            f"{row['temperature']:g}",
+            Setting(*(row[field.name] for field in dataclasses.fields(Setting))).name,
+            "" if plain else str(row["gamma"]),
+            f"{row['tokens_per_second']:,.0f}",
+            "1" if plain else _shown(row["speedup"]),
+            f"{row['alpha']['mean']:.3f}" if row["alpha"] else "",
+            *(f"{predicted[name]:.2f}" if predicted else "" for name in ("theorem_3_8", "with_pass_cost")),
+            f"{row['tokens_per_target_call']:.2f}",
+            f"{row['slot_occupancy']:.2f}",
+            f"{max(row['differing_generations'])}/{row['generations']}"
+            if row["same_tokens_expected"] and not plain
+            else "",
+        )
+    console.print(table)
+    costs = Table(box=box.SIMPLE_HEAD, title="Single passes", title_justify="left")
+    for title in ("slots", "target pass", f"c [{level}]", "positions", f"cost of a pass [{level}]"):
+        costs.add_column(title, justify="right", no_wrap=True)
+    for cost in results["costs"]:
+        one = cost["target_seconds"]["1"]
+        first = [str(cost["num_slots"]), f"{1e3 * sum(one) / len(one):.3f} ms", _shown(cost["c"], 3)]
+        for width, ratio in cost["pass_cost"].items():
+            if width != "1":
+                costs.add_row(*first, width, _shown(ratio))
+                first = [""] * 3
+        if any(first):
+            costs.add_row(*first)
+        costs.add_section()
+    console.print(costs)
+    for text in remarks(results):
+        console.print(text, style="bold", highlight=False, markup=False)
+
+
+def remarks(results: Mapping[str, Any]) -> list[str]:
+    """What a reader of the numbers has to know about this run."""
+    found, rows = [], results["rows"]
+    if differing := [row for row in rows if row["same_tokens_expected"] and max(row["differing_generations"])]:
+        found.append(
+            f"{len(differing)} settings differ from plain decoding in some texts where they should not: in float32 only "
+            "ties closer than about 1e-4 may; in bfloat16 the passes over one and over several positions round differently."
+        )
+    if compiled := sum(sum(row["compilations"]) for row in rows):
+        found.append(f"{compiled} programs were compiled while decoding: timings include it.")
+    if drained := sorted({row["num_slots"] for row in rows if row["slot_occupancy"] < 0.8}):
+        found.append(
+            f"Slots were idle more than a fifth of the time at num_slots {', '.join(map(str, drained))}: "
+            f"{results['inputs']['examples']} examples are few for it; see --examples."
+        )
+    if results["config"]["decoding"]["lenience"] < 1:
+        found.append("Lenience is below 1: outputs are biased towards the draft and not comparable with plain decoding's.")
+    return found
+
+
+class _Progress:
+    """Says which run of how many is next: a bar on a terminal, elsewhere a line every 30 seconds at most."""
+
+    def __init__(self, total: int, repeats: int):
+        self._bar = tqdm(total=total, unit=" runs", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self._repeats, self._run, self._said = repeats, itertools.count(), -math.inf
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, error_type, *_) -> None:
+        if error_type is None and not self._bar.disable:
+            self._bar.n = self._bar.total
+            self._bar.set_postfix_str("")
+        self._bar.close()
+
+    def show(self, repeat: int, what: str) -> None:
+        """`what` begins, of `repeat`."""
+        done = next(self._run)
+        text = f"repeat {repeat} of {self._repeats}, {what}" if repeat else f"first repeat, not counted, {what}"
+        if not self._bar.disable:
+            self._bar.n = done
+            self._bar.set_postfix_str(text)
+        elif time.monotonic() - self._said >= _LINE_SECONDS:
+            self._said = time.monotonic()
+            print(f"{done}/{self._bar.total} runs, {text}", file=sys.stderr, flush=True)
+
+
+def _shown(ratio: Mapping[str, Any] | None, digits: int = 2) -> str:
+    if ratio is None:
+        return "none"
+    return f"{ratio['mean']:.{digits}f} [{ratio['low']:.{digits}f}, {ratio['high']:.{digits}f}]"
+
+
+# The job.
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
+    console = Console()
+    try:
+        config, output, settings = parse(args)
+        models = check_models(config)
+        inputs = read_inputs(config, models, settings.examples)
+        folder = open_folder(output)
+    except (ConfigError, FolderError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        results = measure(config, settings, models, inputs, folder, console)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; complete repeats are in {folder.path(RESULTS)}", file=sys.stderr)
+        return 130
+    print_results(console, results)
+    console.print(f"Output: {folder.path(RESULTS)}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def measure(
+    config: JobConfig,
+    settings: Settings,
+    models: CheckedModels,
+    inputs: Inputs,
+    folder: OutputFolder,
+    console: Console,
+) -> dict:
+    """Loads, compiles and measures. Returns the content of benchmark.json, which is written after every repeat."""
+    began, started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.monotonic()
+    if len(inputs.examples) < settings.examples:
+        console.print(f"The input has {len(inputs.examples)} examples: fewer than --examples={settings.examples}.")
+    target = decoding.load_model(config.model.target, dtype=config.model.dtype)
+    draft = decoding.load_model(config.model.draft, dtype=config.model.dtype) if config.model.draft else None
+    base = dataclasses.replace(
+        config.decoding, input_buckets=used_buckets(config.decoding.input_buckets, inputs.lengths)
+    )
+    groups = group_settings(settings)
+    runner = Runner(
+        target, draft, base, groups, inputs.examples, lambda text: console.print(text, highlight=False, markup=False)
+    )
+    about = {
+        "specbeam": __version__,
+        "complete": False,
+        "started": began,
+        "settings": dataclasses.asdict(settings),
+        "config": config.to_json(),
+        "identity": {**models.identity, "tokenizer": models.tokenizer_sha256, "code": code_digest()},
+        "machine": {**describe_machine(), "load_average": [_load_average()]},
+        "inputs": inputs.to_json(),
+        "models": {name: describe_model(model) for name, model in (("target", target), ("draft", draft)) if model},
+        "shapes": {
+            "input_buckets": base.input_buckets,
+            "resident_input_tokens": base.max_input_tokens,
+            "decoder_positions_of_passes": runner.max_positions,
+        },
+        "interval": {"level": measurement.LEVEL, "method": measurement.METHOD},
+        "costs_of_auto": [
+            {**dataclasses.asdict(setting), "seconds_per_iteration": encode_costs(generator.costs)}
+            for setting, generator in runner.generators.items()
             if setting.gamma == "auto"
-        ]
+        ],
+        "repeats": 0,
+    }
+    # The config's own values of what is varied played no part.
+    for name in _VARIED:
+        del about["config"]["decoding"][name]
+    total = (settings.repeats + 1) * runner.num_runs
+    with _Progress(total, settings.repeats) as progress:
+        for repeat in runner.run(settings.repeats, settings.seed, progress.show):
+            if repeat > 0:
+                about |= {"repeats": repeat, "seconds": time.monotonic() - started, **results_of(runner, groups)}
+                about["machine"]["load_average"].append(_load_average())
+                about["complete"] = repeat == settings.repeats
+                folder.put(RESULTS, encode(about))
+    return about
 
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
 
-    def run(self) -> Iterator[int]:
-        """Measures everything, yielding the number of every counted repeat when it is done."""
-        tasks = [*self.groups, *self.passes]
-        total = (self._settings.repeats + 1) * (len(self._every) + len(self.passes))
-        per_repeat, done = len(tasks), 0
-        bar = tqdm(total=total, unit=" runs", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        started = time.monotonic()
-        with bar:
-            order = measurement.interleaved([_Task(task).parts for task in tasks], self._settings.repeats, self._settings.seed)
-            for repeat, parts in order:
-                ...
-                yield repeat
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

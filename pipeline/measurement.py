@@ -17,7 +17,6 @@ dispatch and one transfer negligible. Drawing at a temperature, verification and
 import collections
 import dataclasses
 import functools
-import gc
 import math
 import random
 import time
@@ -159,12 +158,23 @@ class PassTimer:
         found = {}
         for width in order:
             if width not in self._passes:
-                state, _ = self._timed(state, width, 1, span)  # a program's first run is slower
-                state, once = self._timed(state, width, 1, span)
-                self._passes[width] = min(max(math.ceil(self._min_seconds / once), 1), _MAX_PASSES)
+                state = self._choose_passes(state, width, span)
             state, seconds = self._timed(state, width, self._passes[width], span)
             found[width] = seconds / self._passes[width]
         return found
+
+    def _choose_passes(self, state: State, width: int, span: int) -> State:
+        """Finds the number of passes that takes about `min_seconds`, from runs that are not counted."""
+        state, _ = self._timed(state, width, 1, span)  # a program's first run is slower
+        passes = 1
+        while passes < _MAX_PASSES:
+            state, seconds = self._timed(state, width, passes, span)
+            if seconds >= self._min_seconds:
+                break
+            # A short run is mostly dispatch, so that the estimate errs to too few and is made again.
+            passes = min(max(2 * passes, math.ceil(passes * self._min_seconds / seconds)), _MAX_PASSES)
+        self._passes[width] = passes
+        return state
 
     def _timed(self, state: State, width: int, passes: int, span: int) -> tuple[State, float]:
         tokens = np.zeros((self._num_slots, width), np.int32)
@@ -204,9 +214,16 @@ class Setting:
         """`base` with this setting's values. Raises ValueError where they do not go together."""
         return dataclasses.replace(base, **dataclasses.asdict(self))
 
+    @property
+    def name(self) -> str:
+        """Its way of decoding, for people, γ aside."""
+        if self.gamma == 0:
+            return "plain, coupled" if self.verification == "coupled" and self.temperature > 0 else "plain"
+        return self.verification if self.temperature > 0 else "greedy"
+
     def __str__(self) -> str:
-        how = "plain" if self.gamma == 0 else f"{self.verification}, γ {self.gamma}"
-        return f"{self.num_slots} slots, temperature {self.temperature:g}, {how}"
+        gamma = f", γ {self.gamma}" if self.gamma != 0 else ""
+        return f"{self.num_slots} slots, temperature {self.temperature:g}, {self.name}{gamma}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +305,7 @@ class Runner:
     """Runs the groups and the single passes, interleaved, and keeps what they took.
 
     Attributes:
+      base: settings that all have in common.
       measured: by setting.
       passes: seconds of single passes.
       generators: by setting; everything is compiled at construction.
@@ -313,7 +331,7 @@ class Runner:
           announce: told what is being compiled.
           min_seconds: of one timed run of single passes, about.
         """
-        self._groups, self._examples, self._base = groups, examples, base
+        self._groups, self._examples, self.base = groups, examples, base
         every = [setting for group in groups for setting in group.settings]
         widths = sorted({1, *(setting.gamma + 1 for setting in every if setting.gamma != "auto")})
         self.max_positions = base.max_decode_tokens + widths[-1]
@@ -348,7 +366,9 @@ class Runner:
         """Runs per repeat: of settings, and of batch sizes of single passes."""
         return len(self.measured) + len(self._pass_groups)
 
-    def run(self, repeats: int, seed: int, on_run: Callable[[int, str], None] = lambda repeat, what: None):
+    def run(
+        self, repeats: int, seed: int, on_run: Callable[[int, str], None] = lambda repeat, what: None
+    ) -> Iterator[int]:
         """Measures `repeats` repeats after one that is not counted. Yields a repeat's number when it is complete.
 
         Args:
@@ -378,7 +398,6 @@ class Runner:
         outputs: dict[Setting, list[decoding.Generation]] = {}
         for setting in order:
             on_run(repeat, str(setting))
-            gc.collect()
             started = time.perf_counter()
             outputs[setting], report = self.generators[setting].generate_with_report(inputs, ids)
             seconds = time.perf_counter() - started
@@ -402,7 +421,7 @@ class Runner:
         return [len(generation.tokens) for generation in plain]
 
     def _statistics(self, generations: Sequence[decoding.Generation]) -> Statistics:
-        samples = self._base.num_samples
+        samples = self.base.num_samples
         return shard_statistics(
             [DecodedText(self._examples[i // samples].example_id, one, "", None) for i, one in enumerate(generations)],
             [],
@@ -412,7 +431,6 @@ class Runner:
         )
 
     def _run_passes(self, repeat: int, order: Sequence[Pass]) -> None:
-        gc.collect()
         by_model = collections.defaultdict(list)  # keeps the order
         for one in order:
             by_model[one.model].append(one.positions)
