@@ -22,6 +22,7 @@ from pipeline.config import CommandLine, ConfigError, parse_command_line
 from pipeline.manifest import FolderError, Run, prepare, ranges
 from pipeline.preflight import check_models
 from pipeline.progress import show_progress
+from pipeline.supervise import Launch, supervise
 from pipeline.terminal import print_summary
 from transforms import storage
 from transforms.decode import DecodeShards, GeneratorFactory, ShardModelHandler
@@ -58,6 +59,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             prefix=config.input.prefix,
             eos_id=models.input_eos_id,
             max_input_tokens=config.decoding.max_input_tokens,
+            launch=run.launch,
         )
         read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> ReadShards(output, settings)
         commit = CommitShards(output, tokenizer=models.tokenizer, eos_id=models.eos_id, fingerprint=run.fingerprint)
@@ -103,14 +105,14 @@ def _unknown_options(args: Sequence[str]) -> list[str]:
     return parser.parse_known_args(list(args))[1]
 
 
-def main(args: Sequence[str], factory: GeneratorFactory | None = None) -> int:
-    """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
+def main(args: Sequence[str], factory: GeneratorFactory | None = None, launch: Launch | None = None) -> int:
+    """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
     _configure_logging()
     console = Console()
     try:
         command = parse_command_line(args)
         options = beam_options(command.beam_args)
-        run = _prepare(command, options)
+        run = _prepare(command, options, launch or Launch())
     except (ConfigError, FolderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -133,7 +135,7 @@ def _is_meaningful(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Resource module is not available")
 
 
-def _prepare(command: CommandLine, options: PipelineOptions) -> Run:
+def _prepare(command: CommandLine, options: PipelineOptions, launch: Launch) -> Run:
     models = check_models(command.config)
     device = _local_device() if options.view_as(StandardOptions).runner == LOCAL_RUNNER else None
     run = prepare(
@@ -142,6 +144,7 @@ def _prepare(command: CommandLine, options: PipelineOptions) -> Run:
         models,
         allow_code_change=command.allow_code_change,
         device=device,
+        launch=launch,
     )
     if run.pending:
         run.folder.delete([storage.SUCCESS])  # there only if somebody has removed parts of a finished run
@@ -179,4 +182,4 @@ def _local_device() -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(supervise(lambda args, launch: main(args, launch=launch), sys.argv[1:]))

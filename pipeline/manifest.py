@@ -25,7 +25,8 @@ import transforms
 from decoding.version import __version__
 from pipeline.config import ConfigError, JobConfig
 from pipeline.preflight import CheckedModels
-from transforms import storage
+from pipeline.supervise import Launch
+from transforms import attempts, storage
 from transforms.plan import InputError, Plan, find_files, plan_input
 from transforms.storage import OutputFolder
 
@@ -47,9 +48,10 @@ class Run:
       plan: its work shards.
       models: what preflight found out.
       fingerprint: as frozen in the manifest.
-      pending: numbers of the shards that are not committed, increasing.
+      pending: numbers of the shards to do, increasing: those not committed, less those that this launch has given up.
       begun: of those, how many an earlier launch had begun.
       finished: whether `_SUCCESS` is there.
+      launch: which launch this is, for attempts/.
     """
 
     config: JobConfig
@@ -60,6 +62,7 @@ class Run:
     pending: tuple[int, ...]
     begun: int
     finished: bool
+    launch: str
 
 
 def prepare(
@@ -69,6 +72,7 @@ def prepare(
     *,
     allow_code_change: bool = False,
     device: Mapping[str, Any] | None = None,
+    launch: Launch | None = None,
 ) -> Run:
     """Plans a run or finds the one that `output` holds, and freezes it in the manifest.
 
@@ -80,6 +84,7 @@ def prepare(
       models: what preflight found out.
       allow_code_change: whether a run begun with other code may be continued.
       device: what the manifest says about the accelerator, None where workers elsewhere decode; parts name theirs.
+      launch: which launch this is; a shard that it has given up before is left out.
 
     Raises:
       ConfigError: the input cannot be planned.
@@ -107,9 +112,13 @@ def prepare(
     committed = committed_shards(listing, plan.num_shards)
     pending = tuple(shard for shard in range(plan.num_shards) if shard not in committed)
     folder.delete(name for shard in pending if (name := storage.part_name(shard, plan.num_shards)) in listing)
-    begun = sum(storage.attempt_name(shard, plan.num_shards) in listing for shard in pending)
     finished = storage.SUCCESS in listing and not pending
-    return Run(config, folder, plan, models, manifest["fingerprint"], pending, begun, finished)
+    begun = {shard for shard in pending if storage.attempt_name(shard, plan.num_shards) in listing}
+    launch = launch or Launch()
+    if launch.deaths:
+        given_up = {shard for shard in begun if attempts.given_up(folder, shard, plan.num_shards, launch.id)}
+        pending = tuple(shard for shard in pending if shard not in given_up)
+    return Run(config, folder, plan, models, manifest["fingerprint"], pending, len(begun), finished, launch.id)
 
 
 def committed_shards(listing: Mapping[str, int], num_shards: int) -> set[int]:

@@ -4,28 +4,68 @@ A note is written when a shard is begun and deleted when it is committed. What i
 that left no other trace, are the shards that did not make it.
 """
 
+import dataclasses
 import json
 import logging
 
 from transforms import storage
-from transforms.records import ShardFailure, WorkShard
+from transforms.records import DECODE, ShardFailure, WorkShard
 from transforms.storage import OutputFolder
 
+MAX_DEATHS = 3
 
-def begin(folder: OutputFolder, work: WorkShard) -> int:
-    """Notes that `work` is begun. Returns the number of this attempt, from 1."""
-    attempt = read(folder, work.shard, work.num_shards).get("attempt", 0) + 1
-    _write(folder, work, {"shard": work.shard, "attempt": attempt, "error": None})
+
+@dataclasses.dataclass(frozen=True)
+class _Note:
+    """What attempts/part-*.json holds.
+
+    Attributes:
+      shard: its number.
+      attempt: how often it was begun, by all launches.
+      launch: the last launch that began it; in_launch: how often this one did.
+      error: stage, error_type and message if it was set aside.
+    """
+
+    shard: int
+    attempt: int
+    launch: str
+    in_launch: int
+    error: dict | None = None
+
+
+def begin(folder: OutputFolder, work: WorkShard, launch: str = "") -> int:
+    """Notes that `work` is begun by `launch`. Returns the number of this attempt, from 1."""
+    note = read(folder, work.shard, work.num_shards)
+    attempt = note.get("attempt", 0) + 1
+    in_launch = 1 + (note.get("in_launch", 0) if note.get("launch") == launch else 0)
+    _write(folder, work.shard, work.num_shards, _Note(work.shard, attempt, launch, in_launch))
     return attempt
 
 
-def set_aside(folder: OutputFolder, work: WorkShard, failure: ShardFailure) -> None:
-    """Notes what keeps `work` from being committed. Never raises."""
+def given_up(folder: OutputFolder, shard: int, num_shards: int, launch: str) -> bool:
+    """Whether `launch` has done with a shard that it has begun and that is not committed.
+
+    That is so when the shard was set aside, or when it was begun MAX_DEATHS times and its process died each time; then
+    it is set aside with that as its error.
+    """
+    note = read(folder, shard, num_shards)
+    if note.get("launch") != launch:
+        return False
+    if note.get("error") is None and note.get("in_launch", 0) >= MAX_DEATHS:
+        message = f"its process died {note['in_launch']} times while it was being decoded"
+        set_aside(folder, shard, num_shards, ShardFailure(shard, DECODE, "ProcessDied", message))
+        return True
+    return note.get("error") is not None
+
+
+def set_aside(folder: OutputFolder, shard: int, num_shards: int, failure: ShardFailure) -> None:
+    """Notes what keeps a shard from being committed. Never raises."""
     error = {"stage": failure.stage, "error_type": failure.error_type, "message": failure.message}
-    logging.getLogger(__name__).warning("shard %d is set aside: %s", work.shard, error)
+    logging.getLogger(__name__).warning("shard %d is set aside: %s", shard, error)
     try:
-        attempt = read(folder, work.shard, work.num_shards).get("attempt", 1)
-        _write(folder, work, {"shard": work.shard, "attempt": attempt, "error": error})
+        note = read(folder, shard, num_shards)
+        note = _Note(shard, note.get("attempt", 1), note.get("launch", ""), note.get("in_launch", 1), error)
+        _write(folder, shard, num_shards, note)
     except OSError:  # a full disk, say: the shard stays uncommitted, which is what counts
         pass
 
@@ -44,5 +84,5 @@ def read(folder: OutputFolder, shard: int, num_shards: int) -> dict:
         return {}
 
 
-def _write(folder: OutputFolder, work: WorkShard, note: dict) -> None:
-    folder.put(storage.attempt_name(work.shard, work.num_shards), json.dumps(note).encode())
+def _write(folder: OutputFolder, shard: int, num_shards: int, note: _Note) -> None:
+    folder.put(storage.attempt_name(shard, num_shards), json.dumps(dataclasses.asdict(note)).encode())

@@ -149,13 +149,14 @@ def _tokenize(
 
 @dataclasses.dataclass(frozen=True)
 class ReadSettings:
-    """What `ReadShards` needs besides the plan; see `read_shard`."""
+    """What `ReadShards` needs besides the plan; see `read_shard`. `launch` names the launch in attempts/."""
 
     fields: RecordFields
     tokenizer: str
     prefix: str
     eos_id: int | None
     max_input_tokens: int
+    launch: str = ""
 
 
 class ReadShards(beam.PTransform):
@@ -197,7 +198,7 @@ class _ReadShard(beam.DoFn):
     def process(self, shard: int):
         work, settings = self._table[shard], self._settings
         try:
-            attempt = attempts.begin(self._folder, work)
+            attempt = attempts.begin(self._folder, work, settings.launch)
             tokenized = read_shard(
                 work,
                 settings.fields,
@@ -209,7 +210,7 @@ class _ReadShard(beam.DoFn):
             )
         except Exception as error:  # the shard is set aside, the others go on
             failure = records.shard_failure(shard, records.READ, error)
-            attempts.set_aside(self._folder, work, failure)
+            attempts.set_aside(self._folder, work.shard, work.num_shards, failure)
             yield beam.pvalue.TaggedOutput(ReadShards.FAILED, failure)
             return
         Metrics.counter("specbeam", "examples_read").inc(len(tokenized.examples))

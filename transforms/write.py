@@ -209,7 +209,7 @@ class _CommitShard(beam.DoFn):
             except Exception as error:  # the shard is set aside, the others go on
                 failure = records.shard_failure(work.shard, records.COMMIT, error)
         if failure is not None:
-            attempts.set_aside(self._folder, work, failure)
+            attempts.set_aside(self._folder, work.shard, work.num_shards, failure)
             yield beam.pvalue.TaggedOutput(CommitShards.FAILED, failure)
             return
         Metrics.counter("specbeam", "shards_committed" if won else "shards_committed_twice").inc()

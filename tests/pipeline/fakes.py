@@ -7,7 +7,9 @@ the engine can be tested in milliseconds.
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
+import signal
 import time
 
 import numpy as np
@@ -29,14 +31,16 @@ class FakeReport:
 
 
 class FakeGenerator:
-    def __init__(self, config, eos_id=1, poisoned=(), broken=False, costs=None, delay_secs=0.0):
+    def __init__(self, config, eos_id=1, poisoned=(), broken=False, costs=None, delay_secs=0.0, deadly=()):
         # Never the same twice, as measurements are.
         self.costs = costs or {(b, g): time.perf_counter() for b in config.input_buckets for g in config.gammas}
         self.config, self.eos_id, self._poisoned, self._broken = config, eos_id, poisoned, broken
-        self._delay_secs = delay_secs
+        self._delay_secs, self._deadly = delay_secs, deadly
 
     def generate_with_report(self, inputs, example_ids):
         time.sleep(self._delay_secs)
+        if not {*self._deadly}.isdisjoint(example_ids):
+            os.kill(os.getpid(), signal.SIGKILL)
         if self._broken:
             raise RuntimeError("no device")
         for name in example_ids:
@@ -85,13 +89,13 @@ def fake_generation(config, tokens, name, sample=0, eos_id=1) -> decoding.Genera
     )
 
 
-def make_fake(models, config, costs, *, poisoned=(), broken=False, crash_file=None, delay_secs=0.0):
+def make_fake(models, config, costs, *, poisoned=(), broken=False, crash_file=None, delay_secs=0.0, deadly=()):
     """A `GeneratorFactory`. With `crash_file`, loading fails while that file exists."""
     global loads
     loads += 1
     if crash_file and pathlib.Path(crash_file).exists():
         raise RuntimeError("the accelerator is gone")
-    return FakeGenerator(config, poisoned=poisoned, broken=broken, costs=costs, delay_secs=delay_secs)
+    return FakeGenerator(config, poisoned=poisoned, broken=broken, costs=costs, delay_secs=delay_secs, deadly=deadly)
 
 
 def factory(**kwargs):

@@ -1,0 +1,100 @@
+"""Survives a job whose process dies: it runs in a child process, which is started again without what kills it.
+
+An exception in a shard is caught where it happens. A segmentation fault, or the kernel's out-of-memory killer, takes the
+whole process along, and Beam's in-process runner with it. So on Linux `python -m pipeline.generate` forks once
+everything is imported, and before any thread or accelerator is in use. When the child dies of a signal, the next one
+continues the folder. A shard that was begun three times in one launch and never finished is set aside with that as its
+error, and the others go on. After a first death one thread decodes, so that a shard is not blamed for its neighbour.
+"""
+
+import ctypes
+import dataclasses
+import functools
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+
+from transforms import storage
+
+_MAX_DEATHS = 10
+_WANTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One command by a user, through all deaths of its process.
+
+    Attributes:
+      id: unique.
+      deaths: how many processes it has lost so far.
+    """
+
+    id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    deaths: int = 0
+
+
+def supervise(job: Callable[[Sequence[str], Launch], int], args: Sequence[str]) -> int:
+    """Runs `job(args, launch)` in child processes until one of them ends by itself. Returns its exit status.
+
+    Where another runner is asked for, which has its own ways, and where there is no fork, it runs here.
+    """
+    if sys.platform != "linux" or any(arg.split("=")[0] == "--runner" for arg in args):
+        return job(args, Launch())
+    output = next((arg.split("=", 1)[1] for arg in args if arg.startswith("--output=")), "")
+    launch, begun = Launch(), _begun(output)
+    while True:
+        death = _run_in_child(functools.partial(job, args, launch))
+        if death >= 0:
+            return death
+        launch = dataclasses.replace(launch, deaths=launch.deaths + 1)
+        cause = signal.Signals(-death)
+        print(f"warning: the job's process died of {cause.name}", file=sys.stderr, flush=True)
+        before, begun = begun, _begun(output)
+        if cause in _WANTED or begun == before or launch.deaths >= _MAX_DEATHS:
+            why = "no shard was begun" if begun == before else "so it ends here"
+            print(f"error: {why}; committed shards are kept, the same command continues", file=sys.stderr)
+            return 128 - death
+        if launch.deaths == 1:
+            args = [*args, "--direct_num_workers=1"]
+
+
+def _begun(output: str) -> dict[str, int]:
+    """When each shard that is not committed was begun last. A remote folder is not looked at: it is never the same."""
+    if storage.is_remote(output):
+        return {uuid.uuid4().hex: 0}
+    try:
+        with os.scandir(os.path.join(output, storage.ATTEMPTS)) as notes:
+            return {note.name: note.stat().st_mtime_ns for note in notes if note.name.endswith(".json")}
+    except OSError:
+        return {}
+
+
+def _run_in_child(job: Callable[[], int]) -> int:
+    """Exit status of `job` in a fork of this process, or the negative number of the signal that it died of."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child as well
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            status = job()
+        except KeyboardInterrupt:
+            status = 130
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    terminate = signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGINT, interrupt)
