@@ -133,11 +133,12 @@ def attend_existing(
     known on device only.
 
     Args:
-      query, key, value, bias: as in `attend`; T is at most KEY_BLOCK or a multiple of it, see `state_length`.
+      query, key, value, bias: as in `attend`.  Blocks are skipped where T is a multiple of KEY_BLOCK, as
+        `state_length` makes it; a shorter or odd T, as of a prefill that was never inserted, is attended to whole.
       existing: int32[], every row's keys at or beyond it are masked by the bias.
     """
     length = key.shape[2]
-    if length <= KEY_BLOCK:
+    if length <= KEY_BLOCK or length % KEY_BLOCK:
         return attend(query, key, value, bias)
     rows, heads, steps, width = query.shape
 
