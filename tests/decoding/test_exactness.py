@@ -10,12 +10,13 @@ change of behaviour and not bad luck.
 """
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
 from scipy import stats
 
-import decoding
+import decoding.engine
 from decoding import DecodingConfig, Generator, sampling, verification
 from decoding.verification import Noise
 from tests import reference, tiny_t5
@@ -90,7 +91,7 @@ FILTERS = [
     dict(temperature=0.7),
     dict(temperature=1.0, top_k=4),
     dict(temperature=1.0, top_p=0.9),
-    dict(temperature=0.7, top_k=5, top_p=0.95),
+    dict(temperature=0.7, top_k=5, top_p=0.93),
 ]
 
 
@@ -105,6 +106,35 @@ def test_samples_have_the_targets_law_over_the_grid(pair, verification, gamma, f
 @pytest.mark.slow
 def test_plain_sampling_has_the_targets_law(pair):
     check(pair, 100_000, gamma=0, temperature=1.0)
+
+
+@pytest.mark.slow
+def test_samples_have_the_targets_law_while_gamma_changes(pair, monkeypatch):
+    monkeypatch.setattr(decoding.engine, "GammaPolicy", Cycle)
+    choices = (0, 1, 3, 5)
+    config = DecodingConfig(
+        gamma="auto", gamma_choices=choices, num_samples=100_000, num_slots=256, max_decode_tokens=6,
+        input_buckets=(4,), chunk_iterations=1,
+    )
+    engine = Generator(*pair, config, costs={(4, gamma): 1.0 for gamma in choices})
+    rows, report = engine.generate_with_report([INPUTS], ["example"])
+    assert set(report.gammas) == set(choices)
+    found = p_value(pair, rows)
+    print(f"p = {found:.3g}")
+    assert found > 1e-6
+
+
+class Cycle:
+    """In place of `GammaPolicy`: another γ every chunk."""
+
+    def __init__(self, costs):
+        self._turns = itertools.cycle([3, 0, 5, 1])
+
+    def choose(self):
+        return next(self._turns), False
+
+    def observe(self, gamma, accepted, examined):
+        pass
 
 
 @pytest.mark.slow

@@ -12,6 +12,9 @@ from decoding import DecodingConfig, sampling
 from tests import reference
 
 STREAMS = (sampling.DRAFT_STREAM, sampling.ACCEPT_STREAM, sampling.NEXT_STREAM)
+draw = jax.jit(sampling.draw)
+uniforms = jax.jit(sampling.uniforms, static_argnums=(2, 3))
+gumbel_noise = jax.jit(sampling.gumbel_noise, static_argnums=2)
 JUST_BELOW_1 = np.float32(1) - np.float32(2) ** -24
 
 
@@ -62,14 +65,14 @@ def test_standardize_takes_extreme_logits():
 # The draw.
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 127, 128, 129, 384, 1000])
+@pytest.mark.parametrize("size", [1, 7, 128, 129, 384])
 def test_draw_never_returns_a_token_of_weight_0(size):
     rng = np.random.default_rng(size)
     weights = rng.exponential(size=(2000, size)) ** 3 * (rng.uniform(size=(2000, size)) < rng.uniform(size=(2000, 1)))
     weights[np.arange(2000), rng.integers(0, size, 2000)] += rng.uniform(1e-30, 1e-3, 2000)
     weights = (weights * 10.0 ** rng.uniform(-8, 3, (2000, 1))).astype(np.float32)
     for u in (np.zeros(2000), np.full(2000, JUST_BELOW_1), np.full(2000, 2.0**-24), rng.uniform(size=2000)):
-        drawn = np.asarray(sampling.draw(weights, u.astype(np.float32)))
+        drawn = np.asarray(draw(weights, u.astype(np.float32)))
         assert np.all((drawn >= 0) & (drawn < size))
         assert np.all(weights[np.arange(2000), drawn] > 0)
 
@@ -79,7 +82,7 @@ def test_draw_at_the_ends_of_blocks_and_of_the_vocabulary():
         weights = np.zeros((1, size), np.float32)
         weights[0, support] = 0.1
         for u, wanted in [(0.0, support[0]), (JUST_BELOW_1, support[-1])]:
-            assert int(sampling.draw(weights, np.float32([u]))[0]) == wanted
+            assert int(draw(weights, np.float32([u]))[0]) == wanted
 
 
 @pytest.mark.parametrize("size", [5, 300])
@@ -88,7 +91,7 @@ def test_draw_inverts_the_cumulative_distribution(size):
     weights = rng.exponential(size=size).astype(np.float32)
     weights[rng.choice(size, size // 3, replace=False)] = 0
     grid = ((np.arange(100_000) + 0.5) / 100_000).astype(np.float32)
-    drawn = np.asarray(sampling.draw(np.broadcast_to(weights, (100_000, size)), grid))
+    drawn = np.asarray(draw(np.broadcast_to(weights, (100_000, size)), grid))
     shares = np.bincount(drawn, minlength=size) / 100_000
     np.testing.assert_allclose(shares, weights / weights.sum(dtype=np.float64), atol=3e-5)
 
@@ -100,7 +103,7 @@ def test_uniforms_differ_by_row_position_stream_and_place_and_look_uniform():
     keys = np.stack([sampling.row_key(0, f"{i}", sample) for i in range(30) for sample in range(2)])
     keys = np.repeat(keys, 20, axis=0)
     positions = np.tile(np.arange(20, dtype=np.int32), 60)
-    drawn = np.stack([np.asarray(sampling.uniforms(keys, positions, stream, 8)) for stream in STREAMS])
+    drawn = np.stack([np.asarray(uniforms(keys, positions, stream, 8)) for stream in STREAMS])
     assert drawn.shape == (3, 1200, 8) and drawn.dtype == np.float32
     assert np.all((drawn >= 0) & (drawn < 1))
     # 28,800 numbers of 2**23 or more possible values: about 50 coincidences are expected, a reused stream has 8 more
@@ -116,9 +119,9 @@ def test_uniforms_differ_by_row_position_stream_and_place_and_look_uniform():
 def test_uniforms_of_a_row_do_not_depend_on_its_neighbours():
     keys = np.stack([sampling.row_key(3, f"{i}", 0) for i in range(50)])
     positions = np.arange(50, dtype=np.int32)
-    together = np.asarray(sampling.uniforms(keys, positions, sampling.ACCEPT_STREAM, 5))
+    together = np.asarray(uniforms(keys, positions, sampling.ACCEPT_STREAM, 5))
     for i in (0, 17, 49):
-        alone = sampling.uniforms(keys[i : i + 1], positions[i : i + 1], sampling.ACCEPT_STREAM, 5)
+        alone = uniforms(keys[i : i + 1], positions[i : i + 1], sampling.ACCEPT_STREAM, 5)
         np.testing.assert_array_equal(np.asarray(alone)[0], together[i])
 
 
@@ -138,16 +141,16 @@ def test_keys_are_pinned():
     # Were these to change, no recorded run could be reproduced.
     key = np.array([1981410109, 2038884097], np.uint32)
     np.testing.assert_array_equal(sampling.row_key(0, "example", 0), key)
-    found = sampling.uniforms(key[None], np.array([3], np.int32), sampling.ACCEPT_STREAM, 3)
+    found = uniforms(key[None], np.array([3], np.int32), sampling.ACCEPT_STREAM, 3)
     np.testing.assert_allclose(np.asarray(found)[0], [0.3498046, 0.8644103, 0.4418229], atol=1e-6)
 
 
 def test_gumbel_noise_belongs_to_row_and_position():
     keys = np.stack([sampling.row_key(0, f"{i}", 0) for i in range(200)])
     positions = np.full(200, 7, np.int32)
-    noise = np.asarray(sampling.gumbel_noise(keys, positions, 50))
-    np.testing.assert_array_equal(noise[:1], sampling.gumbel_noise(keys[:1], positions[:1], 50))
-    assert not np.any(noise == np.asarray(sampling.gumbel_noise(keys, positions + 1, 50)))
+    noise = np.asarray(gumbel_noise(keys, positions, 50))
+    np.testing.assert_array_equal(noise[:1], gumbel_noise(keys[:1], positions[:1], 50))
+    assert not np.any(noise == np.asarray(gumbel_noise(keys, positions + 1, 50)))
     assert np.all(np.isfinite(noise))
     assert stats.kstest(noise.ravel(), "gumbel_r").pvalue > 1e-6
 
