@@ -4,7 +4,9 @@ from decoding import theory
 from decoding.checkpoints import CheckpointError, CheckpointInfo, inspect_checkpoint, load_model
 from decoding.compilation import keep_programs
 from decoding.config import DecodingConfig, Generation
+from decoding.drafts import PromptLookupDraft
 from decoding.engine import EngineReport, Generator
+from decoding.models.ngram import NGramDraft
 
 __all__ = [
     "CheckpointError",
@@ -13,6 +15,8 @@ __all__ = [
     "EngineReport",
     "Generation",
     "Generator",
+    "NGramDraft",
+    "PromptLookupDraft",
     "inspect_checkpoint",
     "keep_programs",
     "load_model",

@@ -125,7 +125,8 @@ class Generation:
       beta: float32[T], Σ_x min(p(x), q(x)) (Theorem 3.5) where a draft distribution was examined, else NaN; p and q
         are standardised (section 2.2); under lenience it is Σ_x min(p(x) / l, q(x)).
       target_logprob: float32[T], of the raw target at temperature 1.
-      draft_logprob: float32[T], of the raw draft at temperature 1, NaN where no draft distribution was examined.
+      draft_logprob: float32[T], of the raw draft at temperature 1, NaN where no draft distribution was examined; a
+        deterministic draft's is 0 for what it proposed and -inf for all else.
       gammas: int16[I], tokens drafted.
       accepted: int16[I], drafted tokens that were accepted and emitted.
       finish_reason: "eos" or "length".

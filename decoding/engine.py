@@ -24,6 +24,7 @@ from decoding import autoregressive, speculative
 from decoding.adaptive import PROBE_ITERATIONS, Costs, GammaPolicy
 from decoding.compilation import Compiler
 from decoding.config import ACCEPTED, RESAMPLED, DecodingConfig, Generation
+from decoding.drafts import Draft, as_draft
 from decoding.models.base import LanguageModel
 from decoding.rows import WIDTH, Emission, idle_rows, new_row, pack, unpack
 from decoding.sampling import row_key
@@ -96,7 +97,11 @@ class Generator:
     """
 
     def __init__(
-        self, target: LanguageModel, draft: LanguageModel | None, config: DecodingConfig, costs: Costs | None = None
+        self,
+        target: LanguageModel,
+        draft: Draft | LanguageModel | None,
+        config: DecodingConfig,
+        costs: Costs | None = None,
     ):
         """Compiles, and with γ = "auto" measures.
 
@@ -118,12 +123,12 @@ class Generator:
                 "they must share one tokeniser"
             )
         self.config = config
-        if draft is not None and draft.encoder_decoder != target.encoder_decoder:
+        if draft is not None and draft.encoder_decoder not in (None, target.encoder_decoder):
             raise ValueError("target and draft must both be encoder-decoder models or both be decoder-only")
         self.eos_id, self.start_id, self._vocab_size = target.eos_id, target.start_id, target.vocab_size
         self._encoder_decoder = target.encoder_decoder
         # γ = 0 alone never calls the draft, so it is neither prefilled nor kept.
-        models = (target,) if config.gammas == (0,) else (target, draft)
+        models = (target,) if config.gammas == (0,) else (target, as_draft(draft))
         self._graphs, self._params = zip(*(nnx.split(model) for model in models))
         self._lock = threading.Lock()
         self._compiler = Compiler()
@@ -253,7 +258,7 @@ class Generator:
     def _follow(self, draft_params, state, tokens, positions):
         """Feeds the draft what was emitted without it: int32[B, K] decoder inputs from `positions` on."""
         draft = nnx.merge(self._graphs[1], draft_params)
-        return draft.step(tokens, positions, state, at=jnp.zeros_like(positions))[1]
+        return draft.follow(state, tokens, positions)
 
     def _chunk(self, gamma: int, params, states, packed, max_iterations, stop_done):
         """Iterates until `stop_done` rows are done or `max_iterations` is reached.

@@ -115,7 +115,11 @@ def emit(rows: Rows, target_logits: jax.Array, accepted: jax.Array, next_token: 
         examined = place < proposed[:, None]
         pad = ((0, 0), (0, 1))
         betas = jnp.where(examined, jnp.pad(beta, pad), jnp.nan)
-        draft_logprob = jnp.where(examined, jnp.pad(log_prob(proposal.logits, tokens[:, :-1]), pad), jnp.nan)
+        if proposal.logits is None:
+            logprob = jnp.where(tokens[:, :-1] == proposal.tokens, 0.0, -jnp.inf)
+        else:
+            logprob = log_prob(proposal.logits, tokens[:, :-1])
+        draft_logprob = jnp.where(examined, jnp.pad(logprob, pad), jnp.nan)
     ends = (tokens == eos_id) & (place <= accepted[:, None])
     at_eos = jnp.where(jnp.any(ends, axis=1), jnp.argmax(ends, axis=1) + 1, places + 1)
     count = jnp.minimum(jnp.minimum(accepted + 1, at_eos), rows.remaining)

@@ -19,16 +19,20 @@ class Proposal(NamedTuple):
 
     Attributes:
       tokens: int32[B, γ].
-      logits: float32[B, γ, V], raw.
-      probs: float32[B, γ, V], the standardised distributions the tokens were really drawn from; None at
-        temperature 0, where each is one-hot at its token.
+      logits: float32[B, γ, V], raw; None where the draft has no distribution of its own.
+      probs: float32[B, γ, V], the standardised distributions the tokens were really drawn from; None where each is
+        one-hot at its token, as those of a deterministic draft are, and every draft's at temperature 0.
       count: int32[B], at most γ: how many of the row's tokens are really proposed.
     """
 
     tokens: jax.Array
-    logits: jax.Array
+    logits: jax.Array | None
     probs: jax.Array | None
     count: jax.Array
+
+    def distribution(self, vocab_size: int) -> jax.Array:
+        """q, float32[B, γ, V].  One-hot rows are comparisons that fuse into what reads them, not an array."""
+        return jax.nn.one_hot(self.tokens, vocab_size) if self.probs is None else self.probs
 
 
 class Noise(NamedTuple):
@@ -84,7 +88,7 @@ def verify_token(target_logits: jax.Array, proposal: Proposal, noise: Noise, con
     """
     gamma = proposal.tokens.shape[1]
     p = standardize(target_logits, config)
-    p_drafted, q = p[:, :-1], proposal.probs
+    p_drafted, q = p[:, :-1], proposal.distribution(p.shape[-1])
     r = uniforms(noise.keys, noise.positions, ACCEPT_STREAM, gamma)
     stays = r * config.lenience * _of(q, proposal.tokens) < _of(p_drafted, proposal.tokens)
     accepted = _prefix_length(stays, proposal.count)
@@ -100,7 +104,8 @@ def verify_block(target_logits: jax.Array, proposal: Proposal, noise: Noise, con
     token comes from norm(max(0, p̃_τ p_{τ+1} - q_{τ+1})).
     """
     gamma = proposal.tokens.shape[1]
-    p, q = standardize(target_logits, config), proposal.probs
+    p = standardize(target_logits, config)
+    q = proposal.distribution(p.shape[-1])
     ratio = _of(p[:, :-1], proposal.tokens) / _of(q, proposal.tokens)
 
     def extend(weight, ratio):
@@ -130,7 +135,8 @@ def verify_coupled(target_logits: jax.Array, proposal: Proposal, noise: Noise, c
     p = standardize(target_logits, config)
     own = jnp.stack([coupled_choice(p[:, i], noise, i) for i in range(p.shape[1])], axis=1)
     accepted = _prefix_length(proposal.tokens == own[:, :-1], proposal.count)
-    return Verdict(accepted, _at(own, accepted), jnp.sum(jnp.minimum(p[:, :-1], proposal.probs), axis=-1))
+    q = proposal.distribution(p.shape[-1])
+    return Verdict(accepted, _at(own, accepted), jnp.sum(jnp.minimum(p[:, :-1], q), axis=-1))
 
 
 def coupled_choice(probs: jax.Array, noise: Noise, offset: int | jax.Array) -> jax.Array:

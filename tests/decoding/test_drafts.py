@@ -1,0 +1,135 @@
+"""Prompt lookup: what it proposes, worked out by hand, and that the output stays the target's."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import decoding
+from decoding.rows import Rows
+from tests.scripted import reciting
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "testdata" / "golden"
+CONFIG = decoding.DecodingConfig(gamma=3)
+
+
+def rows_at(position, previous, last) -> Rows:
+    count = len(position)
+    as_int = lambda values: jnp.asarray(values, jnp.int32)
+    zeros = jnp.zeros((count, 2), jnp.uint32)
+    done = jnp.zeros((count,), bool)
+    return Rows(as_int(previous), as_int(last), as_int(position), as_int([9] * count), done, zeros)
+
+
+def test_copies_from_the_input_after_the_longest_match():
+    draft = decoding.PromptLookupDraft(50, max_ngram=2)
+    state = draft.init_state(2, 8, 20) | {
+        "input": jnp.array([[5, 6, 7, 9, 6, 8], [5, 6, 7, 1, 0, 0]]),
+        "lengths": jnp.array([6, 4]),
+    }
+    proposal, state = draft.propose(state, rows_at([0, 0], [0, 0], [0, 0]), 3, CONFIG)
+    assert proposal.count.tolist() == [0, 0]  # the start token occurs nowhere
+    # Row 0: "6" matches at 1 and 4, the later one leaves one token; row 1: nothing follows token 30.
+    proposal, state = draft.propose(state, rows_at([1, 1], [0, 0], [6, 30]), 3, CONFIG)
+    assert proposal.count.tolist() == [1, 0] and proposal.tokens[0, 0] == 8
+    # Row 0: "6 7" matches longer at 2 than anything else and goes on 9 6 8; row 1: "30 5" matches one token at 0.
+    proposal, _ = draft.propose(state, rows_at([2, 2], [6, 30], [7, 5]), 3, CONFIG)
+    assert proposal.count.tolist() == [3, 3]
+    assert proposal.tokens.tolist() == [[9, 6, 8], [6, 7, 1]]
+
+
+def test_copies_from_the_output_and_from_a_prompt():
+    draft = decoding.PromptLookupDraft(50, encoder_decoder=False, max_ngram=3)
+    state = draft.init_state(1, 4, 12)
+    state = {"text": state["text"].at[:, :4].set(jnp.array([[7, 8, 9, 7]]))}
+    proposal, state = draft.propose(state, rows_at([3], [9], [7]), 3, CONFIG)
+    assert proposal.count.tolist() == [3] and proposal.tokens.tolist() == [[8, 9, 7]]
+    # 8 was kept and 20 came instead of 9; two tokens later the text is 7 8 9 7 8 20 8: "8" last occurred at 4.
+    state = draft.follow(state, jnp.array([[8, 20]]), jnp.array([4]))
+    proposal, _ = draft.propose(state, rows_at([6], [20], [8]), 3, CONFIG)
+    assert proposal.tokens[0, :2].tolist() == [20, 8] and proposal.count.tolist() == [2]
+
+
+def test_wrong_lengths_of_ngrams_are_refused():
+    with pytest.raises(ValueError, match="min_ngram is 3 and max_ngram 2"):
+        decoding.PromptLookupDraft(50, min_ngram=3, max_ngram=2)
+
+
+@pytest.mark.parametrize("name", ["t5_v1_1_target", "llama"])
+def test_greedy_output_is_the_targets_and_rows_without_a_match_draft_nothing(name):
+    target = decoding.load_model(str(GOLDEN / name))
+    inputs = [np.random.default_rng(i).integers(3, 384, size=12).tolist() for i in range(5)]
+    ids = [str(i) for i in range(5)]
+    settings = {"temperature": 0.0, "max_decode_tokens": 40, "num_slots": 2, "input_buckets": (16,)}
+    plain = decoding.Generator(target, None, decoding.DecodingConfig(gamma=0, **settings)).generate(inputs, ids)
+    draft = decoding.PromptLookupDraft(384, encoder_decoder=target.encoder_decoder)
+    results = decoding.Generator(target, draft, decoding.DecodingConfig(gamma=4, **settings)).generate(inputs, ids)
+    gammas = np.concatenate([result.gammas for result in results])
+    assert gammas.min() == 0 and gammas.max() > 0
+    for result, expected in zip(results, plain):
+        np.testing.assert_array_equal(result.tokens, expected.tokens)
+        first = np.searchsorted(result.iteration, np.arange(result.num_iterations))
+        np.testing.assert_array_equal(np.isnan(result.beta[first]), result.gammas == 0)
+        assert np.all((result.source[first] == 3) == (result.gammas == 0))
+        drafted = ~np.isnan(result.draft_logprob)
+        assert set(result.draft_logprob[drafted].tolist()) <= {0.0, -np.inf}
+
+
+def test_a_repeating_text_is_copied():
+    """The target recites 3 4 5 6 3 4 5 6 ...: once a round is over, every guess is right."""
+    target = reciting([3, 4, 5, 6], vocab_size=16)
+    config = decoding.DecodingConfig(gamma=3, temperature=0.0, max_decode_tokens=24, num_slots=1, input_buckets=(4,))
+    (result,) = decoding.Generator(target, decoding.PromptLookupDraft(16), config).generate([[9, 1]], ["a"])
+    assert result.tokens.tolist() == [3, 4, 5, 6] * 6
+    assert result.gammas[:4].tolist() == [0, 0, 0, 0]
+    assert np.all(result.accepted[5:-1] == 3)
+
+
+def bigram(texts, order=2):
+    return decoding.NGramDraft.fit(texts, 6, start_id=0, eos_id=1, order=order)
+
+
+def test_bigram_probabilities_are_those_of_the_formula():
+    draft = bigram([[2, 3, 2, 3, 1], [2, 4, 1]])
+    # Eight tokens: 1 twice, 2 three times, 3 twice, 4 once; four kinds of six.
+    unigram = (np.array([0, 2, 3, 2, 1, 0]) + 4 / 6) / 12
+    np.testing.assert_allclose(draft.unigram[...], unigram, rtol=1e-6)
+    logits, _ = draft.step(jnp.array([[2, 5]]), jnp.array([0]), {})
+    # 2 was followed by 3 twice and by 4 once: c = 3, n = 2.  5 was never seen.
+    after_two = (np.array([0, 0, 0, 2, 1, 0]) + 2 * unigram) / 5
+    np.testing.assert_allclose(np.exp(logits[0, 0]), after_two, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(logits[0, 1]), unigram, rtol=1e-5)
+    at_last, _ = draft.step(jnp.array([[5, 2]]), jnp.array([0]), {}, at=jnp.array([1]))
+    np.testing.assert_array_equal(at_last[:, 0], logits[:, 0])
+
+
+def test_rows_are_distributions_and_survive_saving(tmp_path):
+    for order in (1, 2):
+        draft = bigram([[2, 3, 2, 3, 1], [4, 4, 1], []], order)
+        tokens = jnp.arange(6)[None]
+        logits, _ = draft.step(tokens, jnp.array([0]), {})
+        np.testing.assert_allclose(np.exp(logits).sum(axis=-1), 1.0, rtol=1e-5)
+        draft.save(str(tmp_path / str(order)))
+        loaded = decoding.NGramDraft.load(str(tmp_path / str(order)))
+        np.testing.assert_array_equal(loaded.step(tokens, jnp.array([0]), {})[0], logits)
+        assert (loaded.start_id, loaded.eos_id) == (0, 1)
+
+
+def test_bad_texts_are_refused():
+    with pytest.raises(ValueError, match="allowed: 0 to 5"):
+        bigram([[6]])
+    with pytest.raises(ValueError, match="order is 3"):
+        bigram([[2]], order=3)
+
+
+def test_a_bigram_draft_leaves_greedy_output_alone():
+    target = decoding.load_model(str(GOLDEN / "t5_v1_1_target"))
+    inputs, ids = [[5, 9, 200, 1], [7, 1]], ["a", "b"]
+    settings = {"temperature": 0.0, "max_decode_tokens": 24, "num_slots": 2, "input_buckets": (4,)}
+    plain = decoding.Generator(target, None, decoding.DecodingConfig(gamma=0, **settings)).generate(inputs, ids)
+    draft = decoding.NGramDraft.fit([result.tokens for result in plain], 384, start_id=0, eos_id=1)
+    results = decoding.Generator(target, draft, decoding.DecodingConfig(gamma=2, **settings)).generate(inputs, ids)
+    for result, expected in zip(results, plain):
+        np.testing.assert_array_equal(result.tokens, expected.tokens)
+    assert sum(result.accepted.sum() for result in results) > 0
