@@ -1,4 +1,4 @@
-"""Plain against speculative decoding on one's own inputs and machine: how much faster, at which γ and batch size, and why.
+"""Plain against speculative decoding on one's own inputs and machine: how much faster, at which γ and batch size.
 
     python -m pipeline.benchmark --config=configs/quickstart.py --output=DIR [--config.path.to.setting=value]
         [--gammas=0,1,2,4,7,auto] [--num_slots=1,8,32] [--verifications=token,block] [--temperatures=0,1]
@@ -7,8 +7,8 @@
 Runs in this process. Prints tables and writes DIR/benchmark.json, after every repeat, with every single timing.
 docs/benchmarking.md says how to read both, and pipeline/measurement.py how it is measured.
 
-Exit status: 0 when everything was measured, 2 when something is wrong with the command, its input or its folder and nothing
-was done, 130 when interrupted.
+Exit status: 0 when everything was measured, 2 when something is wrong with the command, its input or its folder and
+nothing was done, 130 when interrupted.
 """
 
 import argparse
@@ -137,7 +137,7 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, str, Settings]:
     own, others = parser.parse_known_args(list(args))
     for name, flag in _VARIED.items():
         if stray := [arg for arg in others if arg.split("=", 1)[0] == f"--config.decoding.{name}"]:
-            raise ConfigError(f"{stray[0]!r} is one value, and this job compares several; allowed: --{flag}=..., by commas")
+            raise ConfigError(f"{stray[0]!r} is one value, and this job compares several; allowed: --{flag}=...")
     # The config's own γ plays no part, and must not be refused for want of a draft.
     command = parse_command_line([*others, "--config.decoding.gamma=0"])
     if command.beam_args:
@@ -191,8 +191,9 @@ def _whole(name: str, text: str, low: int) -> int:
 def group_settings(settings: Settings) -> list[Group]:
     """A group for every batch size and temperature: plain decoding, asked for or not, and every γ and verification.
 
-    At temperature 0 all verifications are the same comparison of argmaxes, and the first stands for all. Coupled sampling
-    draws in a way of its own, so above temperature 0 it has its own group, whose plain decoding draws in that way too.
+    At temperature 0 all verifications are the same comparison of argmaxes, and the first stands for all. Coupled
+    sampling draws in a way of its own, so above temperature 0 it has its own group, whose plain decoding draws in that
+    way too.
     """
     found = []
     for num_slots in settings.num_slots:
@@ -247,7 +248,7 @@ def read_inputs(config: JobConfig, models: CheckedModels, count: int) -> Inputs:
 
 
 def used_buckets(buckets: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
-    """Those of the increasing `buckets` that an input of one of `lengths` falls into; the others need not be compiled."""
+    """Those of the increasing `buckets` that an input of one of `lengths` falls into: all that has to be compiled."""
     return tuple(sorted({next(bucket for bucket in buckets if length <= bucket) for length in lengths}))
 
 
@@ -417,8 +418,9 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, title="Decoding", title_justify="left")
     for title in ("slots", "temp.", "decoding", "γ"):
         table.add_column(title, no_wrap=True)
-    for title in ("tok/s", f"speedup [{level}]", "α", "Thm 3.8", "with pass cost", "tok/call", "occupancy", "differing"):
-        table.add_column(title, justify="right", no_wrap=title.startswith("speedup"))
+    speedup = f"speedup [{level}]"
+    for title in ("tok/s", speedup, "α", "Thm 3.8", "with pass cost", "tok/call", "occupancy", "differing"):
+        table.add_column(title, justify="right", no_wrap=title == speedup)
     for row in results["rows"]:
         plain, predicted = row["gamma"] == 0, row["predicted"] or {}
         if plain and table.row_count:
@@ -462,8 +464,8 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     found, rows = [], results["rows"]
     if differing := [row for row in rows if row["same_tokens_expected"] and max(row["differing_generations"])]:
         found.append(
-            f"{len(differing)} settings differ from plain decoding in some texts where they should not: in float32 only "
-            "ties closer than about 1e-4 may; in bfloat16 the passes over one and over several positions round differently."
+            f"{len(differing)} settings differ from plain decoding in some texts where they should not: in float32 "
+            "only ties closer than about 1e-4 may; in bfloat16 passes over one and several positions round differently."
         )
     if compiled := sum(sum(row["compilations"]) for row in rows):
         found.append(f"{compiled} programs were compiled while decoding: timings include it.")
@@ -473,7 +475,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
             f"{results['inputs']['examples']} examples are few for it; see --examples."
         )
     if results["config"]["decoding"]["lenience"] < 1:
-        found.append("Lenience is below 1: outputs are biased towards the draft and not comparable with plain decoding's.")
+        found.append("Lenience is below 1: outputs are biased towards the draft, not plain decoding's.")
     return found
 
 

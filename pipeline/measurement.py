@@ -1,17 +1,18 @@
 """Measuring settings against each other: in which order, with which interval, and what a single model pass takes.
 
-*Order.* Settings that are compared with each other form a group. Every repeat runs every group once, in a random order, and
-within the group every setting, in a random order: what disturbs the machine for longer than a group takes falls on all of
-its settings alike, and no setting always follows the same other one. Repeat 0 warms everything up and is not counted.
+*Order.* Settings that are compared with each other form a group. Every repeat runs every group once, in a random
+order, and within the group every setting, in a random order: what disturbs the machine for longer than a group takes
+falls on all of its settings alike, and no setting always follows the same other one. Repeat 0 warms everything up and
+is not counted.
 
-*Interval.* A speedup is the geometric mean over repeats of (plain seconds per token / seconds per token), both from the same
-repeat. Its interval is Student's t interval of the mean log ratio. With the usual 5 to 10 repeats it keeps its level for
-roughly normal log ratios, where a percentile bootstrap over so few repeats is too narrow (it divides by n in place of n - 1
-and has the normal's quantiles in place of t's: 0.74 of the t interval's width at 7 repeats).
+*Interval.* A speedup is the geometric mean over repeats of (plain seconds per token / seconds per token), both from
+the same repeat. Its interval is Student's t interval of the mean log ratio. With the usual 5 to 10 repeats it keeps
+its level for roughly normal log ratios, where a percentile bootstrap over so few repeats is too narrow (it divides by
+n in place of n - 1 and has the normal's quantiles in place of t's: 0.74 of the t interval's width at 7 repeats).
 
-*Passes.* `PassTimer` runs a model's `step` in a loop on the device, over states shaped as the engine's, each pass fed with
-the argmax of the one before so that none can be skipped or overlapped. A run takes `MIN_SECONDS`, which makes its one
-dispatch and one transfer negligible. Drawing at a temperature, verification and the host's share are not in it.
+*Passes.* `PassTimer` runs a model's `step` in a loop on the device, over states shaped as the engine's, each pass fed
+with the argmax of the one before so that none can be skipped or overlapped. A run takes `MIN_SECONDS`, which makes its
+one dispatch and one transfer negligible. Drawing at a temperature, verification and the host's share are not in it.
 """
 
 import collections
@@ -67,7 +68,7 @@ class Ratio:
           ValueError: different numbers of repeats, none, or values that are not above 0.
         """
         if len(numerators) != len(denominators) or not numerators:
-            raise ValueError(f"{len(numerators)} and {len(denominators)} repeats; the same number, at least 1, is needed")
+            raise ValueError(f"{len(numerators)} and {len(denominators)} repeats; as many of both, at least 1, are needed")
         if min(*numerators, *denominators) <= 0:
             raise ValueError("a measurement is 0 or negative; ratios need positive ones")
         logs = np.log(numerators) - np.log(denominators)  # float64[repeats]
@@ -291,7 +292,7 @@ PassSeconds = Mapping[Pass, Sequence[float]]
 
 
 def draft_cost(seconds: PassSeconds, num_slots: int) -> Ratio | None:
-    """The paper's c: time of one draft run over time of one target run, both over one position. None without a draft."""
+    """The paper's c: time of a draft run over time of a target run, both over one position. None without a draft."""
     draft = seconds.get(Pass(num_slots, "draft", 1))
     return Ratio.of(draft, seconds[Pass(num_slots, "target", 1)]) if draft else None
 

@@ -1,9 +1,9 @@
-"""The benchmark: its arithmetic on made-up timings, its bookkeeping with a generator whose results are known, and a whole
-run with a tiny T5 pair."""
+"""The benchmark: its arithmetic on made-up timings, its bookkeeping with a generator whose results are known, and a
+whole run with a tiny T5 pair."""
 
-import dataclasses
 import json
 import math
+import os
 import sys
 
 import jax
@@ -175,7 +175,8 @@ def row(**changes) -> dict:
     ],
 )
 def test_remarks(changes, lenience, word):
-    results = {"rows": [row(), row(**changes)], "config": {"decoding": {"lenience": lenience}}, "inputs": {"examples": 5}}
+    config = {"decoding": {"lenience": lenience}}
+    results = {"rows": [row(), row(**changes)], "config": config, "inputs": {"examples": 5}}
     found = benchmark.remarks(results)
     assert found == [] if word is None else word in found[0] and len(found) == 1
 
@@ -193,8 +194,10 @@ class FakeGenerator:
 
     def generate_with_report(self, inputs, example_ids):
         FakeGenerator.calls.append((self.config.gamma, tuple(example_ids)))
-        last = [7 if self.config.gamma == 2 and name.startswith("b/") else 6 for name in example_ids]
-        found = [generation([0.5, 0.5, math.nan], (5, token, 1)) for token in last for _ in range(self.config.num_samples)]
+        found = []
+        for name in example_ids:
+            wrong = self.config.gamma == 2 and name.startswith(("b/", "input.jsonl:2/"))
+            found += [generation([0.5, 0.5, math.nan], (5, 7 if wrong else 6, 1))] * self.config.num_samples
         return found, decoding.EngineReport(4, 7, 0.875, 1, 0.5, 0, {self.config.gamma: 4})
 
 
@@ -342,7 +345,8 @@ def test_a_folder_with_results_is_refused(command, tmp_path, capsys):
         assert benchmark.main(command("--gammas=1")) == 2
         assert word in capsys.readouterr().err
         assert (folder / "benchmark.json").read_text() == content
-    (folder / "benchmark.json").write_text('{"complete": false, "repeats": 0}')  # interrupted before anything was measured
+    # One that was interrupted before anything was measured is no obstacle.
+    (folder / "benchmark.json").write_text('{"complete": false, "repeats": 0}')
     assert benchmark.open_folder(str(folder)).root == str(folder)
 
 
@@ -368,8 +372,8 @@ def test_inputs_are_the_first_that_can_be_read(command, tmp_path, sentences, mod
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, models):
-    """A finished run: (folder, what it printed, its benchmark.json, its arguments)."""
+def whole(tmp_path_factory, models):
+    """Runs the command: whole(name, *flags) -> (output folder, what it printed, its benchmark.json, its arguments)."""
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "input.jsonl").write_text("".join(json.dumps({"en": text}) + "\n" for text in SENTENCES[:5]))
     (folder / "config.py").write_text(
@@ -383,86 +387,111 @@ def get_config():
     ))
 """
     )
-    args = [
-        f"--config={folder / 'config.py'}", f"--output={folder / 'out'}", "--gammas=2,auto", "--num_slots=2",
-        "--verifications=block", "--temperatures=0,1", "--repeats=2", "--examples=9",
-    ]  # fmt: skip
-    patch = pytest.MonkeyPatch()
-    shown = Console(record=True, width=140, file=open("/dev/null", "w"))
-    patch.setattr(benchmark, "Console", lambda: shown)
-    status = benchmark.main(args)
-    patch.undo()
-    assert status == 0
 
     def refuse(name):
         raise ValueError(f"{name} is no JSON")
 
-    results = json.loads((folder / "out" / "benchmark.json").read_text(), parse_constant=refuse)
-    return folder / "out", shown.export_text(), results, args
+    def run(name: str, *flags: str):
+        args = [f"--config={folder / 'config.py'}", f"--output={folder / name}", "--num_slots=2", "--repeats=2", *flags]
+        with pytest.MonkeyPatch.context() as patch, open(os.devnull, "w") as nowhere:
+            shown = Console(record=True, width=160, file=nowhere)
+            patch.setattr(benchmark, "Console", lambda: shown)
+            assert benchmark.main(args) == 0
+        results = json.loads((folder / name / "benchmark.json").read_text(), parse_constant=refuse)
+        return folder / name, shown.export_text(), results, args
+
+    return run
 
 
-def test_run_rows(run):
-    _, _, results, _ = run
+def test_greedy_texts_of_a_real_pair_are_plain_decodings(whole):
+    _, shown, results, _ = whole("greedy", "--gammas=2,auto", "--verifications=block", "--temperatures=0")
     rows = results["rows"]
-    assert [(one["temperature"], one["gamma"]) for one in rows] == [
-        (temperature, gamma) for temperature in (0.0, 1.0) for gamma in (0, 2, "auto")
-    ]
-    assert results["complete"] is True and results["repeats"] == 2
+    assert [one["gamma"] for one in rows] == [0, 2, "auto"]
     for one in rows:
-        for name in ("seconds", "tokens", "iterations", "row_iterations", "compilations", "differing_generations"):
-            assert len(one[name]) == 2
+        assert one["tokens"] == [rows[0]["tokens"][0]] * 2
+        assert one["differing_generations"] == [0, 0] and one["same_tokens_expected"]
         assert one["compilations"] == [0, 0]
         assert one["generations"] == 5
-        assert one["same_tokens_expected"] == (one["temperature"] == 0)
         assert 0 < one["slot_occupancy"] <= 1
         assert sum(one["gammas"].values()) == sum(one["iterations"])
+        assert all(seconds > 0 for seconds in one["seconds"])
+    assert rows[0]["row_iterations"] == rows[0]["tokens"]  # plain decoding: a call per token
+    assert 0 <= rows[1]["alpha"]["low"] <= rows[1]["alpha"]["mean"] <= rows[1]["alpha"]["high"] <= 1
+    assert [set(one["seconds_per_iteration"]) for one in results["costs_of_auto"]] == [{"64/0", "64/2"}]
+    assert results["shapes"]["input_buckets"] == [64]
+    assert "0/5" in shown and "should not" not in shown
+
+
+@pytest.fixture(scope="module")
+def run(whole):
+    """A whole run with the models loaded, and a generator whose results are known."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "Generator", FakeGenerator)
+        patch.setattr(FakeGenerator, "calls", [], raising=False)
+        return whole("sampled", "--gammas=2,4", "--verifications=token,coupled", "--temperatures=0,1", "--examples=9")
+
+
+def test_rows_of_a_run(run):
+    _, _, results, _ = run
+    assert [(one["temperature"], one["verification"], one["gamma"]) for one in results["rows"]] == [
+        (temperature, name, gamma)
+        for temperature, name in ((0, "token"), (1, "token"), (1, "coupled"))
+        for gamma in (0, 2, 4)
+    ]
+    assert results["complete"] is True and results["repeats"] == 2
+    for one in results["rows"]:
+        for name in ("seconds", "tokens", "iterations", "row_iterations", "compilations", "differing_generations"):
+            assert len(one[name]) == 2
         if one["gamma"] != 0:
             assert one["speedup"]["low"] <= one["speedup"]["mean"] <= one["speedup"]["high"]
-    greedy = [one for one in rows if one["temperature"] == 0]
-    assert {tuple(one["tokens"]) for one in greedy} == {(greedy[0]["tokens"][0],) * 2}
-    assert [one["differing_generations"] for one in greedy] == [[0, 0]] * 3
+        assert one["same_tokens_expected"] == (one["temperature"] == 0 or one["verification"] == "coupled")
+        assert one["differing_generations"] == [int(one["gamma"] == 2)] * 2
 
 
-def test_run_predictions(run):
+def test_predictions_of_a_run(run):
     _, _, results, _ = run
     (cost,) = results["costs"]
-    assert set(cost["target_seconds"]) == {"1", "3"}
+    assert set(cost["target_seconds"]) == {"1", "3", "5"}
     assert cost["pass_cost"]["1"]["mean"] == 1
+    assert cost["first_positions"] == [0, 2]  # texts of three tokens
     assert all(len(seconds) == 2 for seconds in (*cost["target_seconds"].values(), cost["draft_seconds"]))
     ratios = np.array(cost["draft_seconds"]) / np.array(cost["target_seconds"]["1"])
     assert cost["c"]["mean"] == pytest.approx(math.sqrt(ratios.prod()))
     for one in results["rows"]:
-        assert (one["predicted"] is not None) == (one["gamma"] == 2)
-        if one["predicted"]:
-            alpha, c, v = one["alpha"]["mean"], cost["c"]["mean"], cost["pass_cost"]["3"]["mean"]
-            assert one["predicted"]["theorem_3_8"] == theory.walltime_improvement(alpha, 2, c)
-            assert one["predicted"]["with_pass_cost"] == theory.walltime_improvement_measured(alpha, 2, c, v)
+        gamma, c = one["gamma"], cost["c"]["mean"]
+        if gamma == 0:
+            assert one["predicted"] is None
+            continue
+        v = cost["pass_cost"][str(gamma + 1)]["mean"]
+        assert one["alpha"]["mean"] == 0.5
+        assert one["predicted"]["theorem_3_8"] == theory.walltime_improvement(0.5, gamma, c)
+        assert one["predicted"]["with_pass_cost"] == theory.walltime_improvement_measured(0.5, gamma, c, v)
 
 
-def test_run_says_what_it_was(run):
+def test_a_run_says_what_it_was(run):
     folder, _, results, args = run
-    assert results["settings"] == dataclasses.asdict(
-        settings(gammas=[2, "auto"], num_slots=[2], verifications=["block"], temperatures=[0.0, 1.0], examples=9)
-    )
+    assert results["settings"] == {
+        "gammas": [2, 4], "num_slots": [2], "verifications": ["token", "coupled"], "temperatures": [0.0, 1.0],
+        "repeats": 2, "examples": 9, "seed": 0,
+    }  # fmt: skip
     assert "gamma" not in results["config"]["decoding"] and results["config"]["decoding"]["max_decode_tokens"] == 6
     assert results["config"]["model"]["dtype"] == "float32"
-    assert results["shapes"]["input_buckets"] == [64]
-    assert results["shapes"]["decoder_positions_of_passes"] == 6 + 3
+    assert results["shapes"]["decoder_positions_of_passes"] == 6 + 5
     assert results["machine"]["versions"]["jax"] == jax.__version__
     assert results["machine"]["device"]["kind"] == jax.devices()[0].device_kind
     assert results["models"]["target"]["vocab_size"] == results["models"]["draft"]["vocab_size"] == 384
     assert results["models"]["target"]["shape"]["d_model"] == 48
     assert results["inputs"]["examples"] == 5
-    assert [set(one["seconds_per_iteration"]) for one in results["costs_of_auto"]] == [{"64/0", "64/2"}] * 2
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["benchmark.json"]
     assert benchmark.main(args) == 2  # never over results
 
 
-def test_run_shows(run):
+def test_a_run_is_shown(run):
     folder, shown, results, _ = run
-    for word in ("greedy", "block", "plain", "auto", "Thm 3.8", "c [95%]", "0/5", str(folder / "benchmark.json")):
+    for word in ("greedy", "plain, coupled", "Thm 3.8", "c [95%]", "1/5", "0/5", str(folder / "benchmark.json")):
         assert word in shown
     assert "fewer than --examples=9" in shown
+    assert "2 settings differ from plain decoding" in shown
     first = next(one for one in results["rows"] if one["gamma"] == 2)
     assert f"{first['speedup']['mean']:.2f} [" in shown
 
