@@ -8,6 +8,7 @@ import pytest
 
 import decoding
 from decoding.rows import Rows
+from tests import reference, tiny_t5
 from tests.scripted import reciting
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "testdata" / "golden"
@@ -133,3 +134,48 @@ def test_a_bigram_draft_leaves_greedy_output_alone():
     for result, expected in zip(results, plain):
         np.testing.assert_array_equal(result.tokens, expected.tokens)
     assert sum(result.accepted.sum() for result in results) > 0
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    shape = tiny_t5.config(6, layers=2)
+    return decoding.load_model(tiny_t5.write(tmp_path_factory.mktemp("tiny"), shape, tiny_t5.weights(shape, 0, head=0.6)))
+
+
+def narrow_bigram() -> decoding.NGramDraft:
+    """Rows that miss some tokens altogether: p is positive where q is 0."""
+    follows = {0: {2: 0.5, 3: 0.5}, 2: {2: 0.2, 4: 0.8}, 3: {1: 0.3, 5: 0.7}, 4: {3: 1.0}, 5: {2: 0.6, 1: 0.4}}
+    starts = np.cumsum([0] + [len(follows.get(token, {})) for token in range(6)])
+    followers = [x for token in range(6) for x in follows.get(token, {})]
+    shares = [share for token in range(6) for share in follows.get(token, {}).values()]
+    backoff = [0.0 if token in follows else 1.0 for token in range(6)]
+    return decoding.NGramDraft(np.full(6, 1 / 6), starts, followers, shares, backoff, start_id=0, eos_id=1)
+
+
+DRAFTS = {"bigram": narrow_bigram, "lookup": lambda: decoding.PromptLookupDraft(6, max_ngram=2)}
+
+
+def check_law(target, draft, rounds: int, **settings):
+    config = decoding.DecodingConfig(
+        num_samples=rounds, num_slots=256, max_decode_tokens=6, input_buckets=(4,), chunk_iterations=4, **settings
+    )
+    rows = decoding.Generator(target, draft, config).generate([[3, 4, 5]], ["example"])
+    sources = np.concatenate([row.source[:4] for row in rows])
+    assert np.mean(sources == 0) > 0.05 and np.mean(sources == 1) > 0.05
+    filters = {name: settings.get(name, default) for name, default in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0))}
+    law = reference.sequence_law(target, [3, 4, 5], length=4, **filters)
+    found, _ = reference.chi_square([tuple(row.tokens[:4].tolist()) for row in rows], law)
+    assert found > 1e-6
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_samples_have_the_targets_law(tiny, draft):
+    check_law(tiny, DRAFTS[draft](), 20_000, gamma=3, verification="token")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("verification", ["token", "block", "coupled"])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_samples_have_the_targets_law_over_more_settings(tiny, draft, verification, settings):
+    check_law(tiny, DRAFTS[draft](), 100_000, gamma=3, verification=verification, **settings)
