@@ -1,6 +1,8 @@
 """The job from end to end with the reference T5 pair: what only real models can show."""
 
 import json
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 from pipeline import generate
 from tests.pipeline.helpers import assert_same_rows, rows, summary
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = (
     "--config.decoding.num_slots=2",
     "--config.decoding.input_buckets=(64,)",
@@ -42,15 +45,16 @@ def test_greedy_is_plain_greedy_however_it_is_cut(command, tmp_path):
 
 
 def test_as_a_command(command, tmp_path):
-    """In a process of its own: workers find everything by import, and TensorFlow stays out."""
-    program = (
-        "import sys; from pipeline import generate; status = generate.main(sys.argv[1:]); "
-        "assert 'tensorflow' not in sys.modules; sys.exit(status)"
-    )
+    """In a process of its own: the fork works with a real engine, and nothing tries to import TensorFlow."""
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    (trap / "tensorflow.py").write_text("import os; print('TensorFlow was imported', flush=True); os._exit(77)")
     found = subprocess.run(
-        [sys.executable, "-c", program, *command(*SMALL)], capture_output=True, text=True, timeout=600, check=False
-    )
-    assert found.returncode == 0, found.stderr
-    assert "Traceback" not in found.stderr
+        [sys.executable, "-m", "pipeline.generate", *command(*SMALL)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(trap)},
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "Traceback" not in found.stderr and "os.fork" not in found.stderr
     assert "target calls per token" in found.stdout
     assert (tmp_path / "out" / "_SUCCESS").exists()
