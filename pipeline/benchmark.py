@@ -4,7 +4,8 @@
         [--gammas=0,1,2,4,7,auto] [--num_slots=1,8,32] [--verifications=token,block] [--temperatures=0,1]
         [--repeats=7] [--examples=64] [--seed=0]
 
-Runs in this process. Prints tables and writes DIR/benchmark.json, after every repeat, with every single timing.
+Runs in this process, one batch size after the other. Prints tables and writes DIR/benchmark.json, after every repeat,
+with every single timing.
 docs/benchmarking.md says how to read both, and pipeline/measurement.py how it is measured.
 
 Exit status: 0 when everything was measured, 2 when something is wrong with the command, its input or its folder and
@@ -256,20 +257,20 @@ def open_folder(output: str) -> OutputFolder:
     """The output folder; benchmark.json is there from now on.
 
     Raises:
-      FolderError: it holds a measured repeat, or cannot be written.
+      FolderError: it holds measurements, or cannot be written.
     """
     folder = OutputFolder(output)
     try:
-        if folder.create(RESULTS, encode({"complete": False, "repeats": 0})):
+        if folder.create(RESULTS, encode({"complete": False, "rows": []})):
             return folder
-        repeats = json.loads(folder.read(RESULTS))["repeats"]
+        rows = len(json.loads(folder.read(RESULTS))["rows"])
     except OSError as error:
         raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise FolderError(f"the output folder {output!r} holds a {RESULTS} that is none of this job's") from error
-    if repeats:
+    if rows:
         raise FolderError(
-            f"the output folder {output!r} holds a {RESULTS} of {repeats} repeats; give another folder, or remove it"
+            f"the output folder {output!r} holds a {RESULTS} of {rows} settings; give another folder, or remove it"
         )
     return folder
 
@@ -343,7 +344,8 @@ def cost_row(num_slots: int, passes: PassSeconds) -> dict:
 
 
 def results_of(runner: Runner, groups: Sequence[Group]) -> dict:
-    """The part of benchmark.json that was measured."""
+    """What was measured at one batch size."""
+    (slots,) = {group.plain.num_slots for group in groups}
     return {
         "rows": [
             setting_row(
@@ -357,8 +359,16 @@ def results_of(runner: Runner, groups: Sequence[Group]) -> dict:
             for setting in group.settings
         ],
         "costs": [
-            {**cost_row(slots, runner.passes), "first_positions": [0, runner.span - 1]}
-            for slots in dict.fromkeys(group.plain.num_slots for group in groups)
+            {
+                **cost_row(slots, runner.passes),
+                "first_positions": [0, runner.span - 1],
+                "state_positions": runner.max_positions,
+            }
+        ],
+        "costs_of_auto": [
+            {**dataclasses.asdict(setting), "seconds_per_iteration": encode_costs(generator.costs)}
+            for setting, generator in runner.generators.items()
+            if setting.gamma == "auto"
         ],
     }
 
@@ -554,10 +564,6 @@ def measure(
     base = dataclasses.replace(
         config.decoding, input_buckets=used_buckets(config.decoding.input_buckets, inputs.lengths)
     )
-    groups = group_settings(settings)
-    runner = Runner(
-        target, draft, base, groups, inputs.examples, lambda text: console.print(text, highlight=False, markup=False)
-    )
     about = {
         "specbeam": __version__,
         "complete": False,
@@ -571,27 +577,35 @@ def measure(
         "shapes": {
             "input_buckets": base.input_buckets,
             "resident_input_tokens": base.max_input_tokens,
-            "decoder_positions_of_passes": runner.max_positions,
         },
         "interval": {"level": measurement.LEVEL, "method": measurement.METHOD},
-        "costs_of_auto": [
-            {**dataclasses.asdict(setting), "seconds_per_iteration": encode_costs(generator.costs)}
-            for setting, generator in runner.generators.items()
-            if setting.gamma == "auto"
-        ],
-        "repeats": 0,
     }
     # The config's own values of what is varied played no part.
     for name in _VARIED:
         del about["config"]["decoding"][name]
-    total = (settings.repeats + 1) * runner.num_runs
-    with _Progress(total, settings.repeats) as progress:
-        for repeat in runner.run(settings.repeats, settings.seed, progress.show):
-            if repeat > 0:
-                about |= {"repeats": repeat, "seconds": time.monotonic() - started, **results_of(runner, groups)}
-                about["machine"]["load_average"].append(_load_average())
-                about["complete"] = repeat == settings.repeats
-                folder.put(RESULTS, encode(about))
+    done: dict[str, list] = {"rows": [], "costs": [], "costs_of_auto": []}
+    # One batch size after the other: compiled programs take tens of megabytes per setting.
+    for slots in settings.num_slots:
+        groups = [group for group in group_settings(settings) if group.plain.num_slots == slots]
+        runner = Runner(
+            target,
+            draft,
+            base,
+            groups,
+            inputs.examples,
+            lambda text: console.print(text, highlight=False, markup=False),
+        )
+        with _Progress((settings.repeats + 1) * runner.num_runs, settings.repeats) as progress:
+            for repeat in runner.run(settings.repeats, settings.seed, progress.show):
+                if repeat > 0:
+                    found = results_of(runner, groups)
+                    about |= {name: done[name] + found[name] for name in done}
+                    about["machine"]["load_average"].append(_load_average())
+                    about["seconds"] = time.monotonic() - started
+                    about["complete"] = repeat == settings.repeats and slots == settings.num_slots[-1]
+                    folder.put(RESULTS, encode(about))
+        done = {name: about[name] for name in done}
+        del runner, found
     return about
 
 

@@ -340,13 +340,13 @@ def test_flags(command, tmp_path):
 def test_a_folder_with_results_is_refused(command, tmp_path, capsys):
     folder = tmp_path / "out"
     folder.mkdir()
-    for content, word in (('{"repeats": 3}', "3 repeats"), ("[]", "none of this job's"), ("no", "none of this job's")):
+    for content, word in (('{"rows": [{}, {}]}', "of 2 settings"), ("[]", "none of this job's"), ("no", "none of this job's")):
         (folder / "benchmark.json").write_text(content)
         assert benchmark.main(command("--gammas=1")) == 2
         assert word in capsys.readouterr().err
         assert (folder / "benchmark.json").read_text() == content
     # One that was interrupted before anything was measured is no obstacle.
-    (folder / "benchmark.json").write_text('{"complete": false, "repeats": 0}')
+    (folder / "benchmark.json").write_text('{"complete": false, "rows": []}')
     assert benchmark.open_folder(str(folder)).root == str(folder)
 
 
@@ -392,7 +392,7 @@ def get_config():
         raise ValueError(f"{name} is no JSON")
 
     def run(name: str, *flags: str):
-        args = [f"--config={folder / 'config.py'}", f"--output={folder / name}", "--num_slots=2", "--repeats=2", *flags]
+        args = [f"--config={folder / 'config.py'}", f"--output={folder / name}", "--repeats=2", *flags]
         with pytest.MonkeyPatch.context() as patch, open(os.devnull, "w") as nowhere:
             shown = Console(record=True, width=160, file=nowhere)
             patch.setattr(benchmark, "Console", lambda: shown)
@@ -404,7 +404,7 @@ def get_config():
 
 
 def test_greedy_texts_of_a_real_pair_are_plain_decodings(whole):
-    _, shown, results, _ = whole("greedy", "--gammas=2,auto", "--verifications=block", "--temperatures=0")
+    _, shown, results, _ = whole("greedy", "--gammas=2,auto", "--num_slots=2", "--verifications=block", "--temperatures=0")
     rows = results["rows"]
     assert [one["gamma"] for one in rows] == [0, 2, "auto"]
     for one in rows:
@@ -428,17 +428,19 @@ def run(whole):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "Generator", FakeGenerator)
         patch.setattr(FakeGenerator, "calls", [], raising=False)
-        return whole("sampled", "--gammas=2,4", "--verifications=token,coupled", "--temperatures=0,1", "--examples=9")
+        flags = ("--gammas=2,4", "--num_slots=2,1", "--verifications=token,coupled", "--temperatures=0,1")
+        return whole("sampled", *flags, "--examples=9")
 
 
 def test_rows_of_a_run(run):
     _, _, results, _ = run
-    assert [(one["temperature"], one["verification"], one["gamma"]) for one in results["rows"]] == [
-        (temperature, name, gamma)
+    assert [(one["num_slots"], one["temperature"], one["verification"], one["gamma"]) for one in results["rows"]] == [
+        (num_slots, temperature, name, gamma)
+        for num_slots in (2, 1)
         for temperature, name in ((0, "token"), (1, "token"), (1, "coupled"))
         for gamma in (0, 2, 4)
     ]
-    assert results["complete"] is True and results["repeats"] == 2
+    assert results["complete"] is True and len(results["rows"]) == 18
     for one in results["rows"]:
         for name in ("seconds", "tokens", "iterations", "row_iterations", "compilations", "differing_generations"):
             assert len(one[name]) == 2
@@ -450,14 +452,16 @@ def test_rows_of_a_run(run):
 
 def test_predictions_of_a_run(run):
     _, _, results, _ = run
-    (cost,) = results["costs"]
+    cost, other = results["costs"]
+    assert (cost["num_slots"], other["num_slots"]) == (2, 1)
     assert set(cost["target_seconds"]) == {"1", "3", "5"}
     assert cost["pass_cost"]["1"]["mean"] == 1
     assert cost["first_positions"] == [0, 2]  # texts of three tokens
+    assert cost["state_positions"] == 6 + 5
     assert all(len(seconds) == 2 for seconds in (*cost["target_seconds"].values(), cost["draft_seconds"]))
     ratios = np.array(cost["draft_seconds"]) / np.array(cost["target_seconds"]["1"])
     assert cost["c"]["mean"] == pytest.approx(math.sqrt(ratios.prod()))
-    for one in results["rows"]:
+    for one in results["rows"][:9]:
         gamma, c = one["gamma"], cost["c"]["mean"]
         if gamma == 0:
             assert one["predicted"] is None
@@ -471,12 +475,11 @@ def test_predictions_of_a_run(run):
 def test_a_run_says_what_it_was(run):
     folder, _, results, args = run
     assert results["settings"] == {
-        "gammas": [2, 4], "num_slots": [2], "verifications": ["token", "coupled"], "temperatures": [0.0, 1.0],
+        "gammas": [2, 4], "num_slots": [2, 1], "verifications": ["token", "coupled"], "temperatures": [0.0, 1.0],
         "repeats": 2, "examples": 9, "seed": 0,
     }  # fmt: skip
     assert "gamma" not in results["config"]["decoding"] and results["config"]["decoding"]["max_decode_tokens"] == 6
     assert results["config"]["model"]["dtype"] == "float32"
-    assert results["shapes"]["decoder_positions_of_passes"] == 6 + 5
     assert results["machine"]["versions"]["jax"] == jax.__version__
     assert results["machine"]["device"]["kind"] == jax.devices()[0].device_kind
     assert results["models"]["target"]["vocab_size"] == results["models"]["draft"]["vocab_size"] == 384
@@ -491,7 +494,7 @@ def test_a_run_is_shown(run):
     for word in ("greedy", "plain, coupled", "Thm 3.8", "c [95%]", "1/5", "0/5", str(folder / "benchmark.json")):
         assert word in shown
     assert "fewer than --examples=9" in shown
-    assert "2 settings differ from plain decoding" in shown
+    assert "4 settings differ from plain decoding" in shown
     first = next(one for one in results["rows"] if one["gamma"] == 2)
     assert f"{first['speedup']['mean']:.2f} [" in shown
 
