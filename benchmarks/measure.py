@@ -21,9 +21,10 @@ class Run:
 
     system: str
     batch: int
-    repeat: int    # 0 is the dropped one
-    seconds: float
-    tokens: int    # generated, each sequence's EOS included, padding and start tokens not
+    repeat: int           # 0 is the dropped one
+    seconds: float        # wall clock
+    cpu_seconds: float    # of the system's process, all threads; far below threads x seconds where others took the cores
+    tokens: int           # generated, each sequence's EOS included, padding and start tokens not
 
     @property
     def seconds_per_token(self) -> float:
@@ -53,11 +54,11 @@ def interleaved(cells: Sequence[tuple[str, int]], repeats: int, seed: int) -> It
         yield from ((repeat, *cell) for cell in order.sample(list(cells), len(cells)))
 
 
-def timed(call: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
-    """Seconds of wall clock that `call` took, and its result."""
-    start = time.perf_counter()
+def timed(call: Callable[[], list[list[int]]]) -> tuple[float, float, list[list[int]]]:
+    """Seconds of wall clock and of this process's processor time that `call` took, and its result."""
+    start, cpu_start = time.perf_counter(), time.process_time()
     result = call()
-    return time.perf_counter() - start, result
+    return time.perf_counter() - start, time.process_time() - cpu_start, result
 
 
 def seconds_per_token(runs: Sequence[Run], system: str, batch: int) -> dict[int, float]:

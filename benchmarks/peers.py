@@ -95,8 +95,8 @@ def compare(workload: workloads.Workload, chosen: dict[str, systems.System], arg
     outputs: dict[tuple[str, int], systems.Tokens] = {}
     changed: set[tuple[str, int]] = set()
     for repeat, name, batch in measure.interleaved(cells, arguments.repeats, arguments.seed):
-        seconds, rows = remotes[name].run(batch)
-        runs.append(measure.Run(name, batch, repeat, seconds, sum(map(len, rows))))
+        seconds, cpu_seconds, rows = remotes[name].run(batch)
+        runs.append(measure.Run(name, batch, repeat, seconds, cpu_seconds, sum(map(len, rows))))
         if outputs.setdefault((name, batch), rows) != rows:
             changed.add((name, batch))
         print(f"{workload.name}: run {len(runs)} of {len(cells) * (arguments.repeats + 1)}: {chosen[name].title}, "

@@ -129,8 +129,8 @@ class Remote:
         theirs.close()
         self._receive()   # built
 
-    def run(self, batch: int) -> tuple[float, Tokens]:
-        """Seconds and outputs of one run over the workload's inputs for `batch`."""
+    def run(self, batch: int) -> tuple[float, float, Tokens]:
+        """Wall and processor seconds, and outputs, of one run over the workload's inputs for `batch`."""
         self._connection.send(batch)
         return self._receive()
 

@@ -8,7 +8,7 @@ from benchmarks import measure
 
 
 def runs(system: str, seconds: list[float], tokens: int = 10, batch: int = 1) -> list[measure.Run]:
-    return [measure.Run(system, batch, repeat, s, tokens) for repeat, s in enumerate(seconds)]
+    return [measure.Run(system, batch, repeat, s, s, tokens) for repeat, s in enumerate(seconds)]
 
 
 def test_every_repeat_runs_every_cell_once_and_in_its_own_order():
