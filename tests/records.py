@@ -18,8 +18,16 @@ def assert_same(a, b, records=RECORDS) -> None:
 def check_consistency(row: Generation, config: DecodingConfig, eos_id: int, vocab_size: int) -> None:
     """Iterations, accepted counts, sources, tokens, NaN patterns and the end agree with each other."""
     length, iterations = len(row.tokens), len(row.gammas)
-    dtypes = dict(tokens="int32", source="int8", iteration="int32", beta="float32", target_logprob="float32",
-                  draft_logprob="float32", gammas="int16", accepted="int16")
+    dtypes = dict(
+        tokens="int32",
+        source="int8",
+        iteration="int32",
+        beta="float32",
+        target_logprob="float32",
+        draft_logprob="float32",
+        gammas="int16",
+        accepted="int16",
+    )
     for name, dtype in dtypes.items():
         array = getattr(row, name)
         assert array.dtype == dtype and array.shape == (iterations if name in ("gammas", "accepted") else length,), name

@@ -48,8 +48,17 @@ def test_an_error_names_setting_value_and_what_is_allowed(setting, value, allowe
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("temperature", "hot"), ("temperature", None), ("top_p", "0.9"), ("lenience", None), ("input_buckets", 32),
-     ("gamma_choices", 3), ("gamma_choices", (0, 1.5)), ("input_buckets", (8, 16.5)), ("seed", True)],
+    [
+        ("temperature", "hot"),
+        ("temperature", None),
+        ("top_p", "0.9"),
+        ("lenience", None),
+        ("input_buckets", 32),
+        ("gamma_choices", 3),
+        ("gamma_choices", (0, 1.5)),
+        ("input_buckets", (8, 16.5)),
+        ("seed", True),
+    ],
 )
 def test_an_ill_typed_setting_is_refused_by_name(setting, value):
     with pytest.raises(ValueError, match=setting):

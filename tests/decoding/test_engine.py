@@ -18,7 +18,9 @@ MAX_TOKENS = 12
 def examples(count: int, seed: int = 0) -> tuple[list[list[int]], list[str]]:
     """Inputs of 1 to 8 tokens."""
     rng = np.random.default_rng(seed)
-    return [rng.integers(2, 6, size=rng.integers(1, 9)).tolist() for _ in range(count)], [f"ex-{i}" for i in range(count)]
+    return [rng.integers(2, 6, size=rng.integers(1, 9)).tolist() for _ in range(count)], [
+        f"ex-{i}" for i in range(count)
+    ]
 
 
 def config(**changes) -> DecodingConfig:
@@ -113,8 +115,13 @@ def test_the_scripted_model_itself_notices_a_hole():
 # Two buckets, so that refilled rows differ in length from the resident ones.
 @pytest.mark.parametrize(
     ("gamma", "buckets"),
-    [(0, (8,)), (2, (4, 8)), (7, (8,)), pytest.param(1, (4, 8), marks=pytest.mark.slow),
-     pytest.param(4, (4, 8), marks=pytest.mark.slow)],
+    [
+        (0, (8,)),
+        (2, (4, 8)),
+        (7, (8,)),
+        pytest.param(1, (4, 8), marks=pytest.mark.slow),
+        pytest.param(4, (4, 8), marks=pytest.mark.slow),
+    ],
 )
 def test_greedy_output_is_plain_greedy_with_more_examples_than_slots(generator, target, gamma, buckets):
     inputs, ids = examples(50)
@@ -134,7 +141,9 @@ def test_greedy_output_is_plain_greedy_with_more_examples_than_slots(generator, 
 def test_gamma_far_beyond_the_budget_changes_nothing(target, draft):
     inputs, ids = examples(20)
     for budget, gamma in [(1, 7), (5, 16)]:
-        rows = Generator(target, draft, config(gamma=gamma, temperature=0.0, max_decode_tokens=budget)).generate(inputs, ids)
+        rows = Generator(target, draft, config(gamma=gamma, temperature=0.0, max_decode_tokens=budget)).generate(
+            inputs, ids
+        )
         for tokens, row in zip(inputs, rows):
             assert row.tokens.tolist() == scripted.greedy(target, tokens, budget)
 
@@ -151,7 +160,9 @@ VERIFIED = [
 NAMES = ["token", "block", "coupled", "lenient", "plain"]
 
 
-@pytest.mark.parametrize(("changes", "others"), list(zip(VERIFIED, [(1, 64), (1, 64), (1, 64), (64,), (64,)])), ids=NAMES)
+@pytest.mark.parametrize(
+    ("changes", "others"), list(zip(VERIFIED, [(1, 64), (1, 64), (1, 64), (64,), (64,)])), ids=NAMES
+)
 def test_records_do_not_depend_on_slots_or_arrival_order(generator, changes, others):
     inputs, ids = examples(70)
     whole = generator(**changes).generate(inputs, ids)
@@ -376,3 +387,18 @@ def test_auto_measures_costs_and_chooses_by_them(target, draft):
     assert set(free.generate_with_report(inputs, ids)[1].gammas) == {3}
     with pytest.raises(ValueError, match=r"\(8, 3\)"):
         Generator(target, draft, config(**AUTO), costs={(8, 0): 1.0, (8, 1): 1.0})
+
+
+def test_records_are_the_same_bits_in_shards_of_short_and_of_long_inputs(target, draft):
+    """Caches have one length whatever a shard's longest input is, so a row's floats round the same way everywhere."""
+    rng = np.random.default_rng(5)
+    texts = [rng.integers(3, 380, size).tolist() for size in (3, 60, 14, 30, 7, 45)]
+    names = [str(i) for i in range(len(texts))]
+    settings = DecodingConfig(gamma=3, max_decode_tokens=24, num_slots=2, input_buckets=(16, 32, 64))
+    engine = Generator(target, draft, settings)
+    together = engine.generate(texts, names)
+    for i in range(len(texts)):
+        (alone,) = engine.generate([texts[i]], [names[i]])
+        np.testing.assert_array_equal(alone.tokens, together[i].tokens)
+        np.testing.assert_array_equal(alone.beta, together[i].beta)
+        np.testing.assert_array_equal(alone.target_logprob, together[i].target_logprob)

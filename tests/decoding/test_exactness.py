@@ -49,9 +49,7 @@ def sample(pair, rounds: int, **settings):
 
 
 def p_value(pair, rows, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, **_) -> float:
-    law = reference.sequence_law(
-        pair[0], INPUTS, length=LENGTH, temperature=temperature, top_k=top_k, top_p=top_p
-    )
+    law = reference.sequence_law(pair[0], INPUTS, length=LENGTH, temperature=temperature, top_k=top_k, top_p=top_p)
     found, cells = reference.chi_square([tuple(row.tokens[:LENGTH].tolist()) for row in rows], law)
     assert found == 0.0 or cells >= 20
     return found
@@ -113,8 +111,13 @@ def test_samples_have_the_targets_law_while_gamma_changes(pair, monkeypatch):
     monkeypatch.setattr(decoding.engine, "GammaPolicy", Cycle)
     choices = (0, 1, 3, 5)
     config = DecodingConfig(
-        gamma="auto", gamma_choices=choices, num_samples=100_000, num_slots=256, max_decode_tokens=6,
-        input_buckets=(4,), chunk_iterations=1,
+        gamma="auto",
+        gamma_choices=choices,
+        num_samples=100_000,
+        num_slots=256,
+        max_decode_tokens=6,
+        input_buckets=(4,),
+        chunk_iterations=1,
     )
     engine = Generator(*pair, config, costs={(4, gamma): 1.0 for gamma in choices})
     rows, report = engine.generate_with_report([INPUTS], ["example"])

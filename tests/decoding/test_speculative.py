@@ -87,12 +87,14 @@ def test_records_are_those_of_the_two_models(generator, models, settings):
     engine = generator(**settings)
     rows = engine.generate(inputs, ids)
     config, exempt, places = engine.config, 0, 0
-    for row, p_logits, q_logits in zip(rows, *(teacher_forced(models[name], inputs, rows) for name in ("target", "draft"))):
+    forced = [teacher_forced(models[name], inputs, rows) for name in ("target", "draft")]
+    for row, p_logits, q_logits in zip(rows, *forced):
         check_consistency(row, config, eos_id=1, vocab_size=VOCABULARY)
         at = np.arange(len(row.tokens)), row.tokens
         examined = ~np.isnan(row.beta)
-        np.testing.assert_allclose(row.target_logprob, np.log(reference.standardize(p_logits))[at], atol=1e-4)
-        np.testing.assert_allclose(row.draft_logprob[examined], np.log(reference.standardize(q_logits))[at][examined], atol=1e-4)
+        raw_p, raw_q = (np.log(reference.standardize(logits))[at] for logits in (p_logits, q_logits))
+        np.testing.assert_allclose(row.target_logprob, raw_p, atol=1e-4)
+        np.testing.assert_allclose(row.draft_logprob[examined], raw_q[examined], atol=1e-4)
         if config.temperature == 0:
             continue
         filters = (config.temperature, config.top_k, config.top_p)
@@ -172,5 +174,5 @@ def test_coupled_samples_are_those_of_plain_decoding(generator, models, draft, g
     differing = assert_equal_up_to_close_decisions(plain, rows, inputs, ids, models["target"])
     print(f"{differing} of {len(rows)} rows differ after a close decision")
     sources = np.concatenate([row.source for row in rows])
-    assert 0 < np.mean(sources == 1)
+    assert np.any(sources == 1)
     assert len({tuple(row.tokens[:4]) for row in plain}) > 30, "samples must vary"

@@ -29,7 +29,9 @@ def inserted(resident, new):
     """The state with prefilled rows written at the origin of its rows, as the engine does."""
     if isinstance(new, dict):
         return resident | {name: inserted(resident[name], new[name]) for name in new}
-    return jax.tree.map(lambda whole, part: whole.at[tuple(slice(0, size) for size in part.shape)].set(part), resident, new)
+    return jax.tree.map(
+        lambda whole, part: whole.at[tuple(slice(0, size) for size in part.shape)].set(part), resident, new
+    )
 
 
 class Stepper:
@@ -167,14 +169,16 @@ def test_greedy_tokens_are_the_references(reference, name, batch):
 
 
 @pytest.mark.parametrize(
-    ("gamma", "slots"), [(1, 2), (2, 3), (4, 3), (7, 3), pytest.param(4, 1, marks=pytest.mark.slow), pytest.param(7, 2, marks=pytest.mark.slow)]
+    ("gamma", "slots"),
+    [(1, 2), (2, 3), (4, 3), (7, 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(4, 1), (7, 2)])],
 )
 def test_speculative_greedy_tokens_are_the_references(reference, gamma, slots):
     (target, arrays), (draft, _) = reference("t5_v1_1_target"), reference("t5_v1_1_draft")
     config = decoding.DecodingConfig(
         gamma=gamma, temperature=0.0, max_decode_tokens=64, num_slots=slots, input_buckets=(160,)
     )
-    assert_greedy(decoding.Generator(target, draft, config).generate(unpadded(arrays), ["a", "b", "c"]), arrays["greedy"])
+    rows = decoding.Generator(target, draft, config).generate(unpadded(arrays), ["a", "b", "c"])
+    assert_greedy(rows, arrays["greedy"])
 
 
 # bfloat16.
