@@ -60,9 +60,13 @@ def test_records_of_a_scripted_run_are_those_worked_out_by_hand():
     #   iteration 0: drafts 3 4, both accepted, bonus 5
     #   iteration 1: drafts 6 2, both accepted, bonus 1, the end
     target, draft = scripted.reciting([3, 4, 5, 6, 2, 1]), scripted.reciting([3, 4, 7, 6, 2, 1])
-    # The budget is exactly what is needed: EOS as its last token is "eos".
-    settings = dict(temperature=0.0, max_decode_tokens=6)
-    run = lambda gamma: Generator(target, draft, config(gamma=gamma, **settings)).generate([[2]], ["a"])[0]
+    # For γ = 2 the budget is exactly what is needed: EOS as its last token is "eos".
+    budgets = {2: 6, 5: MAX_TOKENS}
+
+    def run(gamma):
+        settings = config(gamma=gamma, temperature=0.0, max_decode_tokens=budgets[gamma])
+        return Generator(target, draft, settings).generate([[2]], ["a"])[0]
+
     row = run(2)
     np.testing.assert_array_equal(row.tokens, [3, 4, 5, 6, 2, 1])
     np.testing.assert_array_equal(row.source, [1, 1, 2, 1, 1, 2])
