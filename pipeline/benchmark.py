@@ -423,50 +423,63 @@ def describe_model(model: LanguageModel) -> dict:
 
 
 def print_results(console: Console, results: Mapping[str, Any]) -> None:
-    """Prints the content of benchmark.json as tables, and what in it is not as it should be."""
-    level = f"{measurement.LEVEL:.0%}"
-    table = Table(box=box.SIMPLE_HEAD, title="Decoding", title_justify="left")
-    for title in ("slots", "temp.", "decoding", "γ"):
-        table.add_column(title, no_wrap=True)
-    speedup = f"speedup [{level}]"
-    for title in ("tok/s", speedup, "α", "Thm 3.8", "with pass cost", "tok/call", "occupancy", "differing"):
-        table.add_column(title, justify="right", no_wrap=title == speedup)
-    for row in results["rows"]:
-        plain, predicted = row["gamma"] == 0, row["predicted"] or {}
+    """Prints the content of benchmark.json as tables that fit 80 columns, and what in it is not as it should be."""
+    for cost in results["costs"]:
+        rows = [row for row in results["rows"] if row["num_slots"] == cost["num_slots"]]
+        console.print(_settings_table(rows, measurement.slots(cost["num_slots"])), "")
+    console.print(_costs_table(results["costs"]), "")
+    for text in remarks(results):
+        console.print(text, style="bold", highlight=False, markup=False)
+
+
+def _table(title: str) -> Table:
+    return Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title=title,
+        title_justify="left",
+    )
+
+
+def _settings_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    table, speedup = _table(title), f"speedup [{measurement.LEVEL:.0%}]"
+    for name in ("temp.", "how", "γ"):
+        table.add_column(name)
+    for name in ("tok/s", speedup, "α", "Thm 3.8", "with pass cost", "differ"):
+        table.add_column(name, justify="right", no_wrap=name in (speedup, "α"))
+    for row in rows:
+        plain, predicted = row["gamma"] == 0, row["predicted"]
         if plain and table.row_count:
             table.add_section()
+        comparable = row["same_tokens_expected"] and not plain
         table.add_row(
-            str(row["num_slots"]),
             f"{row['temperature']:g}",
             Setting(*(row[field.name] for field in dataclasses.fields(Setting))).name,
             "" if plain else str(row["gamma"]),
             f"{row['tokens_per_second']:,.0f}",
             "1" if plain else _shown(row["speedup"]),
             f"{row['alpha']['mean']:.3f}" if row["alpha"] else "",
-            *(f"{predicted[name]:.2f}" if predicted else "" for name in ("theorem_3_8", "with_pass_cost")),
-            f"{row['tokens_per_target_call']:.2f}",
-            f"{row['slot_occupancy']:.2f}",
-            f"{max(row['differing_generations'])}/{row['generations']}"
-            if row["same_tokens_expected"] and not plain
-            else "",
+            f"{predicted['theorem_3_8']:.2f}" if predicted else "",
+            f"{predicted['with_pass_cost']:.2f}" if predicted else "",
+            f"{max(row['differing_generations'])}/{row['generations']}" if comparable else "",
         )
-    console.print(table)
-    costs = Table(box=box.SIMPLE_HEAD, title="Single passes", title_justify="left")
-    for title in ("slots", "target pass", f"c [{level}]", "positions", f"cost of a pass [{level}]"):
-        costs.add_column(title, justify="right", no_wrap=True)
-    for cost in results["costs"]:
+    return table
+
+
+def _costs_table(costs: Sequence[Mapping[str, Any]]) -> Table:
+    table, level = _table("Single passes"), f"[{measurement.LEVEL:.0%}]"
+    for name in ("slots", "target pass", f"c {level}", "positions", f"cost of a pass {level}"):
+        table.add_column(name, justify="right")
+    for cost in costs:
         one = cost["target_seconds"]["1"]
         first = [str(cost["num_slots"]), f"{1e3 * sum(one) / len(one):.3f} ms", _shown(cost["c"], 3)]
-        for width, ratio in cost["pass_cost"].items():
-            if width != "1":
-                costs.add_row(*first, width, _shown(ratio))
-                first = [""] * 3
-        if any(first):
-            costs.add_row(*first)
-        costs.add_section()
-    console.print(costs)
-    for text in remarks(results):
-        console.print(text, style="bold", highlight=False, markup=False)
+        wider = [(width, _shown(ratio)) for width, ratio in cost["pass_cost"].items() if width != "1"]
+        for i, cells in enumerate(wider or [("", "")]):
+            table.add_row(*(["", "", ""] if i else first), *cells)
+        table.add_section()
+    return table
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:

@@ -197,6 +197,11 @@ def _write(state: Any, row: Any) -> Any:
 # What is compared.
 
 
+def slots(count: int) -> str:
+    """ "8 slots"."""
+    return f"{count} slot{'s' if count != 1 else ''}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """One way to decode the inputs."""
@@ -224,7 +229,7 @@ class Setting:
 
     def __str__(self) -> str:
         gamma = f", γ {self.gamma}" if self.gamma != 0 else ""
-        return f"{self.num_slots} slots, temperature {self.temperature:g}, {self.name}{gamma}"
+        return f"{slots(self.num_slots)}, temperature {self.temperature:g}, {self.name}{gamma}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,7 +348,7 @@ class Runner:
         self._timers: dict[tuple[int, str], PassTimer] = {}
         self._pass_groups: list[list[Pass]] = []
         for num_slots in sorted({setting.num_slots for setting in every}):
-            announce(f"compiling single passes, {num_slots} slots")
+            announce(f"compiling single passes, {slots(num_slots)}")
             group = []
             for name, model, positions in (("target", target, widths), ("draft", draft, [1])):
                 if model is not None:
@@ -381,7 +386,7 @@ class Runner:
         plain_lengths: list[int] = []
         for number, (repeat, order) in enumerate(interleaved(groups, repeats, seed), 1):
             if isinstance(order[0], Pass):
-                on_run(repeat, f"single passes, {order[0].num_slots} slots")
+                on_run(repeat, f"single passes, {slots(order[0].num_slots)}")
                 self._run_passes(repeat, order)
             else:
                 plain_lengths += self._run_group(repeat, order, on_run)
