@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# seconds per iteration of the whole batch, by (resident bucket, γ)
+# seconds per iteration of the whole batch, by (longest input in tokens, γ)
 Costs = Mapping[tuple[int, int], float]
 
 # The acceptance believed in before anything was seen, and how many guesses that belief weighs.

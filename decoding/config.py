@@ -1,6 +1,7 @@
 """What is decoded and how: `DecodingConfig` in, `Generation` out."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -89,7 +90,7 @@ class DecodingConfig:
         require(is_whole(self.seed), "seed", "a whole number")
         whole("chunk_iterations", 1)
         buckets = self.input_buckets
-        ok = wholes("input_buckets", 1) and len(buckets) > 0 and all(a < b for a, b in zip(buckets, buckets[1:]))
+        ok = wholes("input_buckets", 1) and len(buckets) > 0 and all(a < b for a, b in itertools.pairwise(buckets))
         require(ok, "input_buckets", "a tuple of increasing positive lengths")
         choices = self.gamma_choices
         ok = wholes("gamma_choices", 0, 64) and 0 in choices and len(set(choices)) == len(choices)

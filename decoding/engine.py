@@ -109,7 +109,7 @@ class Generator:
           target: the model whose distribution the output has.
           draft: proposes tokens; may be None where γ is 0.
           config: settings.
-          costs: for γ = "auto", seconds per iteration by (input bucket, γ) as in `self.costs` of an earlier
+          costs: for γ = "auto", seconds per iteration by (longest input, γ) as in `self.costs` of an earlier
             Generator, so that a job chooses the same γ on every worker; measured here where None.
 
         Raises:
@@ -122,9 +122,9 @@ class Generator:
                 f"the draft's vocabulary has {draft.vocab_size} tokens and the target's {target.vocab_size}; "
                 "they must share one tokeniser"
             )
-        self.config = config
         if draft is not None and draft.encoder_decoder not in (None, target.encoder_decoder):
             raise ValueError("target and draft must both be encoder-decoder models or both be decoder-only")
+        self.config = config
         self.eos_id, self.start_id, self._vocab_size = target.eos_id, target.start_id, target.vocab_size
         self._encoder_decoder = target.encoder_decoder
         # γ = 0 alone never calls the draft, so it is neither prefilled nor kept.
@@ -136,12 +136,12 @@ class Generator:
         self.costs: Costs = self._measure_costs() if costs is None and len(config.gammas) > 1 else costs or {}
         missing = [key for key in self._choices() if key not in self.costs]
         if missing:
-            raise ValueError(f"costs lack the (input bucket, gamma) pairs {missing}; they have {sorted(self.costs)}")
+            raise ValueError(f"costs lack the (longest input, gamma) pairs {missing}; they have {sorted(self.costs)}")
 
     def _choices(self) -> list[tuple[int, int]]:
-        """(bucket, γ) pairs whose costs a choice of γ needs; none where there is no choice."""
+        """(input length, γ) pairs whose costs a choice of γ needs; none where there is no choice."""
         config = self.config
-        return [(bucket, gamma) for bucket in config.input_buckets for gamma in config.gammas if len(config.gammas) > 1]
+        return [(config.max_input_tokens, gamma) for gamma in config.gammas if len(config.gammas) > 1]
 
     def generate(self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]) -> list[Generation]:
         """Decodes every input `num_samples` times.
@@ -200,57 +200,55 @@ class Generator:
         config = self.config
         integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
         params = jax.eval_shape(lambda: self._params)
-        empty = {b: functools.partial(self._empty, b) for b in config.input_buckets}
-        states = {b: jax.eval_shape(empty[b]) for b in config.input_buckets}
-        add = self._compiler.add
+        states = jax.eval_shape(self._empty)
+        add, slots = self._compiler.add, integers((config.num_slots,))
+        add("empty", jax.jit(self._empty))
         for bucket in config.input_buckets:
             rows = self._prefill_rows(bucket)
-            add(("empty", bucket), jax.jit(empty[bucket]))
             prefill = functools.partial(self._prefill, bucket)
             arguments = (params, integers((rows, bucket)), integers((rows,)))
             staged = jax.eval_shape(prefill, *arguments)
             add(("prefill", bucket), jax.jit(prefill), *arguments)
-            for resident in config.input_buckets:
-                if resident >= bucket:
-                    slots = integers((config.num_slots,))
-                    insert = jax.jit(_insert, donate_argnums=0)
-                    add(("insert", resident, bucket), insert, states[resident], staged, slots, slots)
-            for gamma in config.gammas:
-                chunk = jax.jit(functools.partial(self._chunk, gamma), donate_argnums=1)
-                packed = integers((config.num_slots, WIDTH))
-                add(("chunk", bucket, gamma), chunk, params, states[bucket], packed, integers(()), integers(()))
-            if len(config.gammas) > 1:
-                block = integers((config.num_slots, config.chunk_iterations))
-                follow = jax.jit(self._follow, donate_argnums=1)
-                positions = integers((config.num_slots,))
-                add(("follow", bucket), follow, params[1], states[bucket][1], block, positions)
+            insert = jax.jit(_insert, donate_argnums=0)
+            add(("insert", bucket), insert, states, staged, slots, slots)
+        for gamma in config.gammas:
+            chunk = jax.jit(functools.partial(self._chunk, gamma), donate_argnums=1)
+            packed = integers((config.num_slots, WIDTH))
+            add(("chunk", gamma), chunk, params, states, packed, integers(()), integers(()))
+        if len(config.gammas) > 1:
+            block = integers((config.num_slots, config.chunk_iterations))
+            add("follow", jax.jit(self._follow, donate_argnums=1), params[1], states[1], block, slots)
         self._programs = self._compiler.compile()
 
     def _measure_costs(self) -> Costs:
-        """Seconds per iteration of every (bucket, γ), all rows decoding: the median of a few short chunks."""
+        """Seconds per iteration of every γ, all rows decoding: the median of a few short chunks."""
         config, costs = self.config, {}
         row = new_row(self.start_id, self.start_id, 0, config.max_decode_tokens, row_key(config.seed, "", 0))
         iterations = np.int32(max(1, min(8, config.max_decode_tokens // (max(config.gammas) + 1))))
-        for bucket, gamma in self._choices():
+        for choice in self._choices():
             seconds = []
-            states = self._programs["empty", bucket]()
+            states = self._programs["empty"]()
             for _ in range(6):
                 packed = np.tile(row, (config.num_slots, 1))
                 started = time.perf_counter()
-                states, _, log = self._programs["chunk", bucket, gamma](
+                states, _, log = self._programs["chunk", choice[1]](
                     self._params, states, packed, iterations, np.int32(config.num_slots + 1)
                 )
                 ran = int(np.sum(np.any(jax.device_get(log.count) > 0, axis=1)))
                 seconds.append((time.perf_counter() - started) / max(ran, 1))
-            costs[bucket, gamma] = float(np.median(seconds[1:]))
+            costs[choice] = float(np.median(seconds[1:]))
         return costs
 
     def _models(self, params) -> list[LanguageModel]:
         return [nnx.merge(graph, values) for graph, values in zip(self._graphs, params)]
 
-    def _empty(self, bucket: int):
-        models = [nnx.merge(graph, params) for graph, params in zip(self._graphs, jax.eval_shape(lambda: self._params))]
-        return tuple(model.init_state(self.config.num_slots, bucket, self._max_positions) for model in models)
+    def _empty(self):
+        """Resident states.  They have one length whatever the shard holds, so that a row meets the same programs, and
+        its floats round the same way, in whichever shard it is; `attend_existing` skips what is not there.
+        """
+        models = self._models(jax.eval_shape(lambda: self._params))
+        slots, inputs, positions = self.config.num_slots, self.config.max_input_tokens, self._max_positions
+        return tuple(model.init_state(slots, inputs, positions) for model in models)
 
     def _prefill(self, bucket: int, params, inputs, lengths):
         return tuple(model.prefill(inputs, lengths) for model in self._models(params))
@@ -302,12 +300,13 @@ class Generator:
         # By content alone, so that the schedule does not depend on the order of arrival; longest first keeps
         # prefill batches of one bucket together and the drain short.
         order = collections.deque(sorted(range(len(inputs)), key=lambda i: (-len(inputs[i]), example_ids[i])))
-        resident = self._bucket(len(inputs[order[0]])) if order else config.input_buckets[0]
-        states = self._programs["empty", resident]()
+        states = self._programs["empty"]()
         packed = idle_rows(config.num_slots)
         occupants: dict[int, _Occupant] = {}
         staged: _Staged | None = None
-        policy = GammaPolicy({gamma: self.costs[resident, gamma] for gamma in config.gammas} if self.costs else {0: 1.0})
+        adaptive = len(config.gammas) > 1
+        costs = {gamma: self.costs[config.max_input_tokens, gamma] for gamma in config.gammas} if adaptive else {0: 1.0}
+        policy = GammaPolicy(costs)
         iterations_by_gamma = collections.Counter()
         row_iterations = chunks = 0
 
@@ -316,7 +315,7 @@ class Generator:
             while free and (order or staged):
                 if staged is None:
                     staged = self._stage(inputs, order)
-                states = self._fill(states, resident, staged, free, packed, occupants, inputs, example_ids)
+                states = self._fill(states, staged, free, packed, occupants, inputs, example_ids)
                 if not staged.waiting:
                     staged = None
             if not occupants:
@@ -324,16 +323,16 @@ class Generator:
             waiting = bool(order or staged)
             idle = config.num_slots - len(occupants)
             stop_done = idle + max(1, config.num_slots // 8) if waiting else config.num_slots
-            gamma, probe = policy.choose() if self.costs else (config.gammas[0], False)
-            if self.costs and gamma > 0:
-                states = (states[0], self._catch_up(states[1], resident, packed, occupants))
+            gamma, probe = policy.choose() if adaptive else (config.gammas[0], False)
+            if adaptive and gamma > 0:
+                states = (states[0], self._catch_up(states[1], packed, occupants))
             limit = PROBE_ITERATIONS if probe else config.chunk_iterations
-            states, rows, log = self._programs["chunk", resident, gamma](
+            states, rows, log = self._programs["chunk", gamma](
                 self._params, states, packed, np.int32(limit), np.int32(stop_done)
             )
             packed, log = jax.device_get((rows, log))
             packed = packed.copy()
-            if self.costs:
+            if adaptive:
                 policy.observe(gamma, *_guesses(log, gamma))
             chunks += 1
             ran = int(np.sum(np.any(log.count > 0, axis=1)))
@@ -362,7 +361,7 @@ class Generator:
         )
         return results, report
 
-    def _catch_up(self, state, resident: int, packed: np.ndarray, occupants: dict[int, _Occupant]):
+    def _catch_up(self, state, packed: np.ndarray, occupants: dict[int, _Occupant]):
         """Feeds the draft the tokens emitted without it, so that it stands at most one behind every row.
 
         The first step of a proposal feeds the last two tokens itself.  Rows that lack nothing are fed padding at
@@ -383,7 +382,7 @@ class Generator:
                     occupant.drafted += len(inputs)
             if not behind:
                 return state
-            state = self._programs["follow", resident](self._params[1], state, tokens, positions)
+            state = self._programs["follow"](self._params[1], state, tokens, positions)
 
     def _bucket(self, length: int) -> int:
         return next(bucket for bucket in self.config.input_buckets if length <= bucket)
@@ -404,7 +403,7 @@ class Generator:
             waiting.extend((row, example, sample) for sample in range(self.config.num_samples))
         return _Staged(bucket, self._programs["prefill", bucket](self._params, tokens, lengths), waiting)
 
-    def _fill(self, states, resident, staged: _Staged, free: list[int], packed, occupants, inputs, example_ids):
+    def _fill(self, states, staged: _Staged, free: list[int], packed, occupants, inputs, example_ids):
         """Moves staged rows into free slots; `free`, `packed` and `occupants` are updated in place."""
         config, now = self.config, time.perf_counter()
         source = np.zeros((config.num_slots,), np.int32)
@@ -419,7 +418,7 @@ class Generator:
             packed[slot] = new_row(prompt[max(position - 1, 0)], prompt[-1], position, config.max_decode_tokens, key)
             item = example * config.num_samples + sample
             occupants[slot] = _Occupant(item, now, chunks=[], prompt=prompt, drafted=position)
-        return self._programs["insert", resident, staged.bucket](states, staged.state, source, slots)
+        return self._programs["insert", staged.bucket](states, staged.state, source, slots)
 
 
 def _guesses(log: Emission, gamma: int) -> tuple[np.ndarray, np.ndarray]:
