@@ -26,10 +26,10 @@ def get_config() -> config_dict.ConfigDict:
     config.model.draft = str(_EXAMPLES / "models" / "ende_software" / "draft")
 
     config.decoding = config_dict.ConfigDict()
-    config.decoding.gamma = 4
+    config.decoding.gamma = 3
     config.decoding.temperature = 0.0
     config.decoding.max_decode_tokens = 128
-    config.decoding.num_slots = 8
+    config.decoding.num_slots = 1  # as in the paper's measurements
     config.decoding.input_buckets = (32, 64, 128, 256)
 
     config.shards = config_dict.ConfigDict()

@@ -51,23 +51,24 @@ def test_comparison_of_two_runs(command, tmp_path):
     assert generate.main(command("--config.model.draft=", "--config.decoding.gamma=0", output=plain), factory) == 0
     assert generate.main(command("--config.decoding.temperature=0.0", output=speculative), factory) == 0
     console = Console(file=io.StringIO(), width=120)
-    quickstart.print_comparison(console, plain, speculative)
+    quickstart.print_comparison(console, {"plain": plain, "speculative": speculative})
     shown = console.file.getvalue()
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (plain, speculative)]
     speeds = [summary["timings"]["tokens_per_second"] for summary in summaries]
-    assert f"Speedup: {speeds[1] / speeds[0]:.2f}x" in shown
-    assert "Equal outputs: " in shown and " of 30" in shown
+    assert f"speculative: speedup {speeds[1] / speeds[0]:.2f}x" in shown
+    assert "equal outputs " in shown and " of 30" in shown
     for word in ("accepted: drafted", "[text]  corrected", "{text}  bonus"):
         assert word in shown
 
 
-def test_both_runs_get_the_overrides(tmp_path, monkeypatch):
+def test_all_runs_get_the_overrides(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(generate, "main", lambda args: seen.append(list(args)) or 0)
     monkeypatch.setattr(quickstart, "print_comparison", lambda *_: None)
     assert quickstart.main([f"--output={tmp_path}", "--config.decoding.num_slots=2"]) == 0
-    plain, speculative = seen
+    plain, speculative, auto = seen
     assert f"--output={tmp_path}/plain" in plain and f"--output={tmp_path}/speculative" in speculative
     assert "--config.decoding.gamma=0" in plain and "--config.decoding.gamma=0" not in speculative
+    assert auto[-2:] == ["--config.decoding.gamma=auto", f"--output={tmp_path}/auto"]
     assert all("--config.decoding.num_slots=2" in args for args in seen)
     assert sum(arg.startswith("--output") for arg in plain) == 1
