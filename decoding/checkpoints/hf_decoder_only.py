@@ -103,6 +103,8 @@ def _rotary(raw: dict, shown: str) -> Rotary:
             high_frequency_factor=scaling["high_freq_factor"],
             original_positions=scaling["original_max_position_embeddings"],
         )
+    if kind == "factors":  # of GGUF files
+        return Rotary(theta=theta, scaling="factors", factors=scaling["factors"])
     raise CheckpointError(f"{shown}: rotary scaling {kind!r} is not supported; allowed: default, linear, llama3")
 
 

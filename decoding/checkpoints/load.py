@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from decoding.checkpoints import hf, hf_decoder_only, hf_t5
+from decoding.checkpoints import gguf, hf, hf_decoder_only, hf_t5
 from decoding.checkpoints.fill import fill
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import LanguageModel
@@ -37,12 +37,16 @@ class CheckpointInfo:
 
 
 def inspect_checkpoint(path: str) -> CheckpointInfo:
-    """Describes a Hugging Face directory.
+    """Describes a Hugging Face directory or a GGUF file.
 
     Raises:
       CheckpointError: no such directory, no config, an unknown architecture, or no weights in a safe format.
     """
-    family, config = _read_config(path)
+    if gguf.is_gguf(path):
+        with gguf.open_file(path, weights=False) as file:
+            family, config = gguf.parse_config(file)
+    else:
+        family, config = _read_config(path)
     return CheckpointInfo(
         family=family,
         vocab_size=config.vocab_size,
@@ -50,7 +54,7 @@ def inspect_checkpoint(path: str) -> CheckpointInfo:
         eos_id=config.eos_id,
         pad_id=config.pad_id,
         encoder_decoder=isinstance(config, T5Config),
-        weight_files=tuple(hf.weight_files(path)),
+        weight_files=(path,) if gguf.is_gguf(path) else tuple(hf.weight_files(path)),
     )
 
 
@@ -69,7 +73,8 @@ def load_model(path: str, dtype: str = "float32") -> LanguageModel:
     """Loads a model.
 
     Args:
-      path: a Hugging Face directory (config.json and safetensors, possibly split with an index), local or gs://.
+      path: a Hugging Face directory (config.json and safetensors, possibly split with an index) or a .gguf file,
+        local or gs://.
       dtype: "float32" or "bfloat16", the dtype of the parameters; norms, softmax and logits are float32 in both.
 
     Raises:
@@ -78,6 +83,11 @@ def load_model(path: str, dtype: str = "float32") -> LanguageModel:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(sorted(DTYPES))}")
+    if gguf.is_gguf(path):
+        with gguf.open_file(path) as file:
+            family, config = gguf.parse_config(file)
+            build = lambda: DecoderOnly(config, rngs=nnx.Rngs(0), dtype=DTYPES[dtype])
+            return fill(path, build, gguf.sources(config, family), file, DTYPES[dtype], gguf.IGNORED)
     _, config = _read_config(path)
     if isinstance(config, T5Config):
         cls, sources, ignored = T5, hf_t5.sources(config), hf_t5.IGNORED

@@ -35,8 +35,9 @@ class Rotary:
 
     Attributes:
       theta: base of the frequencies.
-      scaling: "none", "linear" (all frequencies divided by `factor`) or "llama3" (low frequencies divided, high ones
-        kept, a ramp between).
+      scaling: "none", "linear" (all frequencies divided by `factor`), "llama3" (low frequencies divided, high ones
+        kept, a ramp between) or "factors" (each divided by its own of `factors`).
+      factors: one per frequency, as GGUF files hold them.
       factor, low_frequency_factor, high_frequency_factor, original_positions: of the scaling.
     """
 
@@ -46,6 +47,7 @@ class Rotary:
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_positions: int = 8192
+    factors: tuple[float, ...] = ()
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """float32[head_dim / 2], radians per position."""
@@ -57,6 +59,8 @@ class Rotary:
             low, high = self.low_frequency_factor, self.high_frequency_factor
             keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
             base = base * (keep + (1 - keep) / self.factor)
+        elif self.scaling == "factors":
+            base = base / np.asarray(self.factors, np.float64)
         return base.astype(np.float32)
 
 

@@ -1,0 +1,234 @@
+"""GGUF files (llama.cpp's single-file format): read through the `gguf` package, dequantised tensor by tensor.
+
+A file holds what a Hugging Face directory holds under other names, so its metadata becomes a Hugging Face config and
+its weights are joined as `hf_decoder_only` joins them. One thing differs: for the architecture "llama" the converter
+interleaves the two halves of every query and key head, which is undone here.
+"""
+
+import contextlib
+import functools
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from decoding.checkpoints import hf_decoder_only, storage
+from decoding.checkpoints.fill import Source
+from decoding.checkpoints.storage import CheckpointError
+from decoding.models.decoder_only import DecoderConfig
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's files say "llama"
+ROPE_FACTORS = "rope_freqs.weight"
+IGNORED = frozenset([ROPE_FACTORS])
+
+_HEAD_BYTES = 64 << 20  # of a remote file, for its metadata: vocabularies with their merges take up to 10 MB
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers": "blk",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+class GgufFile:
+    """An open file: its metadata, and `decoding.checkpoints.fill.Tensors` over its weights.
+
+    Attributes:
+      path: as the user named it, for messages.
+      shapes: of the tensors by name, outermost axis first.
+    """
+
+    def __init__(self, path: str, reader):
+        self.path = path
+        self._fields = reader.fields
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.shapes = {name: tuple(reversed(t.shape.tolist())) for name, t in self._tensors.items()}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A metadata value as Python's number, text, truth value or list."""
+        return self._fields[key].contents() if key in self._fields else default
+
+    def require(self, key: str) -> Any:
+        """As `get`. Raises CheckpointError where the file lacks it."""
+        if key not in self._fields:
+            raise CheckpointError(f"{self.path}: the metadata lacks {key!r}")
+        return self.get(key)
+
+    def read(self, name: str) -> np.ndarray:
+        import gguf
+
+        tensor = self._tensors[name]
+        try:
+            return gguf.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise CheckpointError(f"{self.path}: {name} is stored as {tensor.tensor_type.name}: {error}") from error
+
+
+def is_gguf(path: str) -> bool:
+    return path.endswith(".gguf")
+
+
+@contextlib.contextmanager
+def open_file(path: str, *, weights: bool = True) -> Iterator[GgufFile]:
+    """Opens a file; one on gs:// is copied to local disk while the context lasts.
+
+    Args:
+      path: local or gs://.
+      weights: False where only metadata and shapes are wanted; of a remote file the beginning is then enough.
+
+    Raises:
+      CheckpointError: no such file, not a whole GGUF file, or the `gguf` package is not installed.
+    """
+    reader_class = _reader_class(path)
+    try:
+        with (storage.local_file if weights else _local_head)(path) as local:
+            try:
+                reader = reader_class(local)
+            except OSError:
+                raise
+            except Exception as error:  # the package raises whatever its reading of a foreign file leads to
+                raise CheckpointError(f"{path} is not a whole GGUF file: {error}") from error
+            if reader.byte_order != "I":
+                raise CheckpointError(f"{path} is of the other byte order than this machine")
+            yield GgufFile(path, reader)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+@functools.cache
+def _strict_reader():
+    import gguf
+
+    class StrictReader(gguf.GGUFReader):
+        """The package's slices are silently short where a file ends early."""
+
+        def _get(self, offset, dtype, count=1, override_order=None):
+            found = super()._get(offset, dtype, count, override_order)
+            if len(found) != int(count):
+                raise ValueError(f"{count} values of {np.dtype(dtype)} at byte {offset} lie beyond its end")
+            return found
+
+    return StrictReader
+
+
+def _reader_class(path: str):
+    try:
+        return _strict_reader()
+    except ImportError as error:
+        raise CheckpointError(f"{path}: GGUF files need the extra 'gguf' of specbeam ({error})") from error
+
+
+@contextlib.contextmanager
+def _local_head(path: str) -> Iterator[str]:
+    """A local path of the file, whose end may be a hole where it is remote and large."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+        yield inner
+        return
+    with tempfile.TemporaryDirectory(prefix="specbeam-") as directory:
+        copy = os.path.join(directory, "head.gguf")
+        with filesystem.open(inner, "rb") as source, open(copy, "wb") as head:
+            head.write(source.read(_HEAD_BYTES))
+        os.truncate(copy, filesystem.size(inner))
+        yield copy
+
+
+def parse_config(file: GgufFile) -> tuple[str, DecoderConfig]:
+    """The architecture's name, and the model's shape from the file's metadata and the names of its weights.
+
+    Raises:
+      CheckpointError: an architecture or a variant of it that is not supported, or metadata that is missing.
+    """
+    family = file.require("general.architecture")
+    if family not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{file.path}: general.architecture is {family!r}; supported: {', '.join(ARCHITECTURES)}"
+        )
+    for key in ("expert_count", "attention.sliding_window"):
+        if value := file.get(f"{family}.{key}"):
+            raise CheckpointError(f"{file.path}: {family}.{key} is {value!r}, which is not supported")
+    if "token_embd.weight" not in file.shapes:
+        raise CheckpointError(f"{file.path}: the weight token_embd.weight is missing")
+
+    def number(key: str) -> int:
+        value = file.require(f"{family}.{key}")
+        if not isinstance(value, int):
+            raise CheckpointError(f"{file.path}: {family}.{key} is {value!r:.100}; supported: one whole number")
+        return value
+
+    width, heads = number("embedding_length"), number("attention.head_count")
+    head_dim = file.get(f"{family}.attention.key_length") or width // heads
+    rotated = file.get(f"{family}.rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise CheckpointError(f"{file.path}: {rotated} of a head's {head_dim} dimensions rotate; supported: all of them")
+    raw = {
+        "model_type": family,
+        "vocab_size": file.shapes["token_embd.weight"][0],
+        "hidden_size": width,
+        "intermediate_size": number("feed_forward_length"),
+        "num_hidden_layers": number("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": file.get(f"{family}.attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "attention_bias": "blk.0.attn_output.bias" in file.shapes,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.shapes,
+        "rms_norm_eps": file.require(f"{family}.attention.layer_norm_rms_epsilon"),
+        "rope_theta": file.get(f"{family}.rope.freq_base", 10000.0),
+        "rope_scaling": _scaling(file, family),
+        "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": file.require("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
+    }
+    names = {"lm_head.weight"} if "output.weight" in file.shapes else set()
+    return family, hf_decoder_only.parse_config(raw, file.path, names)
+
+
+def _scaling(file: GgufFile, family: str) -> dict:
+    """Llama 3's converter writes its scaling as one factor per frequency, in a tensor."""
+    if ROPE_FACTORS in file.shapes:
+        return {"rope_type": "factors", "factors": tuple(map(float, file.read(ROPE_FACTORS)))}
+    kind = file.get(f"{family}.rope.scaling.type", "none")
+    return {"rope_type": "default" if kind == "none" else kind, "factor": file.get(f"{family}.rope.scaling.factor")}
+
+
+def sources(config: DecoderConfig, family: str) -> dict[str, Source]:
+    """Our parameter path -> its source."""
+    return {ours: _renamed(source, config, family) for ours, source in hf_decoder_only.sources(config).items()}
+
+
+def _renamed(source: Source, config: DecoderConfig, family: str) -> Source:
+    names = []
+    for name in source.names:
+        for theirs, here in _NAMES.items():
+            name = name.replace(f"{theirs}.", f"{here}.")
+        names.append(name)
+
+    def combine(*tensors: np.ndarray) -> np.ndarray:
+        if family == "llama":
+            tensors = [_halves_apart(name, tensor, config) for name, tensor in zip(names, tensors)]
+        return source.combine(*tensors)
+
+    return Source(tuple(names), source.shapes, combine)
+
+
+def _halves_apart(name: str, tensor: np.ndarray, config: DecoderConfig) -> np.ndarray:
+    """Query and key weights [H * D, ...] with each head's dimensions as Hugging Face orders them."""
+    heads = config.num_heads if ".attn_q." in name else config.num_kv_heads if ".attn_k." in name else None
+    if heads is None:
+        return tensor
+    pairs = tensor.reshape(heads, config.head_dim // 2, 2, *tensor.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(tensor.shape)
