@@ -138,6 +138,11 @@ class Generator:
         if missing:
             raise ValueError(f"costs lack the (longest input, gamma) pairs {missing}; they have {sorted(self.costs)}")
 
+    def plain(self) -> "Generator":
+        """Plain decoding by the same target with the same settings; parameters are shared, programs compiled here."""
+        target = nnx.merge(self._graphs[0], self._params[0])
+        return Generator(target, None, dataclasses.replace(self.config, gamma=0))
+
     def _choices(self) -> list[tuple[int, int]]:
         """(input length, γ) pairs whose costs a choice of γ needs; none where there is no choice."""
         config = self.config

@@ -86,12 +86,18 @@ class ShardsConfig:
 
     Attributes:
       examples_per_shard: records in a work shard, the unit of committing and resuming.
+      baseline_fraction: share of the shards that are decoded plainly, chosen by hash of their number, so that
+        `pipeline.analyze` can tell the speedup within this very job. Greedy outputs are the same, sampled ones have the
+        same law.
     """
 
     examples_per_shard: int = 256
+    baseline_fraction: float = 0.0
 
     def __post_init__(self):
         _require(self.examples_per_shard >= 1, "shards.examples_per_shard", self.examples_per_shard, "at least 1")
+        fraction = self.baseline_fraction
+        _require(0 <= fraction <= 1, "shards.baseline_fraction", fraction, "a number from 0 to 1; 0 is none")
 
 
 @dataclasses.dataclass(frozen=True)

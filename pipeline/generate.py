@@ -52,6 +52,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             config.decoding,
             dtype=config.model.dtype,
             factory=factory,
+            baseline_fraction=config.shards.baseline_fraction,
         )
         settings = ReadSettings(
             fields=config.input.fields,

@@ -156,7 +156,11 @@ def run_identity(config: JobConfig, plan: Plan, models: CheckedModels) -> dict:
             "prefix": config.input.prefix,
             "format": config.input.format,
         },
-        "shards": {"examples_per_shard": plan.examples_per_shard, "num_shards": plan.num_shards},
+        "shards": {
+            "examples_per_shard": plan.examples_per_shard,
+            "num_shards": plan.num_shards,
+            "baseline_fraction": config.shards.baseline_fraction,
+        },
         "model": {**models.identity, "tokenizer": models.tokenizer_sha256, "dtype": config.model.dtype},
         "decoding": dataclasses.asdict(config.decoding),
         "code": code_digest(),

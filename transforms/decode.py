@@ -9,6 +9,7 @@ carry their generations.
 """
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,6 +64,7 @@ class DecodedShard:
       counters: the engine's.
       device: kind of the accelerator.
       failure: set where the shard as a whole failed; `results` are then of no use.
+      baseline: whether it was decoded plainly, to be compared with the others.
     """
 
     tokenized: TokenizedShard
@@ -70,6 +72,13 @@ class DecodedShard:
     counters: EngineCounters
     device: str
     failure: ShardFailure | None = None
+    baseline: bool = False
+
+
+def is_baseline(shard: int, fraction: float, seed: int) -> bool:
+    """Whether a shard is among the `fraction` decoded plainly: a function of its number and the job's seed alone."""
+    digest = hashlib.blake2b(f"baseline {seed} {shard}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < fraction * 2.0**64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +192,14 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
         return False  # an accelerator belongs to one process, and a proxy would copy every result
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ShardGenerators:
+    """What decodes shards: the job's generator, and one that decodes plainly where the job has a baseline."""
+
+    speculative: decoding.Generator
+    plain: decoding.Generator | None = None
+
+
 class ShardModelHandler(SpeculativeModelHandler):
     """`TokenizedShard`s in, `DecodedShard`s out; used with `with_no_batching` on lists of one shard.
 
@@ -190,16 +207,21 @@ class ShardModelHandler(SpeculativeModelHandler):
     the examples. With γ = "auto" all workers of the run use one set of measured costs.
     """
 
-    def __init__(self, output: str, *args, **kwargs):
+    def __init__(self, output: str, *args, baseline_fraction: float = 0.0, **kwargs):
         """
         Args:
           output: folder of the run, where costs are frozen.
+          baseline_fraction: share of the shards that are decoded plainly.
           *args, **kwargs: as of `SpeculativeModelHandler`.
         """
         super().__init__(*args, **kwargs)
-        self._output = output
+        self._output, self._baseline_fraction = output, baseline_fraction
 
-    def load_model(self) -> decoding.Generator:
+    def load_model(self) -> ShardGenerators:
+        speculative = self._load_speculative()
+        return ShardGenerators(speculative, speculative.plain() if self._baseline_fraction else None)
+
+    def _load_speculative(self) -> decoding.Generator:
         if self._config.gamma != "auto":
             return self._build(None)
         folder = OutputFolder(self._output)
@@ -212,7 +234,7 @@ class ShardModelHandler(SpeculativeModelHandler):
     def run_inference(
         self,
         batch: Sequence[TokenizedShard],
-        model: decoding.Generator,
+        model: ShardGenerators,
         inference_args: Mapping[str, Any] | None = None,
     ) -> list[DecodedShard]:
         return [self._decode_shard(tokenized, model) for tokenized in batch]
@@ -220,9 +242,11 @@ class ShardModelHandler(SpeculativeModelHandler):
     def get_num_bytes(self, batch: Sequence[TokenizedShard]) -> int:
         return sum(example.tokens.nbytes for tokenized in batch for example in tokenized.examples)
 
-    def _decode_shard(self, tokenized: TokenizedShard, model: decoding.Generator) -> DecodedShard:
+    def _decode_shard(self, tokenized: TokenizedShard, model: ShardGenerators) -> DecodedShard:
         examples = tokenized.examples
-        results, counters = decode_batch(model, [e.tokens for e in examples], [e.example_id for e in examples])
+        baseline = is_baseline(tokenized.work.shard, self._baseline_fraction, self._config.seed)
+        generator = model.plain if baseline else model.speculative
+        results, counters = decode_batch(generator, [e.tokens for e in examples], [e.example_id for e in examples])
         failure = None
         if len(results) > 1 and all(isinstance(result, DecodeFailure) for result in results):
             message = f"all {len(results)} examples failed, the first with: {results[0].message}"
@@ -231,7 +255,7 @@ class ShardModelHandler(SpeculativeModelHandler):
         Metrics.counter("specbeam", "tokens_generated").inc(
             sum(len(g.tokens) for result in results if isinstance(result, tuple) for g in result)
         )
-        return DecodedShard(tokenized, tuple(results), counters, _device_kind(), failure)
+        return DecodedShard(tokenized, tuple(results), counters, _device_kind(), failure, baseline)
 
 
 class DecodeShards(beam.PTransform):

@@ -61,6 +61,7 @@ class Footer:
       attempt: how often the shard had been begun when this one succeeded, from 1.
       device: kind of the accelerator that decoded it.
       statistics: of its generations, counts of its errors and its times included.
+      baseline: whether it was decoded plainly, to be compared with the others.
     """
 
     shard: int
@@ -68,6 +69,7 @@ class Footer:
     attempt: int
     device: str
     statistics: Statistics
+    baseline: bool = False
 
     def to_bytes(self) -> bytes:
         return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
@@ -173,7 +175,7 @@ def commit_shard(
         folder.put(errors_name, encode_errors(errors))
     else:  # an earlier attempt may have had some
         folder.delete([errors_name])
-    footer = Footer(work.shard, fingerprint, shard.tokenized.attempt, shard.device, statistics)
+    footer = Footer(work.shard, fingerprint, shard.tokenized.attempt, shard.device, statistics, shard.baseline)
     return folder.create(part, encode_part(rows, footer))
 
 

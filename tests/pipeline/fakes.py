@@ -37,6 +37,9 @@ class FakeGenerator:
         self.config, self.eos_id, self._poisoned, self._broken = config, eos_id, poisoned, broken
         self._delay_secs, self._deadly = delay_secs, deadly
 
+    def plain(self):
+        return FakeGenerator(dataclasses.replace(self.config, gamma=0), self.eos_id, self._poisoned)
+
     def generate_with_report(self, inputs, example_ids):
         time.sleep(self._delay_secs)
         if not {*self._deadly}.isdisjoint(example_ids):

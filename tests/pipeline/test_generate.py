@@ -10,6 +10,7 @@ import pytest
 
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
+from transforms.decode import is_baseline
 from transforms.write import SCHEMA, read_footer
 
 COLUMNS = [
@@ -151,6 +152,18 @@ def test_plain_decoding_has_no_alpha(command, tmp_path):
     total = summary(tmp_path / "out")
     assert total["alpha"] is None
     assert total["target_calls_per_token"] == 1.0
+
+
+def test_a_baseline_within_the_job(command, tmp_path):
+    run(command("--config.shards.baseline_fraction=0.5"))
+    parts = sorted((tmp_path / "out" / "generations").iterdir())
+    plain = [read_footer(str(part)).baseline for part in parts]
+    assert plain == [is_baseline(shard, 0.5, 0) for shard in range(4)]
+    assert {True, False} == set(plain)
+    for part, baseline in zip(parts, plain):
+        sources = {source for row in pq.read_table(part)["source"].to_pylist() for source in row}
+        assert (sources == {3}) == baseline
+    run(command("--config.shards.baseline_fraction=0.25"), expect=2)  # another result, so another run
 
 
 def test_several_samples_are_adjacent(command, tmp_path):

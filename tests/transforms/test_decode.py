@@ -10,7 +10,7 @@ from decoding import DecodingConfig
 from pipeline.generate import LOCAL_RUNNER
 from tests.pipeline import fakes
 from transforms import DecodeFailure, Prompt, SpeculativeModelHandler, costs
-from transforms.decode import ShardModelHandler, decode_batch
+from transforms.decode import ShardModelHandler, decode_batch, is_baseline
 from transforms.records import Example, TokenizedShard, WorkShard
 from transforms.storage import OutputFolder
 
@@ -102,13 +102,31 @@ def test_a_shard_whose_examples_all_fail_is_set_aside(count, fails):
         assert "all 3 examples failed" in result.failure.message
 
 
+def test_baseline_shards_are_a_share_chosen_by_hash():
+    chosen = [is_baseline(shard, 0.25, 7) for shard in range(4000)]
+    assert 900 < sum(chosen) < 1100
+    assert all(not c or is_baseline(shard, 0.3, 7) for shard, c in enumerate(chosen))  # more of them, the same ones
+    assert chosen != [is_baseline(shard, 0.25, 8) for shard in range(4000)]
+    assert not any(is_baseline(shard, 0.0, 7) for shard in range(100))
+    assert all(is_baseline(shard, 1.0, 7) for shard in range(100))
+
+
+@pytest.mark.parametrize(("fraction", "source"), [(0.0, 2), (1.0, 3)])
+def test_a_baseline_shard_is_decoded_plainly(fraction, source):
+    handler = ShardModelHandler("unused", "t", "d", CONFIG, factory=fakes.factory(), baseline_fraction=fraction)
+    (result,) = handler.run_inference([shard(8)], handler.load_model())
+    assert result.baseline == (fraction == 1)
+    assert {int(g.source[-1]) for (g,) in result.results} <= {0, source}
+    assert all((g.gammas == 0).all() for (g,) in result.results) == (fraction == 1)
+
+
 def test_costs_are_measured_once_per_run(tmp_path):
     folder = OutputFolder(str(tmp_path))
     folder.put("manifest.json", b'{"costs": null, "plan": []}')
     config = DecodingConfig(gamma="auto", input_buckets=(8, 16))
 
     def load():
-        return ShardModelHandler(str(tmp_path), "t", "d", config, factory=fakes.factory()).load_model().costs
+        return ShardModelHandler(str(tmp_path), "t", "d", config, factory=fakes.factory()).load_model().speculative.costs
 
     first, second = load(), load()
     assert first == second
