@@ -1,0 +1,97 @@
+"""GGUF files written with the `gguf` package from a Hugging Face directory, as llama.cpp's converter does."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file
+
+_LAYER = {
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def _name(theirs: str) -> str:
+    stem, kind = theirs.rsplit(".", 1)
+    if stem in _TOP:
+        return f"{_TOP[stem]}.{kind}"
+    _, _, layer, rest = stem.split(".", 3)
+    return f"blk.{layer}.{_LAYER[rest]}.{kind}"
+
+
+def permute(tensor: np.ndarray, heads: int) -> np.ndarray:
+    """The converter's reordering of a query or key weight."""
+    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+    return halves.swapaxes(1, 2).reshape(tensor.shape)
+
+
+def weights(directory: pathlib.Path, architecture: str = "llama") -> dict[str, np.ndarray]:
+    """The directory's tensors under GGUF's names; "llama" has its query and key heads interleaved."""
+    config = json.loads((directory / "config.json").read_text())
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    found = {}
+    for theirs, tensor in load_file(directory / "model.safetensors").items():
+        name = _name(theirs)
+        part = name.split(".")[-2]
+        found[name] = permute(tensor, heads[part]) if part in heads and architecture == "llama" else tensor
+    return found
+
+
+def metadata(directory: pathlib.Path, architecture: str = "llama") -> dict[str, Any]:
+    """What the converter writes about a Llama-like model, the tokeniser aside."""
+    config = json.loads((directory / "config.json").read_text())
+    return {
+        f"{architecture}.block_count": config["num_hidden_layers"],
+        f"{architecture}.embedding_length": config["hidden_size"],
+        f"{architecture}.feed_forward_length": config["intermediate_size"],
+        f"{architecture}.attention.head_count": config["num_attention_heads"],
+        f"{architecture}.attention.head_count_kv": config["num_key_value_heads"],
+        f"{architecture}.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        f"{architecture}.rope.freq_base": config["rope_parameters"]["rope_theta"],
+        f"{architecture}.rope.dimension_count": config["head_dim"],
+        "tokenizer.ggml.bos_token_id": config["bos_token_id"],
+        "tokenizer.ggml.eos_token_id": config["eos_token_id"],
+    }
+
+
+def write(
+    path: pathlib.Path,
+    values: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    architecture: str = "llama",
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+) -> str:
+    """Writes a file; returns its path as a string.
+
+    Matrices are stored as `kind` where their rows are whole blocks of it, everything else as float32.
+    """
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in values.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2 and tensor.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
+            writer.add_tensor(name, gguf.quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, tensor.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)
