@@ -20,6 +20,9 @@ from decoding import DecodingConfig
 from transforms.plan import RecordFields
 from transforms.storage import is_remote
 
+NAMED_DRAFTS = ("prompt_lookup", "uniform")
+"""Drafts that are a way of proposing rather than a directory."""
+
 
 class ConfigError(ValueError):
     """A setting that stops the job before anything is loaded."""
@@ -101,6 +104,34 @@ class ShardsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """What `pipeline.score` scores; other jobs do not look at it.
+
+    Attributes:
+      generations: folder of a finished `pipeline.generate` run whose texts are scored, "" for the input's references.
+      drafts: what is scored, by the name that it has in the output: a directory of a model or of an n-gram, or what
+        else `model.draft` may be. Empty for `model.draft` alone, named "draft".
+      lenience: values l of section A.5 of the paper that β is reported under as well.
+      batch_tokens: tokens that are scored in one pass, about. A pass holds two arrays of so many rows of the vocabulary.
+    """
+
+    generations: str = ""
+    drafts: dict[str, str] = dataclasses.field(default_factory=dict)
+    lenience: tuple[float, ...] = (0.5, 0.3, 0.1)
+    batch_tokens: int = 2048
+
+    def __post_init__(self):
+        for name, path in self.drafts.items():
+            allowed = "names of letters, digits and underscores, not beginning with a digit"
+            _require(name.isascii() and name.isidentifier(), "score.drafts", name, allowed)
+            _require(bool(path), f"score.drafts.{name}", path, "what model.draft may be")
+        distinct = len(set(self.lenience)) == len(self.lenience)
+        ok = distinct and all(0 < value < 1 for value in self.lenience)
+        _require(ok, "score.lenience", self.lenience, "distinct numbers between 0 and 1")
+        _require(self.batch_tokens >= 1, "score.batch_tokens", self.batch_tokens, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class JobConfig:
     """Everything that `pipeline.generate` is told, the output folder and Beam's options aside."""
 
@@ -108,6 +139,7 @@ class JobConfig:
     model: ModelConfig
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
     shards: ShardsConfig = dataclasses.field(default_factory=ShardsConfig)
+    score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
 
     def __post_init__(self):
         gamma = self.decoding.gamma
@@ -185,6 +217,8 @@ def _check_overrides(args: Sequence[str]) -> dict[str, str]:
             path = ".".join(names[:depth])
             _check_names(cls, [name], path)
             cls = typing.get_type_hints(cls)[name]
+            if typing.get_origin(cls) is dict:
+                break
             if not dataclasses.is_dataclass(cls) and depth + 1 < len(names):
                 raise ConfigError(f"unknown setting {'.'.join(names)!r}: {_dotted(path, name)} is one value")
         allowed[flag] = _allowed(cls)
@@ -203,7 +237,7 @@ def _take_overrides_of_several_types(args: Sequence[str]) -> tuple[list[str], di
         path = flag.removeprefix("--config.").split(".")
         cls = JobConfig
         for name in path if flag != arg and flag.startswith("--config.") else ():
-            cls = typing.get_type_hints(cls)[name]
+            cls = typing.get_type_hints(cls).get(name) if dataclasses.is_dataclass(cls) else cls
         if not isinstance(cls, types.UnionType):
             others.append(arg)
             continue
@@ -259,10 +293,14 @@ def _convert(value: Any, expected: Any, path: str) -> Any:
     if dataclasses.is_dataclass(expected):
         return build(expected, value, path)
     for option in _options(expected):
-        if typing.get_origin(option) is tuple:
+        if typing.get_origin(option) is dict:
+            item = typing.get_args(option)[1]
+            if isinstance(value, Mapping) and all(isinstance(n, str) and _is_a(one, item) for n, one in value.items()):
+                return dict(value)
+        elif typing.get_origin(option) is tuple:
             item = typing.get_args(option)[0]
             if isinstance(value, list | tuple) and all(_is_a(one, item) for one in value):
-                return tuple(value)
+                return tuple(float(one) if item is float else one for one in value)
         elif _is_a(value, option):
             return float(value) if option is float else value
     raise ConfigError(f"{path} is {value!r}; allowed: {_allowed(expected)}")
@@ -289,6 +327,8 @@ def _is_a(value: Any, expected: type) -> bool:
 def _type_name(expected: Any) -> str:
     if typing.get_origin(expected) is tuple:
         return f"a list, each {_type_name(typing.get_args(expected)[0])}"
+    if typing.get_origin(expected) is dict:
+        return f"named values, each {_type_name(typing.get_args(expected)[1])}"
     return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(expected, str(expected))
 
 
@@ -301,6 +341,11 @@ def resolve_paths(config: JobConfig) -> JobConfig:
         input=dataclasses.replace(input_, pattern=patterns[0] if isinstance(input_.pattern, str) else patterns),
         model=dataclasses.replace(
             model, target=absolute(model.target), draft=absolute(model.draft), tokenizer=absolute(model.tokenizer)
+        ),
+        score=dataclasses.replace(
+            config.score,
+            generations=absolute(config.score.generations),
+            drafts={name: path if path in NAMED_DRAFTS else absolute(path) for name, path in config.score.drafts.items()},
         ),
     )
 

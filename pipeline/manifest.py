@@ -27,6 +27,7 @@ from pipeline.config import ConfigError, JobConfig
 from pipeline.preflight import CheckedModels
 from pipeline.supervise import Launch
 from transforms import attempts, storage
+from transforms.aggregate import Statistics
 from transforms.plan import InputError, Plan, find_files, plan_input
 from transforms.storage import OutputFolder
 
@@ -52,6 +53,7 @@ class Run:
       begun: of those, how many an earlier launch had begun.
       finished: whether `_SUCCESS` is there.
       launch: which launch this is, for attempts/.
+      parts, statistics: folder of its parts, and the class of their statistics.
     """
 
     config: JobConfig
@@ -63,6 +65,8 @@ class Run:
     begun: int
     finished: bool
     launch: str
+    parts: str = storage.GENERATIONS
+    statistics: type = Statistics
 
 
 def prepare(
@@ -90,6 +94,29 @@ def prepare(
       ConfigError: the input cannot be planned.
       FolderError: the folder holds something else.
     """
+    opened = open_folder(output)
+    plan = _plan(config, Plan.from_json(opened.manifest["plan"]) if opened.manifest else None)
+    identity = run_identity(config, plan, models)
+    fresh = new_manifest(config, plan, identity, device)
+    launch = launch or Launch()
+    return continue_run(opened, fresh, config, plan, models, allow_code_change=allow_code_change, launch=launch)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedFolder:
+    """An output folder as a launch finds it: what is in it, and its manifest, None where it is empty."""
+
+    folder: OutputFolder
+    listing: Mapping[str, int]
+    manifest: dict | None
+
+
+def open_folder(output: str) -> OpenedFolder:
+    """Looks into an output folder, by one listing.
+
+    Raises:
+      FolderError: it cannot be read, or holds something that is no run.
+    """
     folder = OutputFolder(output)
     try:
         listing = folder.list()
@@ -98,10 +125,36 @@ def prepare(
         raise FolderError(f"the output folder {output!r} cannot be read: {error}") from error
     if manifest is None:
         _refuse_foreign(output, listing)
-    plan = _plan(config, Plan.from_json(manifest["plan"]) if manifest else None)
-    identity = run_identity(config, plan, models)
+    return OpenedFolder(folder, listing, manifest)
+
+
+def continue_run(
+    opened: OpenedFolder,
+    fresh: Mapping[str, Any],
+    config: JobConfig,
+    plan: Plan,
+    models: CheckedModels,
+    *,
+    allow_code_change: bool,
+    launch: Launch,
+    parts: str = storage.GENERATIONS,
+    statistics: type = Statistics,
+) -> Run:
+    """Freezes a run's manifest, or finds it frozen, and what of the run is left to do.
+
+    Args:
+      opened: the folder.
+      fresh: the manifest that the run has where it begins now, by `new_manifest`.
+      config, plan, models, parts, statistics: of the run.
+      allow_code_change, launch: as in `prepare`.
+
+    Raises:
+      FolderError: the folder holds another run, or cannot be written.
+    """
+    folder, listing, manifest, output = opened.folder, opened.listing, opened.manifest, opened.folder.root
+    identity = fresh["identity"]
     if manifest is None:
-        manifest = _new_manifest(config, plan, identity, device)
+        manifest = dict(fresh)
         try:
             if not folder.create(storage.MANIFEST, storage.encode_manifest(manifest)):  # another launch was faster
                 manifest = json.loads(folder.read(storage.MANIFEST))
@@ -109,23 +162,23 @@ def prepare(
             raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
     _refuse_other_run(folder, manifest, identity, allow_code_change)
     _update_manifest(folder, manifest, identity, plan)
-    committed = committed_shards(listing, plan.num_shards)
+    committed = committed_shards(listing, plan.num_shards, parts)
     pending = tuple(shard for shard in range(plan.num_shards) if shard not in committed)
-    folder.delete(name for shard in pending if (name := storage.part_name(shard, plan.num_shards)) in listing)
+    folder.delete(name for shard in pending if (name := storage.part_name(shard, plan.num_shards, parts)) in listing)
     finished = storage.SUCCESS in listing and not pending
     begun = {shard for shard in pending if storage.attempt_name(shard, plan.num_shards) in listing}
-    launch = launch or Launch()
     if launch.deaths:
         given_up = {shard for shard in begun if attempts.given_up(folder, shard, plan.num_shards, launch.id)}
         pending = tuple(shard for shard in pending if shard not in given_up)
-    return Run(config, folder, plan, models, manifest["fingerprint"], pending, len(begun), finished, launch.id)
+    return Run(
+        config, folder, plan, models, manifest["fingerprint"], pending, len(begun), finished, launch.id, parts, statistics
+    )
 
 
-def committed_shards(listing: Mapping[str, int], num_shards: int) -> set[int]:
+def committed_shards(listing: Mapping[str, int], num_shards: int, parts: str = storage.GENERATIONS) -> set[int]:
     """Numbers of the shards whose part is in a listing of the folder."""
-    return {
-        shard for shard in range(num_shards) if listing.get(storage.part_name(shard, num_shards), 0) > 0
-    }
+    names = ((shard, storage.part_name(shard, num_shards, parts)) for shard in range(num_shards))
+    return {shard for shard, name in names if listing.get(name, 0) > 0}
 
 
 def _refuse_foreign(output: str, listing: Mapping[str, int]) -> None:
@@ -183,9 +236,10 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _new_manifest(
+def new_manifest(
     config: JobConfig, plan: Plan, identity: Mapping[str, Any], device: Mapping[str, Any] | None
 ) -> dict:
+    """The manifest of a run that begins now; its fingerprint is the digest of `identity`."""
     return {
         "specbeam": __version__,
         "fingerprint": fingerprint_of(identity),

@@ -21,13 +21,14 @@ class _Counter:
 
     def __init__(self, run: Run):
         self._folder, num_shards = run.folder, run.plan.num_shards
-        self._pending = {storage.part_name(shard, num_shards) for shard in run.pending}
-        self.statistics = Statistics()
+        self._pending = {storage.part_name(shard, num_shards, run.parts) for shard in run.pending}
+        self.statistics = run.statistics()
 
     def update(self) -> Statistics:
         parts = self._pending & self._folder.list().keys()
         for name in parts:
-            self.statistics = self.statistics.merge(read_footer(self._folder.path(name)).statistics)
+            footer = read_footer(self._folder.path(name), type(self.statistics))
+            self.statistics = self.statistics.merge(footer.statistics)
         self._pending -= parts
         return self.statistics
 

@@ -274,16 +274,19 @@ def _bleu_counts(pairs: Sequence[tuple[str, str]]) -> dict:
 
 
 class CombineStatistics(beam.CombineFn):
-    """Merges `Statistics`."""
+    """Merges `Statistics`, or another class with a neutral element and an associative `merge`."""
+
+    def __init__(self, statistics: type = Statistics):
+        self._statistics = statistics
 
     def create_accumulator(self) -> Statistics:
-        return Statistics()
+        return self._statistics()
 
     def add_input(self, accumulator: Statistics, element: Statistics) -> Statistics:
         return accumulator.merge(element)
 
     def merge_accumulators(self, accumulators: Iterable[Statistics]) -> Statistics:
-        return functools.reduce(Statistics.merge, accumulators, Statistics())
+        return functools.reduce(self._statistics.merge, accumulators, self._statistics())
 
     def extract_output(self, accumulator: Statistics) -> Statistics:
         return accumulator

@@ -6,6 +6,8 @@ whole.
 
 import datetime
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import apache_beam as beam
 
@@ -21,22 +23,36 @@ class FinishRun(beam.PTransform):
     Attributes:
       output, num_shards, fingerprint, exact: of the run.
       after: a PCollection of one element; the footers are read when it is there. None starts at once.
+      parts, statistics: folder of the parts, and the class of their statistics.
+      facts: more entries of the summary, by name.
     """
 
-    def __init__(self, output: str, *, num_shards: int, fingerprint: str, exact: bool, after=None):
+    def __init__(
+        self,
+        output: str,
+        *,
+        num_shards: int,
+        fingerprint: str,
+        exact: bool,
+        after=None,
+        parts: str = storage.GENERATIONS,
+        statistics: type = Statistics,
+        facts: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
         self._output, self._num_shards, self._after = output, num_shards, after
         self._fingerprint, self._exact = fingerprint, exact
+        self._parts, self._statistics, self._facts = parts, statistics, facts
 
     def expand(self, root):
         waits = [beam.pvalue.AsSingleton(self._after)] if self._after is not None else []
         return (
             root
             | "Start" >> beam.Create([self._output])
-            | "ListParts" >> beam.FlatMap(_committed_paths, self._num_shards, *waits)
+            | "ListParts" >> beam.FlatMap(_committed_paths, self._num_shards, self._parts, *waits)
             | "SpreadParts" >> beam.Reshuffle()
-            | "ReadFooters" >> beam.Map(_part_statistics, self._fingerprint)
-            | "Combine" >> beam.CombineGlobally(CombineStatistics())
+            | "ReadFooters" >> beam.Map(_part_statistics, self._fingerprint, self._statistics)
+            | "Combine" >> beam.CombineGlobally(CombineStatistics(self._statistics))
             | "WriteSummary"
             >> beam.Map(
                 write_summary,
@@ -44,38 +60,50 @@ class FinishRun(beam.PTransform):
                 num_shards=self._num_shards,
                 fingerprint=self._fingerprint,
                 exact=self._exact,
+                parts=self._parts,
+                facts=self._facts,
             )
         )
 
 
-def _committed_paths(output: str, num_shards: int, *_) -> list[str]:
+def _committed_paths(output: str, num_shards: int, parts: str, *_) -> list[str]:
     folder = OutputFolder(output)
     listing = folder.list()
-    names = (storage.part_name(shard, num_shards) for shard in range(num_shards))
+    names = (storage.part_name(shard, num_shards, parts) for shard in range(num_shards))
     return [folder.path(name) for name in names if name in listing]
 
 
-def _part_statistics(path: str, fingerprint: str) -> Statistics:
-    footer = read_footer(path)
+def _part_statistics(path: str, fingerprint: str, statistics: type) -> Statistics:
+    footer = read_footer(path, statistics)
     if footer.fingerprint != fingerprint:
         raise ValueError(f"{path!r} belongs to another run: its fingerprint is {footer.fingerprint}, not {fingerprint}")
     return footer.statistics
 
 
-def write_summary(statistics: Statistics, *, output: str, num_shards: int, fingerprint: str, exact: bool) -> dict:
+def write_summary(
+    statistics: Statistics,
+    *,
+    output: str,
+    num_shards: int,
+    fingerprint: str,
+    exact: bool,
+    parts: str = storage.GENERATIONS,
+    facts: Mapping[str, Any] | None = None,
+) -> dict:
     """Writes summary.json and, where all shards are committed, empties attempts/ and writes `_SUCCESS`.
 
     Returns:
       The summary.
     """
     folder = OutputFolder(output)
-    missing = [] if statistics.parts == num_shards else missing_shards(folder, num_shards)
+    missing = [] if statistics.parts == num_shards else missing_shards(folder, num_shards, parts)
     summary = {
         "complete": not missing,
         "fingerprint": fingerprint,
         "exact": exact,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "shards": {"total": num_shards, "committed": statistics.parts, "missing": missing},
+        **(facts or {}),
         **statistics.summary(),
     }
     folder.put(storage.SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
@@ -86,12 +114,12 @@ def write_summary(statistics: Statistics, *, output: str, num_shards: int, finge
     return summary
 
 
-def missing_shards(folder: OutputFolder, num_shards: int) -> list[dict]:
+def missing_shards(folder: OutputFolder, num_shards: int, parts: str = storage.GENERATIONS) -> list[dict]:
     """The shards without a part: number, attempts so far, and the error that set them aside, None where none is known."""
     listing = folder.list()
     found = []
     for shard in range(num_shards):
-        if storage.part_name(shard, num_shards) in listing:
+        if storage.part_name(shard, num_shards, parts) in listing:
             continue
         begun = storage.attempt_name(shard, num_shards) in listing
         note = attempts.read(folder, shard, num_shards) if begun else {}

@@ -24,6 +24,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 GENERATIONS = "generations"
+SCORES = "scores"
 ERRORS = "errors"
 ATTEMPTS = "attempts"
 MANIFEST = "manifest.json"
@@ -155,8 +156,8 @@ def part_stem(shard: int, num_shards: int) -> str:
     return f"part-{shard:05d}-of-{num_shards:05d}"
 
 
-def part_name(shard: int, num_shards: int) -> str:
-    return f"{GENERATIONS}/{part_stem(shard, num_shards)}.parquet"
+def part_name(shard: int, num_shards: int, folder: str = GENERATIONS) -> str:
+    return f"{folder}/{part_stem(shard, num_shards)}.parquet"
 
 
 def errors_name(shard: int, num_shards: int) -> str:

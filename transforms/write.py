@@ -75,16 +75,16 @@ class Footer:
         return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Footer":
+    def from_bytes(cls, data: bytes, statistics: type = Statistics) -> "Footer":
         values = json.loads(data)
-        return cls(**{**values, "statistics": Statistics.from_json(values["statistics"])})
+        return cls(**{**values, "statistics": statistics.from_json(values["statistics"])})
 
 
-def read_footer(path: str) -> Footer:
-    """Reads the footer of a committed part, not its rows."""
+def read_footer(path: str, statistics: type = Statistics) -> Footer:
+    """Reads the footer of a committed part, not its rows. `statistics` is the class of what it holds."""
     with storage.open_raw(path) as stream:
         metadata = pq.read_metadata(stream)
-    return Footer.from_bytes(metadata.metadata[FOOTER_KEY])
+    return Footer.from_bytes(metadata.metadata[FOOTER_KEY], statistics)
 
 
 @dataclasses.dataclass(frozen=True)
