@@ -115,7 +115,7 @@ def main(args: Sequence[str], factory: GeneratorFactory | None = None, launch: L
         options = beam_options(command.beam_args)
         run = _prepare(command, options, launch or Launch())
     except (ConfigError, FolderError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     if run.finished:
         console.print(f"Finished already, nothing to do: {run.folder.root}", soft_wrap=True, highlight=False)

@@ -10,15 +10,20 @@ Every write goes through `OutputFolder`, in one of two ways:
 On a local disk both write a temporary file in `attempts/` first; `create` then links it to its final name, which fails
 where the name exists, and `put` renames it. On gs:// an upload is atomic by itself, and `create` asks for the
 precondition "generation 0", that is, no such object.
+
+What passes by itself (429, 5xx, a reset connection) is retried with back-off by the client of the store, for up to two
+minutes a request. What does not pass is raised as the OSError that a local disk would raise, with the path in it.
+Where the environment has STORAGE_EMULATOR_HOST, gs:// is the emulator there.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -31,15 +36,19 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 SUCCESS = "_SUCCESS"
 
+_URL_QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*")
+
 
 def is_remote(path: str) -> bool:
     """Whether `path` names a scheme (gs://, hdfs://) rather than a local file."""
     return "://" in path
 
 
-def open_raw(path: str):
+@contextlib.contextmanager
+def open_raw(path: str) -> Iterator[BinaryIO]:
     """Opens `path` for reading bytes as they are stored, without guessing a compression from the name."""
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    with store_errors(path), FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+        yield stream
 
 
 def read_bytes(path: str) -> bytes:
@@ -52,13 +61,47 @@ def join(root: str, *names: str) -> str:
 
 
 def exists(path: str) -> bool:
-    return FileSystems.exists(path)
+    """Whether there is such an object. One in a bucket that does not exist is not there either."""
+    with store_errors(path):
+        return FileSystems.exists(path)
+
+
+@contextlib.contextmanager
+def store_errors(path: str) -> Iterator[None]:
+    """While the body runs, makes what Google's clients raise for `path` on gs:// an OSError that names it.
+
+    Raises:
+      FileNotFoundError: no such bucket or object.
+      PermissionError: this account, or no account, may not.
+      OSError: whatever else did not pass in time.
+    """
+    if not path.startswith("gs://"):
+        yield
+        return
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    try:
+        yield
+    except (GoogleAPIError, GoogleAuthError) as error:
+        kinds = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
+        kind = kinds.get(getattr(error, "code", None), OSError)
+        raise kind(f"{path!r}: {type(error).__name__}: {without_query(str(error))}") from error
+
+
+def without_query(text: str) -> str:
+    """`text` without the queries of the URLs in it: a signed URL carries its signature there."""
+    return _URL_QUERY.sub(r"\1?...", text)
 
 
 def list_tree(root: str) -> dict[str, int]:
     """Sizes in bytes of all files below `root`, by path relative to it, found by one listing; {} where there is none."""
+    base = root.rstrip("/") + "/"
+    if root.startswith("gs://"):
+        with store_errors(root):  # by prefix: a folder's name may hold what is special in a pattern
+            found = list(_gcs().list_files(base))
+        return {path[len(base) :]: size for path, size in found if not path.endswith("/")}
     if is_remote(root):
-        base = root.rstrip("/") + "/"
         matched = FileSystems.match([base + "**"])[0].metadata_list
         return {found.path[len(base) :]: found.size_in_bytes for found in matched if not found.path.endswith("/")}
     return {
@@ -131,6 +174,9 @@ class OutputFolder:
         for name in names:
             if not is_remote(self.root):
                 _remove_if_there(self.path(name))
+            elif self.root.startswith("gs://"):
+                with store_errors(self.path(name)):
+                    _gcs().delete(self.path(name))
             elif self.exists(name):
                 FileSystems.delete([self.path(name)])
 
@@ -186,20 +232,40 @@ def _remove_if_there(path: str) -> None:
         os.remove(path)
 
 
+def _gcs():
+    """Beam's client of gs://: its credentials, its retries, and no more than a second to make."""
+    from apache_beam.io.gcp import gcsio
+
+    return gcsio.GcsIO()
+
+
 def _upload(path: str, data: bytes) -> None:
+    if path.startswith("gs://"):
+        _put_on_gcs(path, data)
+        return
     with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
         stream.write(data)
 
 
-def _create_on_gcs(path: str, data: bytes) -> bool:
+def _put_on_gcs(path: str, data: bytes, **preconditions: int) -> None:
+    """One upload, whole or not at all."""
     from apache_beam.io.gcp import gcsio
-    from google.api_core.exceptions import PreconditionFailed
 
     bucket, name = gcsio.parse_gcs_path(path)
-    blob = gcsio.GcsIO().client.bucket(bucket).blob(name)
+    with store_errors(path):
+        blob = _gcs().client.bucket(bucket).blob(name)
+        blob.upload_from_string(data, content_type="application/octet-stream", **preconditions)
+
+
+def _create_on_gcs(path: str, data: bytes) -> bool:
+    from google.api_core.exceptions import PreconditionFailed
+
     try:
-        blob.upload_from_string(data, content_type="application/octet-stream", if_generation_match=0)
-    except PreconditionFailed:
+        _put_on_gcs(path, data, if_generation_match=0)
+    except OSError as error:
+        if not isinstance(error.__cause__, PreconditionFailed):
+            raise
+        # There is one. Where the reply to a first request was lost and this was its repetition, it is this one.
         return False
     return True
 
