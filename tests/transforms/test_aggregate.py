@@ -126,7 +126,7 @@ def test_interval_covers_the_mean():
             sums += weights * fixed[i] * 25
             counts += weights * 25
         one = Statistics(
-            beta_sum=int(fixed.sum()) * 25, beta_count=80 * 25,
+            examples=80, beta_sum=int(fixed.sum()) * 25, beta_count=80 * 25,
             beta_sums=tuple(sums.tolist()), beta_counts=tuple(counts.tolist()),
         )  # fmt: skip
         alpha = one.alpha()
