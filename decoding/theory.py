@@ -14,6 +14,8 @@ exact: γ = 0 gives 1 token per call and an improvement of 1, α = 1 gives γ + 
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -59,6 +61,16 @@ def expected_tokens(alpha: Values, gamma: Values) -> Result:
     return _result(_expected_tokens(_alpha(alpha), _gamma(gamma)))
 
 
+def accepted_lengths(alpha: float, gamma: int) -> npt.NDArray[np.float64]:
+    """Law of the number of accepted tokens per target call, float64[γ + 1]: the capped geometric law behind Eq. 1.
+
+    (1 - α) α^k for k < γ, and α^γ for k = γ (§3.1). Its mean plus one is `expected_tokens`.
+    """
+    value, count = float(_alpha(alpha)), int(_gamma(gamma))
+    powers = value ** np.arange(count + 1, dtype=np.float64)
+    return np.append(powers[:-1] * (1 - value), powers[-1])
+
+
 def oracle_expected_tokens(alpha: Values) -> Result:
     """Expected tokens per target call of an oracle that drafts exactly what will be accepted, 1 / (1 - α) (§3.5).
 
@@ -90,6 +102,21 @@ def walltime_improvement_measured(alpha: Values, gamma: Values, c: Values, pass_
     cost = _checked("pass_cost", pass_cost, "a finite number above 0", lambda v: (v > 0) & np.isfinite(v))
     tokens = _expected_tokens(_alpha(alpha), gammas)
     return _result(np.where(gammas > 0, tokens / (gammas * _cost("c", c) + cost), 1.0))
+
+
+def optimal_gamma_measured(alpha: float, c: float, pass_costs: Mapping[int, float]) -> int:
+    """The γ that maximises `walltime_improvement_measured`, the smallest where several do.
+
+    Args:
+      alpha, c: as everywhere.
+      pass_costs: by number of positions n, time of a target run over n / time of a run over one. γ = 0 and every γ with
+        γ + 1 among them are considered, and those between two of them, with costs on the line between.
+    """
+    widths = sorted({1: 1.0, **pass_costs})
+    gammas = np.arange(widths[-1], dtype=np.float64)
+    costs = np.interp(gammas + 1, widths, [{1: 1.0, **pass_costs}[width] for width in widths])
+    improvement = walltime_improvement_measured(alpha, gammas, c, costs)
+    return int(np.argmax(improvement >= improvement.max() * (1 - 1e-12)))
 
 
 def operations_factor(alpha: Values, gamma: Values, c_hat: Values) -> Result:

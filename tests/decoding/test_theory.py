@@ -121,6 +121,32 @@ def test_measured_cost_of_one_is_theorem_3_8_and_costlier_passes_gain_less():
     assert theory.walltime_improvement_measured(alpha, 0, c, 3.0) == 1
 
 
+def test_accepted_lengths_are_the_capped_geometric_law():
+    np.testing.assert_allclose(theory.accepted_lengths(0.5, 3), [0.5, 0.25, 0.125, 0.125])
+    np.testing.assert_array_equal(theory.accepted_lengths(0.0, 2), [1, 0, 0])
+    np.testing.assert_array_equal(theory.accepted_lengths(1.0, 2), [0, 0, 1])
+    np.testing.assert_array_equal(theory.accepted_lengths(0.7, 0), [1])
+    for alpha, gamma in ((0.3, 1), (0.8, 7)):
+        law = theory.accepted_lengths(alpha, gamma)
+        assert law.sum() == pytest.approx(1, rel=1e-14)
+        assert 1 + law @ np.arange(gamma + 1) == pytest.approx(theory.expected_tokens(alpha, gamma), rel=1e-14)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("c", [0.0, 0.05, 0.2])
+def test_optimal_gamma_for_measured_costs_against_brute_force(alpha, c):
+    free = dict.fromkeys(range(1, 22), 1.0)
+    assert theory.optimal_gamma_measured(alpha, c, free) == theory.optimal_gamma(alpha, c, max_gamma=20)
+    costs = {1: 1.0, 2: 1.3, 4: 1.5, 8: 2.6}   # 3 positions cost 1.4, 5 to 7 are on the line from 1.5 to 2.6
+    known = {0: 1.0, 1: 1.3, 2: 1.4, 3: 1.5, 4: 1.775, 5: 2.05, 6: 2.325, 7: 2.6}
+    speeds = {g: 1.0 if g == 0 else float(exact_tokens(alpha, g)) / (g * c + v) for g, v in known.items()}
+    assert theory.optimal_gamma_measured(alpha, c, costs) == max(speeds, key=lambda g: (round(speeds[g], 12), -g))
+
+
+def test_without_measured_costs_there_is_no_choice():
+    assert theory.optimal_gamma_measured(0.9, 0.0, {}) == 0
+
+
 def test_scalars_give_floats_and_arrays_broadcast():
     assert isinstance(theory.expected_tokens(0.5, 2), float)
     assert isinstance(theory.optimal_gamma(0.5, 0.1), int)
