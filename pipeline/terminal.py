@@ -23,16 +23,21 @@ def print_summary(console: Console, summary: dict, output: str, seconds: float |
         table.add_row(name, value)
     console.print(table)
     console.print(f"Output: {output}", soft_wrap=True, highlight=False, markup=False)
-    missing = summary["shards"]["missing"]
-    if missing:
-        console.print(f"{len(missing)} of {summary['shards']['total']} shards are missing:", style="bold red")
-        for shard in missing[:_SHOWN_MISSING]:
-            error = shard["error"]
-            reason = f"{error['stage']}: {error['error_type']}: {error['message']}" if error else "no error is known"
-            console.print(f"  shard {shard['shard']}, attempt {shard['attempts']}: {reason}", highlight=False, markup=False)
-        if len(missing) > _SHOWN_MISSING:
-            console.print(f"  and {len(missing) - _SHOWN_MISSING} more, see summary.json")
-        console.print("The same command does the missing ones; committed shards are kept.")
+    print_missing(console, summary["shards"]["missing"], summary["shards"]["total"])
+
+
+def print_missing(console: Console, missing: list[dict], total: int) -> None:
+    """Prints which of `total` shards are missing and why, where any is."""
+    if not missing:
+        return
+    console.print(f"{len(missing)} of {total} shards are missing:", style="bold red")
+    for shard in sorted(missing, key=lambda shard: shard["error"] is None)[:_SHOWN_MISSING]:
+        error = shard["error"]
+        reason = f"{error['stage']}: {error['error_type']}: {error['message']}" if error else "no error is known"
+        console.print(f"  shard {shard['shard']}, attempt {shard['attempts']}: {reason}", highlight=False, markup=False)
+    if len(missing) > _SHOWN_MISSING:
+        console.print(f"  and {len(missing) - _SHOWN_MISSING} more, see summary.json")
+    console.print("The same command does the missing ones; committed shards are kept.")
 
 
 def summary_rows(summary: dict, seconds: float | None = None) -> list[tuple[str, str]]:

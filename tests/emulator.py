@@ -49,6 +49,7 @@ def python_emulator() -> Iterator[str]:
 def go_emulator(external_url: str = "") -> Iterator[str]:
     """Runs fake-gcs-server, built first where it is not there yet; yields its URL.
 
+    Links that it hands out begin with `external_url`, a proxy's, where that is given.
     Skips the test where there is no Go, or no way to fetch the sources.
     """
     binary = _CACHE / FAKE_GCS_SERVER.rsplit("@", 1)[1] / "fake-gcs-server"
@@ -127,15 +128,16 @@ class FailingProxy:
     answer that comes late.
 
     Attributes:
+      upstream: URL of the emulator.
       failures: how often each of them happened; "passed" counts the others.
       denied: paths that contain this are answered by 403; "" for none.
     """
 
     FAILURES = ("503", "429", "reset before", "reset after", "slow")
 
-    def __init__(self, upstream: str, *, rate: float, seed: int = 0, slow_secs: float = 0.2):
-        self.failures, self.denied = collections.Counter(), ""
-        self._upstream, self._rate, self._slow_secs = urllib.parse.urlsplit(upstream).netloc, rate, slow_secs
+    def __init__(self, upstream: str = "", *, rate: float, seed: int = 0, slow_secs: float = 0.2):
+        self.upstream, self.failures, self.denied = upstream, collections.Counter(), ""
+        self._rate, self._slow_secs = rate, slow_secs
         self._rng, self._lock = random.Random(seed), threading.Lock()
         proxy = self
 
@@ -188,7 +190,7 @@ class FailingProxy:
             return
         if what == "slow":
             time.sleep(self._slow_secs)
-        connection = http.client.HTTPConnection(self._upstream, timeout=60)
+        connection = http.client.HTTPConnection(urllib.parse.urlsplit(self.upstream).netloc, timeout=60)
         try:
             headers = {name: value for name, value in handler.headers.items() if name.lower() not in _HOP_BY_HOP}
             connection.request(handler.command, handler.path, body=body, headers=headers)

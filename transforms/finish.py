@@ -114,12 +114,20 @@ def write_summary(
     return summary
 
 
-def missing_shards(folder: OutputFolder, num_shards: int, parts: str = storage.GENERATIONS) -> list[dict]:
-    """The shards without a part: number, attempts so far, and the error that set them aside, None where none is known."""
-    listing = folder.list()
+def missing_shards(
+    folder: OutputFolder,
+    num_shards: int,
+    parts: str = storage.GENERATIONS,
+    listing: Mapping[str, int] | None = None,
+) -> list[dict]:
+    """The shards without a part: number, attempts so far, and the error that set them aside, None where none is known.
+
+    `listing` is the folder's, made where None. A part of no bytes is none.
+    """
+    listing = folder.list() if listing is None else listing
     found = []
     for shard in range(num_shards):
-        if storage.part_name(shard, num_shards, parts) in listing:
+        if listing.get(storage.part_name(shard, num_shards, parts), 0) > 0:
             continue
         begun = storage.attempt_name(shard, num_shards) in listing
         note = attempts.read(folder, shard, num_shards) if begun else {}

@@ -1,11 +1,14 @@
 """The whole job on gs://: input, checkpoints and output in a storage emulator, also where a fifth of all requests fails."""
 
+import concurrent.futures
 import pathlib
 import time
 import types
 
+import numpy as np
 import pytest
 
+import decoding
 from pipeline import generate
 from tests import emulator
 from tests.pipeline import fakes
@@ -87,6 +90,44 @@ def test_a_failing_store_changes_nothing(command, models, sentences, server, tmp
     for total in totals:
         total.pop("timings"), total.pop("finished")
     assert totals[0] == totals[1]
+
+
+def test_weights_survive_a_failing_store(models, server, monkeypatch, impatient):
+    with emulator.FailingProxy(server, rate=0.2, seed=3) as proxy:
+        bucket = emulator.make_bucket(server)
+        emulator.upload_tree(server, bucket, "models/target", models["target"])
+        emulator.use(monkeypatch, proxy.url)
+        fetched = decoding.load_model(f"gs://{bucket}/models/target")
+        assert sum(proxy.failures.values()) > proxy.failures["passed"] > 0, proxy.failures
+    local = decoding.load_model(str(models["target"]))
+    inputs = np.array([[0, 5, 9]]), np.array([[7, 8, 1]]), np.array([3])
+    np.testing.assert_array_equal(fetched.logits(*inputs), local.logits(*inputs))
+
+
+@pytest.mark.slow
+def test_real_models_and_preconditions(command, models, sentences, tmp_path, monkeypatch, impatient):
+    """With an emulator that refuses to overwrite: only one of many commits wins, and the job, models and all, is right."""
+    assert generate.main(command()) == 0
+    with emulator.FailingProxy(rate=0.2, seed=11) as proxy, emulator.go_emulator(proxy.url) as url:
+        proxy.upstream = url
+        bucket, overrides = put_everything(url, models, sentences)
+        emulator.use(monkeypatch, proxy.url)
+        folder = OutputFolder(f"gs://{bucket}/race")
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(lambda i: folder.create("generations/part", b"%d" % i * 1000), range(8)))
+        assert sum(won) <= 1  # none, where the winner's reply was lost
+        assert folder.list() == {"generations/part": 1000}
+        first = folder.read("generations/part")
+        assert won == [False] * 8 or first == b"%d" % won.index(True) * 1000
+        assert not folder.create("generations/part", b"late")
+        assert folder.read("generations/part") == first
+        folder.put("generations/part", b"replaced")
+        assert folder.read("generations/part") == b"replaced"
+        assert generate.main([*command(output=f"gs://{bucket}/runs/a"), *overrides]) == 0
+        assert all(proxy.failures[what] for what in proxy.FAILURES), proxy.failures
+        emulator.download_tree(url, bucket, "runs/a", tmp_path / "fetched")
+    assert files(tmp_path / "fetched") == files(tmp_path / "out")
+    assert_same_rows(rows(tmp_path / "out"), rows(tmp_path / "fetched"))
 
 
 @pytest.mark.parametrize("where", ["output", "input", "target", "draft"])

@@ -1,0 +1,259 @@
+"""Says what an output folder holds, complete or not: shards, counts, errors, timings, config.
+
+    python -m pipeline.inspect OUTPUT [--json] [--quick]
+
+OUTPUT is local or on gs://. Nothing is written. Totals are computed from the parts that are there, so they are right
+while a job runs and after it died. `--quick` opens no part: one listing, the manifest, and the summary where there is one.
+
+Exit status: 0 when the folder is complete, 1 when it is not, 2 when it is not the folder of a run or cannot be read.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.manifest import committed_shards
+from pipeline.terminal import print_missing, summary_rows
+from transforms import finish, storage
+from transforms.aggregate import Statistics
+from transforms.storage import OutputFolder
+from transforms.write import Footer, read_footer
+
+_READERS = 16
+_SHOWN = 10
+_SHOWN_SETTINGS = ("input", "model", "decoding", "shards", "score")
+
+
+class NotARunError(ValueError):
+    """A folder that no job has written, or that cannot be read."""
+
+
+def inspect_folder(output: str, *, quick: bool = False) -> dict[str, Any]:
+    """What a folder holds, as JSON values; docs/operations.md describes them.
+
+    Args:
+      output: the folder.
+      quick: open no part and no errors file.
+
+    Raises:
+      NotARunError: with the folder and what is wrong with it.
+    """
+    folder = OutputFolder(output)
+    try:
+        listing = folder.list()
+        manifest = _read_json(folder, storage.MANIFEST) if storage.MANIFEST in listing else None
+        summary = _read_json(folder, storage.SUMMARY) if storage.SUMMARY in listing else {}
+    except (OSError, ValueError) as error:
+        raise NotARunError(f"the folder {output!r} cannot be read: {error}") from error
+    if manifest is None:
+        what = f"holds {len(listing)} files and no {storage.MANIFEST}" if listing else "is empty or does not exist"
+        raise NotARunError(f"the folder {output!r} {what}: no job has written it")
+    if not isinstance(manifest.get("num_shards"), int) or "fingerprint" not in manifest:
+        raise NotARunError(f"{storage.MANIFEST} in {output!r} is not that of a run: it has no num_shards or fingerprint")
+    return _describe(folder, listing, manifest, summary, quick)
+
+
+def _read_json(folder: OutputFolder, name: str) -> dict:
+    value = json.loads(folder.read(name))
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds {type(value).__name__}, not an object")
+    return value
+
+
+def _describe(folder: OutputFolder, listing: Mapping[str, int], manifest: dict, summary: dict, quick: bool) -> dict:
+    num_shards = manifest["num_shards"]
+    kind = storage.SCORES if any(name.startswith(f"{storage.SCORES}/") for name in listing) else storage.GENERATIONS
+    committed = sorted(committed_shards(listing, num_shards, kind))
+    missing = finish.missing_shards(folder, num_shards, kind, listing)
+    part_names = [storage.part_name(shard, num_shards, kind) for shard in committed]
+    errors_names = [name for shard in committed if (name := storage.errors_name(shard, num_shards)) in listing]
+    totals = summary if summary.get("shards", {}).get("committed") == len(committed) else None
+    parts, errors = None, None
+    if not quick:
+        parts = _read_parts(folder, part_names, kind, manifest["fingerprint"])
+        errors = _count_errors(folder, errors_names)
+        totals = parts.totals or totals
+    problems = list(parts.problems) if parts else []
+    if parts and totals and errors["total"] != totals["errors"]["total"]:
+        problems.append(f"errors/ holds {errors['total']} records, the parts count {totals['errors']['total']}")
+    known = {storage.MANIFEST, storage.SUMMARY, storage.SUCCESS}
+    for shard in range(num_shards):
+        known |= {storage.part_name(shard, num_shards, kind), storage.errors_name(shard, num_shards)}
+    return {
+        "output": folder.root,
+        "complete": storage.SUCCESS in listing and not missing and not problems,
+        "fingerprint": manifest["fingerprint"],
+        "exact": manifest.get("exact"),
+        "started": manifest.get("started"),
+        "finished": summary.get("finished"),
+        "shards": {
+            "total": num_shards,
+            "committed": len(committed),
+            "missing": missing,
+            "failed": sum(shard["error"] is not None for shard in missing),
+            "begun": sum(shard["error"] is None and shard["attempts"] > 0 for shard in missing),
+            "retried": parts.retried if parts else None,
+        },
+        "records": manifest.get("num_records"),
+        "totals": {name: value for name, value in totals.items() if name not in _STATE} if totals else None,
+        "errors": errors,
+        "shard_seconds": parts.seconds if parts else None,
+        "devices": parts.devices if parts else None,
+        "problems": problems,
+        "other_files": sorted(n for n in listing if n not in known and not n.startswith(f"{storage.ATTEMPTS}/")),
+        "bytes": sum(listing.values()),
+        "config": manifest.get("config"),
+        "versions": {"specbeam": manifest.get("specbeam"), **manifest.get("versions", {})},
+        "code_changes": manifest.get("code_changes", []),
+    }
+
+
+_STATE = ("complete", "fingerprint", "exact", "finished", "shards")  # of summary.json; the description has its own
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What the footers of the committed parts say together; `totals` is None for parts that are no generations."""
+
+    totals: dict | None
+    retried: int
+    seconds: dict | None
+    devices: dict[str, int]
+    problems: tuple[str, ...]
+
+
+class _AnyStatistics(dict):
+    """Statistics of another job's parts, as they stand there."""
+
+    @classmethod
+    def from_json(cls, values: dict) -> "_AnyStatistics":
+        return cls(values)
+
+
+def _read_parts(folder: OutputFolder, names: Sequence[str], kind: str, fingerprint: str) -> _Parts:
+    is_generations = kind == storage.GENERATIONS
+
+    def read(name: str) -> Footer | str:
+        try:
+            footer = read_footer(folder.path(name), Statistics if is_generations else _AnyStatistics)
+        except Exception as error:  # pyarrow, JSON and the store raise what they like at a file that is not a part
+            return f"{name} cannot be read: {type(error).__name__}: {error}"
+        if footer.fingerprint != fingerprint:
+            return f"{name} belongs to another run: its fingerprint is {footer.fingerprint}"
+        return footer
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = list(pool.map(read, names))
+    footers = [footer for footer in found if isinstance(footer, Footer)]
+    totals, seconds = None, None
+    if is_generations:
+        merged = Statistics()
+        for footer in footers:
+            merged = merged.merge(footer.statistics)
+        totals = merged.summary()
+        times = [footer.statistics.generate_seconds for footer in footers]
+        if times:
+            seconds = {"min": min(times), "median": statistics.median(times), "max": max(times), "sum": sum(times)}
+    return _Parts(
+        totals=totals,
+        retried=sum(footer.attempt > 1 for footer in footers),
+        seconds=seconds,
+        devices=dict(collections.Counter(footer.device for footer in footers)),
+        problems=tuple(problem for problem in found if isinstance(problem, str)),
+    )
+
+
+def _count_errors(folder: OutputFolder, names: Sequence[str]) -> dict:
+    """Records in errors/ by stage and type: {"total": 3, "read": {"MalformedJson": 2, "EmptyLine": 1}}."""
+
+    def count(name: str) -> collections.Counter:
+        records = map(json.loads, folder.read(name).splitlines())
+        return collections.Counter((record["stage"], record["error_type"]) for record in records)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        counts = sum(pool.map(count, names), collections.Counter())
+    by_stage: dict[str, dict[str, int]] = {}
+    for (stage, error_type), number in sorted(counts.items()):
+        by_stage.setdefault(stage, {})[error_type] = number
+    return {"total": sum(counts.values()), **by_stage}
+
+
+def print_description(console: Console, found: Mapping[str, Any]) -> None:
+    """Prints what `inspect_folder` found, for people."""
+    shards, totals = found["shards"], found["totals"]
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    state = "[green]complete[/green]" if found["complete"] else "[bold red]not complete[/bold red]"
+    rows = [("state", state), ("shards", _shards_text(shards))]
+    if totals and "tokens_per_target_call" in totals:
+        rows += [(name, escape(text)) for name, text in summary_rows({**totals, "exact": found["exact"]})]
+    elif totals:
+        rows += [(name, escape(json.dumps(value))) for name, value in totals.items() if not isinstance(value, dict)]
+    for stage, types in (found["errors"] or {}).items():
+        if stage != "total":
+            rows.append((f"errors: {stage}", escape(", ".join(f"{kind} {n:,}" for kind, n in types.items()))))
+    if seconds := found["shard_seconds"]:
+        text = f"{seconds['median']:.1f} in the middle, {seconds['min']:.1f} to {seconds['max']:.1f}"
+        rows.append(("seconds per shard", f"{text}, {seconds['sum']:,.0f} in all"))
+    if devices := found["devices"]:
+        rows.append(("decoded on", escape(", ".join(f"{kind} ({n:,} shards)" for kind, n in devices.items()))))
+    rows.append(("started, finished", f"{found['started']}, {found['finished'] or 'not finished'}"))
+    for section in _SHOWN_SETTINGS:
+        if settings := (found["config"] or {}).get(section):
+            shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value not in ("", None, []))
+            rows.append((section, escape(shown)))
+    rows.append(("fingerprint", found["fingerprint"]))
+    rows.append(("versions", escape(", ".join(f"{name} {v}" for name, v in found["versions"].items() if v))))
+    for name, text in rows:
+        table.add_row(name, text)
+    console.print(table)
+    for problem in found["problems"][:_SHOWN]:
+        console.print(f"problem: {problem}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    if other := found["other_files"]:
+        console.print(f"{len(other)} files that no job writes, for example {other[0]!r}", markup=False, highlight=False)
+    print_missing(console, shards["missing"], shards["total"])
+    if not found["complete"] and not shards["missing"] and not found["problems"]:
+        console.print("No shard is missing, only the end: the same command writes the summary.")
+
+
+def _shards_text(shards: Mapping[str, Any]) -> str:
+    text = f"{shards['committed']:,} of {shards['total']:,} are done"
+    if missing := len(shards["missing"]):
+        untouched = missing - shards["failed"] - shards["begun"]
+        text += f"; missing: {shards['failed']:,} failed, {shards['begun']:,} begun, {untouched:,} not begun"
+    return text + (f"; {shards['retried']:,} took more than one attempt" if shards["retried"] else "")
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.inspect", description="What an output folder holds.")
+    parser.add_argument("output", help="the folder, local or on gs://")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quick", action="store_true", help="open no part, only manifest and summary")
+    options = parser.parse_args(args)
+    try:
+        found = inspect_folder(options.output, quick=options.quick)
+    except NotARunError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print_description(Console(), found)
+    return 0 if found["complete"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
