@@ -12,6 +12,9 @@ from collections.abc import Callable, Hashable
 import jax
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
+# Matrix-vector products of XLA's own on CPU read weights a tenth faster in 512-bit vectors than in the 256-bit ones it
+# prefers; where a processor has none, nothing changes.
+_OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": "512"}}
 _lock = threading.Lock()
 _counts = {"events": 0, "seconds": 0.0}
 
@@ -64,10 +67,12 @@ class Compiler:
 
     def compile(self) -> dict[Hashable, jax.stages.Compiled]:
         """Compiles all programs, with progress on stderr where it is a terminal."""
-        programs = {}
+        programs, options = {}, _OPTIONS.get(jax.default_backend())
         with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             # Tracing holds Python's lock; the backend's compilation, which takes the time, does not.
-            futures = {pool.submit(lambda make=make: make().compile()): name for name, make in self._lowered.items()}
+            futures = {
+                pool.submit(lambda make=make: make().compile(options)): name for name, make in self._lowered.items()
+            }
             for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
                 programs[futures[future]] = future.result()
                 if sys.stderr.isatty():

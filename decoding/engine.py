@@ -2,7 +2,7 @@
 
 A compiled *chunk* runs iterations on device until enough rows are done; the host then harvests finished rows, writes
 prefilled examples into the free slots, and goes on.  Waiting examples are encoded in full batches of their own
-bucket and staged, so prefill never waits for slots and slots never wait for a full prefill batch.
+bucket and staged while the chunk before still runs, so prefill never waits for slots and slots rarely for prefill.
 
 Nothing in a row's result depends on what shares the batch with it: its random key comes from its example id, its
 position from itself, and everything at or beyond its position is masked.
@@ -26,6 +26,7 @@ from decoding.compilation import Compiler
 from decoding.config import ACCEPTED, RESAMPLED, DecodingConfig, Generation
 from decoding.drafts import Draft, as_draft
 from decoding.models.base import LanguageModel
+from decoding.models.vocabulary import of_one_vocabulary
 from decoding.rows import WIDTH, Emission, idle_rows, new_row, pack, unpack
 from decoding.sampling import row_key
 
@@ -102,6 +103,7 @@ class Generator:
         draft: Draft | LanguageModel | None,
         config: DecodingConfig,
         costs: Costs | None = None,
+        vocab_size: int | None = None,
     ):
         """Compiles, and with γ = "auto" measures.
 
@@ -111,17 +113,15 @@ class Generator:
           config: settings.
           costs: for γ = "auto", seconds per iteration by (longest input, γ) as in `self.costs` of an earlier
             Generator, so that a job chooses the same γ on every worker; measured here where None.
+          vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's: the logits of later
+            ones are cut off in both.  None for all, and then target and draft must have as many.
 
         Raises:
           ValueError: γ above 0 without a draft, vocabularies of different sizes, or costs that lack an entry.
         """
         if draft is None and config.gammas != (0,):
             raise ValueError(f"decoding.gamma is {config.gamma!r} without a draft model; allowed: 0")
-        if draft is not None and draft.vocab_size != target.vocab_size:
-            raise ValueError(
-                f"the draft's vocabulary has {draft.vocab_size} tokens and the target's {target.vocab_size}; "
-                "they must share one tokeniser"
-            )
+        target, draft = of_one_vocabulary(target, draft, vocab_size)
         if draft is not None and draft.encoder_decoder not in (None, target.encoder_decoder):
             raise ValueError("target and draft must both be encoder-decoder models or both be decoder-only")
         self.config = config
@@ -129,7 +129,9 @@ class Generator:
         self._encoder_decoder = target.encoder_decoder
         # γ = 0 alone never calls the draft, so it is neither prefilled nor kept.
         models = (target,) if config.gammas == (0,) else (target, as_draft(draft))
-        self._graphs, self._params = zip(*(nnx.split(model) for model in models))
+        self._graphs, params = zip(*(nnx.split(model) for model in models))
+        # A flat list crosses into a program in C++; nnx's own tree would be flattened in Python at every call.
+        self._params, self._structure = jax.tree.flatten(params)
         self._lock = threading.Lock()
         self._compiler = Compiler()
         self._compile()
@@ -140,7 +142,7 @@ class Generator:
 
     def plain(self) -> "Generator":
         """Plain decoding by the same target with the same settings; parameters are shared, programs compiled here."""
-        target = nnx.merge(self._graphs[0], self._params[0])
+        target = self._models(self._params)[0]
         return Generator(target, None, dataclasses.replace(self.config, gamma=0))
 
     def _choices(self) -> list[tuple[int, int]]:
@@ -222,7 +224,7 @@ class Generator:
             add(("chunk", gamma), chunk, params, states, packed, integers(()), integers(()))
         if len(config.gammas) > 1:
             block = integers((config.num_slots, config.chunk_iterations))
-            add("follow", jax.jit(self._follow, donate_argnums=1), params[1], states[1], block, slots)
+            add("follow", jax.jit(self._follow, donate_argnums=1), params, states[1], block, slots)
         self._programs = self._compiler.compile()
 
     def _measure_costs(self) -> Costs:
@@ -245,7 +247,7 @@ class Generator:
         return costs
 
     def _models(self, params) -> list[LanguageModel]:
-        return [nnx.merge(graph, values) for graph, values in zip(self._graphs, params)]
+        return [nnx.merge(*pair) for pair in zip(self._graphs, jax.tree.unflatten(self._structure, params))]
 
     def _empty(self):
         """Resident states.  They have one length whatever the shard holds, so that a row meets the same programs, and
@@ -258,10 +260,9 @@ class Generator:
     def _prefill(self, bucket: int, params, inputs, lengths):
         return tuple(model.prefill(inputs, lengths) for model in self._models(params))
 
-    def _follow(self, draft_params, state, tokens, positions):
+    def _follow(self, params, state, tokens, positions):
         """Feeds the draft what was emitted without it: int32[B, K] decoder inputs from `positions` on."""
-        draft = nnx.merge(self._graphs[1], draft_params)
-        return draft.follow(state, tokens, positions)
+        return self._models(params)[1].follow(state, tokens, positions)
 
     def _chunk(self, gamma: int, params, states, packed, max_iterations, stop_done):
         """Iterates until `stop_done` rows are done or `max_iterations` is reached.
@@ -335,6 +336,9 @@ class Generator:
             states, rows, log = self._programs["chunk", gamma](
                 self._params, states, packed, np.int32(limit), np.int32(stop_done)
             )
+            # Queued behind the chunk, so that the device has it ready, or begun, when the first slot is free.
+            if staged is None and order:
+                staged = self._stage(inputs, order)
             packed, log = jax.device_get((rows, log))
             packed = packed.copy()
             if adaptive:
@@ -387,7 +391,7 @@ class Generator:
                     occupant.drafted += len(inputs)
             if not behind:
                 return state
-            state = self._programs["follow"](self._params[1], state, tokens, positions)
+            state = self._programs["follow"](self._params, state, tokens, positions)
 
     def _bucket(self, length: int) -> int:
         return next(bucket for bucket in self.config.input_buckets if length <= bucket)
