@@ -1,28 +1,34 @@
 """Text to token ids and back, by the tokeniser that lies beside a model.
 
-This lives in `transforms` because workers tokenise and detokenise, and `decoding` deals in token ids only. Two file
-formats are read: sentencepiece (`spiece.model`, `tokenizer.model`) and the tokenizers library's `tokenizer.json`.
-Where a directory holds both, sentencepiece is taken: it is what T5 was trained with.
+This lives in `transforms` because workers tokenise and detokenise, and `decoding` deals in token ids only. Four file
+formats are read: sentencepiece (`spiece.model`, `tokenizer.model`), the tokenizers library's `tokenizer.json`, BERT's
+`vocab.txt`, and what is inside a `.gguf` file. Where a directory holds several, they are tried in this order:
+sentencepiece is what T5 was trained with.
 """
 
-import hashlib
+import json
 from collections.abc import Sequence
 from typing import Protocol
 
-from transforms import storage
+from transforms import gguf_vocabulary, storage
+from transforms.vocabularies import SentencePieceTokenizer, TokenizerError, from_json, from_wordpiece
 
-SENTENCEPIECE_NAMES = ("spiece.model", "tokenizer.model")
-TOKENIZERS_NAMES = ("tokenizer.json",)
+__all__ = ["Tokenizer", "TokenizerError", "find_tokenizer", "load_tokenizer", "tokenizer_config"]
 
-
-class TokenizerError(ValueError):
-    """A tokeniser that is missing, unreadable, or does not fit its model."""
+NAMES = ("spiece.model", "tokenizer.model", "tokenizer.json", "vocab.txt")
+_SUFFIXES = (".model", ".json", ".txt", ".gguf")
 
 
 class Tokenizer(Protocol):
-    """What the transforms need of a tokeniser. Instances are used by one thread at a time."""
+    """What the transforms need of a tokeniser. Instances are used by one thread at a time.
 
-    sha256: str  # of the tokeniser's file: its identity in a run's fingerprint
+    Attributes:
+      sha256: the tokeniser's identity in a run's fingerprint.
+      begin: ids that belong before every text of a decoder-only model, as the file says; mostly none, or one.
+    """
+
+    sha256: str
+    begin: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with no special token added."""
@@ -34,61 +40,21 @@ class Tokenizer(Protocol):
         """The piece of every id, in order."""
 
 
-class SentencePieceTokenizer:
-    """A `Tokenizer` over a sentencepiece model, given as the bytes of its file."""
-
-    def __init__(self, model: bytes):
-        import sentencepiece
-
-        self.sha256 = hashlib.sha256(model).hexdigest()
-        self._processor = sentencepiece.SentencePieceProcessor()
-        self._processor.LoadFromSerializedProto(model)
-        self._size = self._processor.GetPieceSize()
-
-    def encode(self, text: str) -> list[int]:
-        return self._processor.EncodeAsIds(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._processor.DecodeIds([int(i) for i in ids if 0 <= i < self._size])
-
-    def pieces(self) -> list[str]:
-        return self._processor.IdToPiece(list(range(self._size)))
-
-
-class JsonTokenizer:
-    """A `Tokenizer` over a `tokenizer.json`, given as the bytes of its file."""
-
-    def __init__(self, model: bytes):
-        import tokenizers
-
-        self.sha256 = hashlib.sha256(model).hexdigest()
-        self._tokenizer = tokenizers.Tokenizer.from_buffer(model)
-        self._tokenizer.no_truncation()  # limits are ours to apply, so that a cut is always flagged
-        self._tokenizer.no_padding()
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids])
-
-    def pieces(self) -> list[str]:
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        pieces = [""] * (max(vocabulary.values(), default=-1) + 1)
-        for piece, i in vocabulary.items():
-            pieces[i] = piece
-        return pieces
-
-
 def find_tokenizer(path: str) -> str | None:
     """The tokeniser file that `path` means: itself, or the one in that directory; None where there is none."""
-    if path.rsplit(".", 1)[-1] in ("model", "json"):
+    if path.endswith(_SUFFIXES):
         return path if storage.exists(path) else None
-    for name in SENTENCEPIECE_NAMES + TOKENIZERS_NAMES:
+    for name in NAMES:
         candidate = storage.join(path, name)
         if storage.exists(candidate):
             return candidate
     return None
+
+
+def tokenizer_config(path: str) -> dict:
+    """The `tokenizer_config.json` beside a tokeniser's file; {} where there is none."""
+    beside = storage.join(path.rpartition("/")[0], "tokenizer_config.json")
+    return json.loads(storage.read_bytes(beside)) if storage.exists(beside) else {}
 
 
 def load_tokenizer(path: str) -> Tokenizer:
@@ -99,10 +65,32 @@ def load_tokenizer(path: str) -> Tokenizer:
     """
     found = find_tokenizer(path)
     if found is None:
-        names = ", ".join(SENTENCEPIECE_NAMES + TOKENIZERS_NAMES)
-        raise TokenizerError(f"no tokeniser at {path!r}: expected one of {names} there, or the path of such a file")
-    make = JsonTokenizer if found.endswith(".json") else SentencePieceTokenizer
+        names = ", ".join(NAMES)
+        raise TokenizerError(
+            f"no tokeniser at {path!r}: expected one of {names} there, or the path of such a file or of a .gguf file"
+        )
     try:
-        return make(storage.read_bytes(found))
+        return _load(found)
     except Exception as error:
         raise TokenizerError(f"the tokeniser {found!r} cannot be read: {error}") from error
+
+
+def _load(path: str) -> Tokenizer:
+    if path.endswith(".gguf"):
+        return gguf_vocabulary.from_gguf(path)
+    data = storage.read_bytes(path)
+    if path.endswith(".json"):
+        return from_json(data)
+    config = tokenizer_config(path)
+    if path.endswith(".txt"):
+        return from_wordpiece(data, config.get("do_lower_case"))
+    tokenizer = SentencePieceTokenizer(data)
+    if not config.get("add_bos_token"):
+        return tokenizer
+    begin = tokenizer.pieces().index(token_text(config.get("bos_token")))
+    return SentencePieceTokenizer(data, (begin,))
+
+
+def token_text(token: str | dict | None) -> str:
+    """A special token of a `tokenizer_config.json`: text, or an object with its content."""
+    return (token.get("content", "") if isinstance(token, dict) else token) or ""

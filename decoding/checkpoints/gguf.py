@@ -9,14 +9,15 @@ import contextlib
 import functools
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import fsspec
 import numpy as np
 
-from decoding.checkpoints import hf_decoder_only, storage
-from decoding.checkpoints.fill import Source
+from decoding.checkpoints import architecture, hf_decoder_only, storage
+from decoding.checkpoints.checkpoint import Checkpoint
+from decoding.checkpoints.fill import Source, stream
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.decoder_only import DecoderConfig
 
@@ -72,6 +73,8 @@ class GgufFile:
         import gguf
 
         tensor = self._tensors[name]
+        if tensor.tensor_type == gguf.GGMLQuantizationType.F32:
+            return np.array(tensor.data)  # the package's result would be a window on the file
         try:
             return gguf.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
@@ -93,24 +96,28 @@ def open_file(path: str, *, weights: bool = True) -> Iterator[GgufFile]:
     Raises:
       CheckpointError: no such file, not a whole GGUF file, or the `gguf` package is not installed.
     """
-    reader_class = _reader_class(path)
     try:
         with (storage.local_file if weights else _local_head)(path) as local:
-            try:
-                reader = reader_class(local)
-            except OSError:
-                raise
-            except Exception as error:  # the package raises whatever its reading of a foreign file leads to
-                raise CheckpointError(f"{path} is not a whole GGUF file: {error}") from error
-            if reader.byte_order != "I":
-                raise CheckpointError(f"{path} is of the other byte order than this machine")
-            yield GgufFile(path, reader)
+            yield GgufFile(path, _open(path, local))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-@functools.cache
-def _strict_reader():
+def _open(path: str, local: str):
+    stat = os.stat(local)
+    try:
+        return _read_header(local, stat.st_size, stat.st_mtime_ns)
+    except OSError:
+        raise
+    except ImportError as error:
+        raise CheckpointError(f"{path}: GGUF files need the extra 'gguf' of specbeam ({error})") from error
+    except Exception as error:  # the package raises whatever its reading of a foreign file leads to
+        raise CheckpointError(f"{path} is not a whole GGUF file: {error}") from error
+
+
+@functools.lru_cache(maxsize=1)  # a job opens its file for the model, the tokeniser and the chat template
+def _read_header(local: str, size: int, modified_ns: int):
+    """The package's reader; a vocabulary of 50,000 pieces takes it two seconds."""
     import gguf
 
     class StrictReader(gguf.GGUFReader):
@@ -118,18 +125,14 @@ def _strict_reader():
 
         def _get(self, offset, dtype, count=1, override_order=None):
             found = super()._get(offset, dtype, count, override_order)
-            if len(found) != int(count):
+            if len(found) != count:
                 raise ValueError(f"{count} values of {np.dtype(dtype)} at byte {offset} lie beyond its end")
             return found
 
-    return StrictReader
-
-
-def _reader_class(path: str):
-    try:
-        return _strict_reader()
-    except ImportError as error:
-        raise CheckpointError(f"{path}: GGUF files need the extra 'gguf' of specbeam ({error})") from error
+    reader = StrictReader(local)
+    if reader.byte_order != "I":
+        raise ValueError("its byte order is not this machine's")
+    return reader
 
 
 @contextlib.contextmanager
@@ -147,8 +150,28 @@ def _local_head(path: str) -> Iterator[str]:
         yield copy
 
 
-def parse_config(file: GgufFile) -> tuple[str, DecoderConfig]:
-    """The architecture's name, and the model's shape from the file's metadata and the names of its weights.
+def find(path: str, given: str | Mapping | None) -> Checkpoint:
+    """A file's checkpoint; its weights are read when they are asked for.
+
+    Args:
+      path: the file.
+      given: an architecture, which must agree with the file's own.
+
+    Raises:
+      CheckpointError: not a whole GGUF file, or an architecture that is not supported.
+    """
+    with open_file(path, weights=False) as file:
+        raw, config = architecture.settle(read_config(file), path, given, tied="output.weight" not in file.shapes)
+
+    def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
+        with open_file(path) as file:
+            yield from stream(path, sources(config, raw["model_type"]), file, dtype, IGNORED)
+
+    return Checkpoint(raw, config, (path,), parameters)
+
+
+def read_config(file: GgufFile) -> dict:
+    """The file's metadata in Hugging Face's keys.
 
     Raises:
       CheckpointError: an architecture or a variant of it that is not supported, or metadata that is missing.
@@ -175,7 +198,7 @@ def parse_config(file: GgufFile) -> tuple[str, DecoderConfig]:
     rotated = file.get(f"{family}.rope.dimension_count", head_dim)
     if rotated != head_dim:
         raise CheckpointError(f"{file.path}: {rotated} of a head's {head_dim} dimensions rotate; supported: all of them")
-    raw = {
+    return {
         "model_type": family,
         "vocab_size": file.shapes["token_embd.weight"][0],
         "hidden_size": width,
@@ -192,9 +215,8 @@ def parse_config(file: GgufFile) -> tuple[str, DecoderConfig]:
         "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": file.require("tokenizer.ggml.eos_token_id"),
         "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
+        "tie_word_embeddings": "output.weight" not in file.shapes,
     }
-    names = {"lm_head.weight"} if "output.weight" in file.shapes else set()
-    return family, hf_decoder_only.parse_config(raw, file.path, names)
 
 
 def _scaling(file: GgufFile, family: str) -> dict:

@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import sys
 
 import fsspec
 import gguf
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import decoding
+from decoding.checkpoints.gguf import _read_header
 from decoding.models.decoder_only import Rotary
 from tests import tiny_gguf
 
@@ -138,9 +140,7 @@ def test_missing_file_and_missing_package(file, monkeypatch):
     with pytest.raises(decoding.CheckpointError, match="nowhere"):
         decoding.load_model("nowhere.gguf")
 
-    def absent():
-        raise ImportError("No module named 'gguf'")
-
-    monkeypatch.setattr("decoding.checkpoints.gguf._strict_reader", absent)
+    _read_header.cache_clear()
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(decoding.CheckpointError, match="extra 'gguf'"):
         decoding.inspect_checkpoint(file)
