@@ -4,7 +4,7 @@ from decoding import theory
 from decoding.checkpoints import CheckpointError, CheckpointInfo, inspect_checkpoint, load_model
 from decoding.compilation import keep_programs
 from decoding.config import DecodingConfig, Generation
-from decoding.drafts import PromptLookupDraft
+from decoding.drafts import PromptLookupDraft, UniformDraft, load_draft
 from decoding.engine import EngineReport, Generator
 from decoding.models.ngram import NGramDraft
 
@@ -17,8 +17,10 @@ __all__ = [
     "Generator",
     "NGramDraft",
     "PromptLookupDraft",
+    "UniformDraft",
     "inspect_checkpoint",
     "keep_programs",
+    "load_draft",
     "load_model",
     "theory",
 ]

@@ -1,9 +1,9 @@
 """Drafts: whatever proposes tokens.
 
-A draft meets the `Draft` protocol below.  A language model becomes one through `ModelDraft` (the engine does that by
-itself); `PromptLookupDraft` copies from the text so far and costs next to nothing (section 3.6 of Leviathan et al.).
-Verification keeps the output exact whatever a draft does, as long as its `Proposal` says truthfully which
-distribution each token was drawn from.
+A draft meets the `Draft` protocol below; docs/drafts.md adds one of one's own.  A language model becomes one through
+`ModelDraft` (the engine does that by itself); `PromptLookupDraft` copies from the text so far and `UniformDraft` guesses
+blindly, both at next to no cost (section 3.6 of Leviathan et al.).  Verification keeps the output exact whatever a draft
+does, as long as its `Proposal` says truthfully which distribution each token was drawn from.
 """
 
 from typing import Protocol
@@ -13,11 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from decoding.checkpoints import load_model
 from decoding.config import DecodingConfig
 from decoding.models.base import LanguageModel, State, state_length
+from decoding.models.ngram import NGramDraft, is_ngram
 from decoding.rows import Rows
-from decoding.sampling import DRAFT_STREAM, argmax, draw, standardize, uniforms
+from decoding.sampling import DRAFT_STREAM, argmax, draw, integers, standardize, uniforms
 from decoding.verification import Proposal, coupled_choice
+
+# What `load_draft` takes in place of a directory.
+PROMPT_LOOKUP, UNIFORM = "prompt_lookup", "uniform"
 
 
 class Draft(Protocol):
@@ -38,7 +43,7 @@ class Draft(Protocol):
         """As in `LanguageModel`."""
 
     def propose(self, state: State, rows: Rows, gamma: int, config: DecodingConfig) -> tuple[Proposal, State]:
-        """Proposes γ tokens per row, to follow `rows.last` at `rows.position`.
+        """Proposes γ tokens per row, to follow `rows.last` at `rows.position`, or fewer: `Proposal.count`.
 
         Random numbers come from `sampling.uniforms(rows.keys, rows.position, DRAFT_STREAM, ...)`.  Of what it proposed
         before, a draft learns from `rows` alone how much was kept: positions up to `rows.position` are final.
@@ -191,6 +196,70 @@ def _write(text: jax.Array, tokens: jax.Array, positions: jax.Array) -> jax.Arra
     return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(text, tokens, positions)
 
 
+class UniformDraft(nnx.Module):
+    """Draws every token of the vocabulary with the same probability (section 3.6).
+
+    The baseline of all drafts: α = 1 / V.  q and its logits are constants, which fuse into what reads them.
+    """
+
+    encoder_decoder = None
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+    def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
+        return {}
+
+    def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
+        return {}
+
+    def follow(self, state: State, tokens: jax.Array, positions: jax.Array) -> State:
+        return state
+
+    def propose(self, state: State, rows: Rows, gamma: int, config: DecodingConfig) -> tuple[Proposal, State]:
+        batch = rows.last.shape[0]
+        logits = jnp.zeros((batch, gamma, self.vocab_size))
+        probs = None if config.temperature == 0.0 else jnp.full(logits.shape, 1.0 / self.vocab_size)
+        if probs is not None and config.verification == "coupled":
+            tokens = jnp.stack([coupled_choice(probs[:, i], rows.noise, i) for i in range(gamma)], axis=1)
+        else:
+            tokens = integers(rows.keys, rows.position, DRAFT_STREAM, gamma, self.vocab_size)
+        return Proposal(tokens, logits, probs, jnp.full((batch,), gamma, jnp.int32)), state
+
+
 def as_draft(model: Draft | LanguageModel) -> Draft:
     """The model itself where it proposes on its own, else through `ModelDraft`."""
     return model if hasattr(model, "propose") else ModelDraft(model)
+
+
+def load_draft(
+    name: str,
+    target: LanguageModel,
+    *,
+    vocab_size: int | None = None,
+    max_ngram: int = 3,
+    min_ngram: int = 1,
+    **options,
+) -> Draft | LanguageModel | None:
+    """Loads or makes the draft that a job's `model.draft` names.
+
+    Args:
+      name: "prompt_lookup", "uniform", the directory of an n-gram or of a model, or "" for none.
+      target: whose draft it is to be.
+      vocab_size: as of `Generator`; None for the target's.
+      max_ngram, min_ngram: of `PromptLookupDraft`.
+      options: of `load_model`, where it is a model.
+
+    Raises:
+      CheckpointError: the directory holds neither.
+    """
+    size = vocab_size or target.vocab_size
+    if not name:
+        return None
+    if name == PROMPT_LOOKUP:
+        return PromptLookupDraft(
+            size, encoder_decoder=target.encoder_decoder, max_ngram=max_ngram, min_ngram=min_ngram
+        )
+    if name == UNIFORM:
+        return UniformDraft(size)
+    return NGramDraft.load(name) if is_ngram(name) else load_model(name, **options)

@@ -42,6 +42,17 @@ def uniforms(keys: jax.Array, positions: jax.Array, stream: int, count: int) -> 
     return jax.vmap(one)(keys, positions)
 
 
+def integers(keys: jax.Array, positions: jax.Array, stream: int, count: int, high: int) -> jax.Array:
+    """int32[B, count], each of 0 .. high - 1 equally likely: a float32 uniform times `high` would not be."""
+
+    def one(key, position):
+        key = jax.random.wrap_key_data(key, impl="threefry2x32")
+        key = jax.random.fold_in(jax.random.fold_in(key, position), stream)
+        return jax.random.randint(key, (count,), 0, high, jnp.int32)
+
+    return jax.vmap(one)(keys, positions)
+
+
 def gumbel_noise(keys: jax.Array, positions: jax.Array, vocab_size: int) -> jax.Array:
     """float32[B, V] of Gumbel noise that belongs to (row, position of the token) alone: see "coupled"."""
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 
 import fsspec
@@ -17,6 +18,11 @@ def join(directory: str, name: str) -> str:
     return directory.rstrip("/") + "/" + name
 
 
+def absolute(path: str) -> str:
+    """The path itself where it is a URL, else an absolute one."""
+    return path if "://" in path else os.path.abspath(path)
+
+
 def exists(path: str) -> bool:
     filesystem, inner = fsspec.core.url_to_fs(path)
     return filesystem.exists(inner)
@@ -28,6 +34,45 @@ def list_names(directory: str) -> list[str]:
     if not filesystem.isdir(inner):
         return []
     return sorted(os.path.basename(path.rstrip("/")) for path in filesystem.ls(inner, detail=False))
+
+
+def list_files(directory: str) -> list[str]:
+    """Paths of all files below a directory, sorted."""
+    filesystem, inner = fsspec.core.url_to_fs(directory)
+    return sorted(filesystem.unstrip_protocol(path) if "://" in directory else path for path in filesystem.find(inner))
+
+
+def remove_directory(directory: str) -> None:
+    filesystem, inner = fsspec.core.url_to_fs(directory)
+    filesystem.rm(inner, recursive=True)
+
+
+def read_bytes(path: str) -> bytes:
+    """A whole file.  Raises FileNotFoundError."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return filesystem.cat_file(inner)
+
+
+def tensorstore_spec(directory: str) -> dict:
+    """TensorStore's description of a directory, local or gs://, honouring an emulator of the latter.
+
+    Raises:
+      CheckpointError: some other kind of storage.
+    """
+    if directory.startswith("gs://"):
+        use_emulator_in_tensorstore()
+        bucket, _, inner = directory.removeprefix("gs://").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": inner}
+    if "://" in directory:
+        raise CheckpointError(f"{directory}: arrays are read from local directories and gs:// only")
+    return {"driver": "file", "path": os.path.abspath(directory) + ("/" if directory.endswith("/") else "")}
+
+
+def use_emulator_in_tensorstore() -> None:
+    """TensorStore has a variable of its own for what Beam and gcsfs call STORAGE_EMULATOR_HOST."""
+    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+        host = emulator if "://" in emulator else f"http://{emulator}"
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", host.rstrip("/"))
 
 
 def read_json(path: str) -> dict:
@@ -59,3 +104,20 @@ def local_file(path: str) -> Iterator[str]:
         copy = os.path.join(directory, os.path.basename(inner))
         filesystem.get_file(inner, copy)
         yield copy
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a file, whole or not at all, replacing what was there; a local directory is made where there is none."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    if not isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+        filesystem.pipe_file(inner, data)
+        return
+    os.makedirs(os.path.dirname(inner), exist_ok=True)
+    scratch = f"{inner}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(scratch, "xb") as file:
+            file.write(data)
+        os.replace(scratch, inner)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(scratch)

@@ -1,0 +1,62 @@
+"""Vocabularies padded by different amounts: Qwen2's 72B has 152,064 rows, its 0.5B 151,936, their tokeniser fewer."""
+
+import jax
+from flax import nnx
+
+from decoding.models.base import LanguageModel, State
+
+
+class FirstTokens(nnx.Module):
+    """A `LanguageModel` without the logits of its last tokens, which so have probability exactly 0.
+
+    Both target and draft are cut before anything is standardised, so that softmax, β, log-probabilities and draws
+    are all over the same V tokens.
+    """
+
+    def __init__(self, model: LanguageModel, vocab_size: int):
+        self.model, self.vocab_size = model, vocab_size
+        self.start_id, self.eos_id, self.encoder_decoder = model.start_id, model.eos_id, model.encoder_decoder
+
+    def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
+        return self.model.init_state(batch, input_length, max_positions)
+
+    def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
+        return self.model.prefill(inputs, lengths)
+
+    def step(
+        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
+    ) -> tuple[jax.Array, State]:
+        logits, state = self.model.step(tokens, positions, state, at=at)
+        return logits[..., : self.vocab_size], state
+
+    def logits(self, decoder_tokens, encoder_tokens=None, encoder_lengths=None) -> jax.Array:
+        return self.model.logits(decoder_tokens, encoder_tokens, encoder_lengths)[..., : self.vocab_size]
+
+
+def of_one_vocabulary(target: LanguageModel, draft, vocab_size: int | None):
+    """(target, draft) of the same number of tokens.
+
+    Where sizes differ nothing is cut unasked: a target without some of its real tokens has another distribution.
+
+    Args:
+      draft: a `LanguageModel`, which is cut like the target, a `decoding.drafts.Draft`, which is not, or None.
+      vocab_size: what both are cut to, None for nothing.
+
+    Raises:
+      ValueError: the sizes differ, or a model lacks some of the `vocab_size` tokens.
+    """
+    if vocab_size is not None:
+        models = (target,) if draft is None or hasattr(draft, "propose") else (target, draft)
+        smallest, special = min(model.vocab_size for model in models), max(target.start_id, target.eos_id)
+        if not special < vocab_size <= smallest:
+            raise ValueError(
+                f"vocab_size is {vocab_size}; allowed: {special + 1} (all special tokens) to {smallest} (all models)"
+            )
+        target, *cut = (model if model.vocab_size == vocab_size else FirstTokens(model, vocab_size) for model in models)
+        draft = cut[0] if cut else draft
+    if draft is not None and draft.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"the draft's vocabulary has {draft.vocab_size} tokens and the target's {target.vocab_size}; they must share "
+            "one tokeniser, and where only their padding differs, give its number of tokens as vocab_size"
+        )
+    return target, draft
