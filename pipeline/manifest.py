@@ -161,10 +161,15 @@ def continue_run(
         except OSError as error:
             raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
     _refuse_other_run(folder, manifest, identity, allow_code_change)
-    _update_manifest(folder, manifest, identity, plan)
     committed = committed_shards(listing, plan.num_shards, parts)
     pending = tuple(shard for shard in range(plan.num_shards) if shard not in committed)
-    folder.delete(name for shard in pending if (name := storage.part_name(shard, plan.num_shards, parts)) in listing)
+    try:
+        _update_manifest(folder, manifest, identity, plan)
+        folder.delete(name for shard in pending if (name := storage.part_name(shard, plan.num_shards, parts)) in listing)
+        if pending:
+            folder.check_writable()
+    except OSError as error:
+        raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
     finished = storage.SUCCESS in listing and not pending
     begun = {shard for shard in pending if storage.attempt_name(shard, plan.num_shards) in listing}
     if launch.deaths:

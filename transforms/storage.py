@@ -169,6 +169,16 @@ class OutputFolder:
         finally:
             _remove_if_there(scratch)
 
+    def check_writable(self) -> None:
+        """Writes a file and deletes it.
+
+        Raises:
+          OSError: this folder, or this account, takes no files now.
+        """
+        name = _scratch_name("launch")
+        self.put(name, name.encode())
+        self.delete([name])
+
     def delete(self, names: Iterable[str]) -> None:
         """Deletes the named files; those already gone are no error."""
         for name in names:
