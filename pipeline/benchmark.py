@@ -41,10 +41,10 @@ from decoding.models.base import LanguageModel
 from decoding.version import __version__
 from pipeline import measurement
 from pipeline.config import ConfigError, JobConfig, parse_command_line
-from pipeline.manifest import FolderError, code_digest
+from pipeline.manifest import FolderError, code_digest, plan_of
 from pipeline.measurement import Group, Measurements, Pass, PassSeconds, Ratio, Runner, Setting
 from pipeline.preflight import CheckedModels, check_models
-from transforms.plan import InputError, Plan, ShardTable, find_files, plan_input
+from transforms.plan import InputError, Plan, ShardTable
 from transforms.read import read_shard
 from transforms.records import Example
 from transforms.storage import OutputFolder
@@ -103,7 +103,7 @@ class Inputs:
             "shortest": lengths[0],
             "median": lengths[len(lengths) // 2],
             "longest": lengths[-1],
-            "files": [{"name": file.name, "sha256": file.sha256} for file in self.plan.files],
+            "files": [{"name": file.name, "digest": file.digest} for file in self.plan.files],
         }
 
 
@@ -224,14 +224,13 @@ def read_inputs(config: JobConfig, models: CheckedModels, count: int) -> Inputs:
     Raises:
       ConfigError: the input cannot be planned or read, or holds no example.
     """
-    pattern, examples, failed = config.input.pattern, [], 0
+    plan, examples, failed = plan_of(config, models), [], 0
     try:
-        plan = plan_input(find_files(config.input.patterns), config.input.fields, config.shards.examples_per_shard)
         table, tokenizer = ShardTable(plan), load_tokenizer(models.tokenizer)
         for shard in range(plan.num_shards):
             read = read_shard(
                 table[shard],
-                config.input.fields,
+                config.input.spec(models.tokenizer),
                 tokenizer,
                 prefix=config.input.prefix,
                 eos_id=models.input_eos_id,
@@ -242,9 +241,9 @@ def read_inputs(config: JobConfig, models: CheckedModels, count: int) -> Inputs:
             if len(examples) >= count:
                 break
     except (InputError, OSError) as error:
-        raise ConfigError(f"input.pattern is {pattern!r}: {error}") from error
+        raise ConfigError(f"{config.input}: {error}") from error
     if not examples:
-        raise ConfigError(f"input.pattern is {pattern!r}: none of its {failed} records could be read")
+        raise ConfigError(f"{config.input}: none of its {failed} records could be read")
     return Inputs(tuple(examples[:count]), failed, plan)
 
 

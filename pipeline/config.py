@@ -17,7 +17,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from decoding import DecodingConfig
-from transforms.plan import RecordFields
+from transforms.inputs import FILE_FORMATS, FORMATS, format_of
+from transforms.inputs.base import Cut, InputSpec, RecordFields
 from transforms.storage import is_remote
 
 NAMED_DRAFTS = ("prompt_lookup", "uniform")
@@ -30,36 +31,87 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class InputConfig:
-    """What is read.
+    """What is read; docs/inputs.md has the formats.
 
     Attributes:
-      pattern: a path or glob, or several; local or on gs://. Plain or gzip, told by content.
-      input_field: the field that holds the text.
+      pattern: of formats of files: a path or glob, or several; local or on gs://. Plain or gzip, told by content.
+      input_field: the field that holds the text; a dotted path where it lies deeper. "" where the format has one field
+        ("text") and for SeqIO ("inputs_pretokenized").
       target_field: the field that holds the reference, "" for none. Records without it have no reference.
-      id_field: the field that holds a unique id (text or whole number), "" to name examples by file and line.
-      prefix: put before every text, as the task asks ("translate English to German: ").
-      format: "jsonl", one JSON object per line.
+      id_field: the field that holds a unique id (text or whole number), "" to name examples by file and record number.
+      prefix: put before every text, as the task asks ("translate English to German: "). A SeqIO task has its own.
+      format: "jsonl", "text", "csv", "parquet" or "tfrecord"; "tfds" for a prepared data set; "seqio" for a task or a
+        mixture; "" to tell by the pattern's ending.
+      delimiter: between the fields of a CSV file.
+      name: of the TFDS data set ("wmt14_translate/de-en:1.0.0"; "" where data_dir is one), or of the SeqIO task.
+      split: of the data set or task; TFDS's may be slices ("test[:1000]").
+      data_dir: where TFDS finds prepared data sets, local or on gs://; "" for its default.
+      module: Python module whose import registers the SeqIO task, where SpecBeam does not.
     """
 
-    pattern: str | tuple[str, ...]
-    input_field: str
+    pattern: str | tuple[str, ...] = ""
+    input_field: str = ""
     target_field: str = ""
     id_field: str = ""
     prefix: str = ""
-    format: str = "jsonl"
+    format: str = ""
+    delimiter: str = ","
+    name: str = ""
+    split: str = ""
+    data_dir: str = ""
+    module: str = ""
 
     def __post_init__(self):
-        _require(bool(self.pattern) and all(self.patterns), "input.pattern", self.pattern, "a path or glob, or several")
-        _require(bool(self.input_field), "input.input_field", self.input_field, "the name of a field")
-        _require(self.format in ("jsonl",), "input.format", self.format, '"jsonl"')
+        allowed = ", ".join(f'"{name}"' for name in FORMATS)
+        _require(self.format in ("", *FORMATS), "input.format", self.format, f'{allowed}, or "" to tell by the file name')
+        of_files = self.format in ("", *FILE_FORMATS)
+        if of_files:
+            ok = bool(self.pattern) and all(self.patterns)
+            _require(ok, "input.pattern", self.pattern, "a path or glob, or several")
+            formats = {format_of(pattern) for pattern in self.patterns}
+            told = bool(self.format) or (len(formats) == 1 and None not in formats)
+            _require(told, "input.format", self.format, f"{allowed}: input.pattern {self.pattern!r} does not tell it")
+        else:
+            _require(not self.pattern, "input.pattern", self.pattern, f'"" with input.format {self.format!r}')
+            _require(bool(self.split), "input.split", self.split, "the name of a split, for example test")
+            ok = bool(self.name) or (self.format == "tfds" and bool(self.data_dir))
+            _require(ok, "input.name", self.name, "the name of a data set, task or mixture")
+            ok = not self.prefix or self.format == "tfds"
+            _require(ok, "input.prefix", self.prefix, '"" for SeqIO: a task puts its own')
+        for setting, formats in (("name", ("tfds", "seqio")), ("split", ("tfds", "seqio")), ("module", ("seqio",)),
+                                 ("data_dir", ("tfds", "seqio"))):  # fmt: skip
+            ok = not getattr(self, setting) or self.resolved_format in formats
+            _require(ok, f"input.{setting}", getattr(self, setting), f'"" with input.format {self.resolved_format!r}')
+        _require(bool(self.fields.inputs), "input.input_field", self.input_field, "the name of a field")
+        ok = self.resolved_format != "text" or self.fields.names() == ["text"]
+        _require(ok, "input.format", self.format, 'one that has fields: of text, each line is an input, its field "text"')
+        _require(len(self.delimiter) == 1, "input.delimiter", self.delimiter, "one character")
 
     @property
     def patterns(self) -> tuple[str, ...]:
         return (self.pattern,) if isinstance(self.pattern, str) else self.pattern
 
     @property
+    def resolved_format(self) -> str:
+        """`format`, or the one that the pattern's ending tells."""
+        return self.format or format_of(self.patterns[0])
+
+    @property
     def fields(self) -> RecordFields:
-        return RecordFields(self.input_field, self.target_field, self.id_field)
+        default = {"text": "text", "seqio": "inputs_pretokenized"}.get(self.resolved_format, "")
+        return RecordFields(self.input_field or default, self.target_field, self.id_field)
+
+    def spec(self, tokenizer: str) -> InputSpec:
+        """What planning and workers need. `tokenizer` is the file of the target's tokeniser."""
+        return InputSpec(
+            self.resolved_format, self.fields, self.patterns if self.pattern else (), self.name, self.split, self.data_dir,
+            self.module, tokenizer if self.resolved_format == "seqio" else "", self.delimiter,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        if self.pattern:
+            return f"input.pattern is {self.pattern!r}"
+        return f"input.name is {self.name!r}, input.split {self.split!r}, input.data_dir {self.data_dir!r}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +141,25 @@ class ShardsConfig:
 
     Attributes:
       examples_per_shard: records in a work shard, the unit of committing and resuming.
+      bytes_per_shard: 0, or bytes in a work shard of an uncompressed JSON lines or text file, which then is not read at
+        launch: for inputs of terabytes. Examples are named by the byte at which they begin.
       baseline_fraction: share of the shards that are decoded plainly, chosen by hash of their number, so that
         `pipeline.analyze` can tell the speedup within this very job. Greedy outputs are the same, sampled ones have the
         same law.
     """
 
     examples_per_shard: int = 256
+    bytes_per_shard: int = 0
     baseline_fraction: float = 0.0
+
+    @property
+    def cut(self) -> Cut:
+        return Cut(self.examples_per_shard, self.bytes_per_shard)
 
     def __post_init__(self):
         _require(self.examples_per_shard >= 1, "shards.examples_per_shard", self.examples_per_shard, "at least 1")
+        size = self.bytes_per_shard
+        _require(size == 0 or size >= 1024, "shards.bytes_per_shard", size, "0, or at least 1024")
         fraction = self.baseline_fraction
         _require(0 <= fraction <= 1, "shards.baseline_fraction", fraction, "a number from 0 to 1; 0 is none")
 
@@ -142,6 +203,10 @@ class JobConfig:
     score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
 
     def __post_init__(self):
+        size = self.shards.bytes_per_shard
+        allowed = "0 where input.format is none of jsonl and text, or input.id_field is set: ids are checked at launch"
+        ok = self.input.resolved_format in ("jsonl", "text") and not self.input.id_field
+        _require(not size or ok, "shards.bytes_per_shard", size, allowed)
         gamma = self.decoding.gamma
         _require(
             bool(self.model.draft) or gamma == 0, "decoding.gamma", gamma, "0 where model.draft is empty (plain decoding)"
@@ -338,7 +403,11 @@ def resolve_paths(config: JobConfig) -> JobConfig:
     patterns = tuple(absolute(pattern) for pattern in input_.patterns)
     return dataclasses.replace(
         config,
-        input=dataclasses.replace(input_, pattern=patterns[0] if isinstance(input_.pattern, str) else patterns),
+        input=dataclasses.replace(
+            input_,
+            pattern=patterns[0] if isinstance(input_.pattern, str) else patterns,
+            data_dir=absolute(input_.data_dir),
+        ),
         model=dataclasses.replace(
             model, target=absolute(model.target), draft=absolute(model.draft), tokenizer=absolute(model.tokenizer)
         ),

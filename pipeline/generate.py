@@ -55,7 +55,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             baseline_fraction=config.shards.baseline_fraction,
         )
         settings = ReadSettings(
-            fields=config.input.fields,
+            spec=config.input.spec(models.tokenizer),
             tokenizer=models.tokenizer,
             prefix=config.input.prefix,
             eos_id=models.input_eos_id,

@@ -28,7 +28,7 @@ from pipeline.preflight import CheckedModels
 from pipeline.supervise import Launch
 from transforms import attempts, storage
 from transforms.aggregate import Statistics
-from transforms.plan import InputError, Plan, find_files, plan_input
+from transforms.plan import InputError, Plan, plan_input
 from transforms.storage import OutputFolder
 
 _VERSIONED = ("apache-beam", "flax", "jax", "jaxlib", "numpy", "pyarrow", "sacrebleu", "sentencepiece", "tokenizers")
@@ -95,7 +95,7 @@ def prepare(
       FolderError: the folder holds something else.
     """
     opened = open_folder(output)
-    plan = _plan(config, Plan.from_json(opened.manifest["plan"]) if opened.manifest else None)
+    plan = plan_of(config, models, Plan.from_json(opened.manifest["plan"]) if opened.manifest else None)
     identity = run_identity(config, plan, models)
     fresh = new_manifest(config, plan, identity, device)
     launch = launch or Launch()
@@ -195,27 +195,33 @@ def _refuse_foreign(output: str, listing: Mapping[str, int]) -> None:
         )
 
 
-def _plan(config: JobConfig, known: Plan | None) -> Plan:
+def plan_of(config: JobConfig, models: CheckedModels, known: Plan | None = None) -> Plan:
+    """The plan of a job's input. Files that `known` holds unchanged are not read again.
+
+    Raises:
+      ConfigError: the input cannot be planned.
+    """
     try:
-        files = find_files(config.input.patterns)
-        return plan_input(files, config.input.fields, config.shards.examples_per_shard, known)
+        return plan_input(config.input.spec(models.tokenizer), config.shards.cut, known)
     except InputError as error:
-        raise ConfigError(f"input.pattern is {config.input.pattern!r}: {error}") from error
+        raise ConfigError(f"{config.input}: {error}") from error
 
 
 def run_identity(config: JobConfig, plan: Plan, models: CheckedModels) -> dict:
     """What the fingerprint is a digest of, as JSON values. Paths are not in it, contents are."""
     identity = {
         "input": {
-            "files": [{"name": f.name, "sha256": f.sha256, "num_records": f.num_records} for f in plan.files],
-            "input_field": config.input.input_field,
+            "files": [{"name": f.name, "digest": f.digest, "num_records": f.num_records} for f in plan.files],
+            "input_field": config.input.fields.inputs,
             "target_field": config.input.target_field,
             "id_field": config.input.id_field,
             "prefix": config.input.prefix,
-            "format": config.input.format,
+            "format": config.input.resolved_format,
+            "delimiter": config.input.delimiter,
         },
         "shards": {
             "examples_per_shard": plan.examples_per_shard,
+            "bytes_per_shard": plan.bytes_per_shard,
             "num_shards": plan.num_shards,
             "baseline_fraction": config.shards.baseline_fraction,
         },

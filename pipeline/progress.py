@@ -62,7 +62,8 @@ def show_progress(run: Run, stream=None) -> Iterator[None]:
             bar.n = handled
             bar.refresh()
         else:
-            print(f"{handled:,}/{bar.total:,} examples, {text}", file=stream, flush=True)
+            total = "" if bar.total is None else f"/{bar.total:,}"
+            print(f"{handled:,}{total} examples, {text}", file=stream, flush=True)
 
     def loop() -> None:
         while not stop.wait(_TTY_SECONDS if tty and not storage.is_remote(run.folder.root) else _LINE_SECONDS):
@@ -82,7 +83,9 @@ def show_progress(run: Run, stream=None) -> Iterator[None]:
         bar.close()
 
 
-def _num_pending_records(run: Run) -> int:
+def _num_pending_records(run: Run) -> int | None:
+    if run.plan.num_records is None:  # cut by bytes: nobody has counted
+        return None
     sizes = [
         min(run.plan.examples_per_shard, file.num_records - first)
         for file in run.plan.files

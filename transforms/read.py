@@ -1,16 +1,18 @@
 """Reading one work shard: every one of its records becomes an example or an error, never an exception."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.metrics import Metrics
 
 from transforms import attempts, records, storage
-from transforms.plan import InputError, Plan, RecordFields, ShardTable, iterate_lines, open_lines, read_id
+from transforms.inputs import format_module
+from transforms.inputs.base import InputSpec, Raw, find_field, read_id
+from transforms.plan import Plan, ShardTable
 from transforms.records import Example, ExampleError, TokenizedShard, WorkShard
 from transforms.tokenize import Tokenizer, load_tokenizer
 
@@ -23,33 +25,12 @@ class _Record:
     raw: str
     inputs: str
     targets: str | None
-
-
-def read_lines(work: WorkShard) -> list[bytes]:
-    """The shard's lines, without "\\n".
-
-    Raises:
-      InputError: the file has changed since it was planned.
-    """
-    with open_lines(work.path) as (stream, _):
-        if work.byte_range is None:
-            lines = iterate_lines(stream)
-            wanted = range(work.first_record + work.num_records)
-            lines = [line for i, line in zip(wanted, lines) if i >= work.first_record]
-        else:
-            start, end = work.byte_range
-            stream.seek(start)
-            lines = list(iterate_lines(io.BytesIO(stream.read(end - start))))
-    if len(lines) != work.num_records:
-        raise InputError(
-            f"{work.path!r} has changed since the job was planned: {len(lines)} lines where {work.num_records} were"
-        )
-    return lines
+    tokens: list[int] | None = None  # where the input has them instead of text
 
 
 def read_shard(
     work: WorkShard,
-    fields: RecordFields,
+    spec: InputSpec,
     tokenizer: Tokenizer,
     *,
     prefix: str,
@@ -61,7 +42,7 @@ def read_shard(
 
     Args:
       work: what to read.
-      fields: where a record's text, reference and id are.
+      spec: the input that it is of.
       tokenizer: of the target model.
       prefix: put before every text, as the task asks.
       eos_id: appended to every input and kept when it is cut; None appends nothing (decoder-only models).
@@ -69,35 +50,22 @@ def read_shard(
       attempt: passed on.
     """
     examples, errors = [], []
-    for number, line in enumerate(read_lines(work)):
-        record = _read_record(work, number, line, fields)
+    for raw in format_module(spec.format).read(work, spec):
+        record = _read_record(raw, spec, tokenizer)
         if isinstance(record, _Record):
             record = _tokenize(record, tokenizer, prefix, eos_id, max_input_tokens)
         (errors if isinstance(record, ExampleError) else examples).append(record)
     return TokenizedShard(work, attempt, tuple(examples), tuple(errors))
 
 
-def _read_record(work: WorkShard, number: int, line: bytes, fields: RecordFields) -> _Record | ExampleError:
-    position = work.first_record + number
-    place = f"{work.name}:{position + 1}"
-    index, example_id = work.first_index + number, place
-    raw = line.decode("utf-8", "backslashreplace")
+def _read_record(raw: Raw, spec: InputSpec, tokenizer: Tokenizer) -> _Record | ExampleError:
+    example_id, fields, row = raw.place, spec.fields, raw.row
 
     def failed(error_type: str, message: str) -> ExampleError:
-        return records.example_error(example_id, index, records.READ, error_type, message, place, raw)
+        return records.example_error(example_id, raw.index, records.READ, error_type, message, raw.place, raw.record)
 
-    try:
-        text = line.decode("utf-8-sig" if position == 0 else "utf-8")
-    except UnicodeDecodeError as error:
-        return failed("InvalidUtf8", f"byte {error.start} of the line is not UTF-8: {error.reason}")
-    if not text.strip():
-        return failed("EmptyLine", "the line is blank")
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return failed("MalformedJson", str(error))
-    if not isinstance(row, dict):
-        return failed("NotAnObject", f"the line holds {type(row).__name__}, not an object with named fields")
+    if row is None:
+        return failed(*raw.problem)
     if fields.example_id:
         try:
             example_id = read_id(row, fields.example_id)
@@ -105,23 +73,44 @@ def _read_record(work: WorkShard, number: int, line: bytes, fields: RecordFields
         except KeyError:
             return failed("MissingField", f"no field {fields.example_id!r}, which gives the example's id")
         except (TypeError, UnicodeEncodeError) as error:
-            example_id = place
+            example_id = raw.place
             return failed("WrongType", str(error))
-    if fields.inputs not in row:
+    try:
+        inputs = find_field(row, fields.inputs)
+    except KeyError:
         return failed("MissingField", f"no field {fields.inputs!r}; the record has: {', '.join(map(str, row))}")
-    inputs, targets = row[fields.inputs], row.get(fields.targets) if fields.targets else None
+    try:
+        targets = find_field(row, fields.targets) if fields.targets else None
+    except KeyError:
+        targets = None
+    texts, tokens = [], None
     for name, value in ((fields.inputs, inputs), (fields.targets, targets)):
         if value is None and name == fields.targets and name != fields.inputs:
+            texts.append(None)
             continue
+        if spec.format == "seqio" and _is_tokens(value):  # by the task's own vocabulary
+            value = value.tolist()
+            tokens = value if name == fields.inputs else tokens
+            value = row.get(f"{name}_pretokenized", tokenizer.decode(value))
+        if isinstance(value, bytes):
+            try:
+                value = value.decode()
+            except UnicodeDecodeError as error:
+                return failed("InvalidUtf8", f"byte {error.start} of field {name!r} is not UTF-8: {error.reason}")
         if not isinstance(value, str):
             return failed("WrongType", f"field {name!r} holds {type(value).__name__}, not text")
         try:
             value.encode()
         except UnicodeEncodeError:
             return failed("InvalidText", f"field {name!r} holds half of a surrogate pair, which no UTF-8 text can")
-    if not inputs.strip():
+        texts.append(value)
+    if not texts[0].strip():
         return failed("EmptyInput", f"field {fields.inputs!r} is empty")
-    return _Record(example_id, index, place, raw, inputs, targets)
+    return _Record(example_id, raw.index, raw.place, raw.record, *texts, tokens)
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
 
 
 def _tokenize(
@@ -133,11 +122,13 @@ def _tokenize(
         )
 
     try:
-        tokens = tokenizer.encode(prefix + record.inputs)
+        tokens = record.tokens if record.tokens is not None else tokenizer.encode(prefix + record.inputs)
     except Exception as error:  # whatever a tokeniser's library raises concerns this record only
         return failed(type(error).__name__, str(error))
     if not tokens:
         return failed("NoTokens", "the tokeniser yields no token for this text")
+    if record.tokens is not None and tokens[-1] == eos_id:
+        tokens = tokens[:-1]
     ending = [] if eos_id is None else [eos_id]
     truncated = len(tokens) + len(ending) > max_input_tokens
     tokens = np.asarray(tokens[: max_input_tokens - len(ending)] + ending, np.int32)
@@ -151,7 +142,7 @@ def _tokenize(
 class ReadSettings:
     """What `ReadShards` needs besides the plan; see `read_shard`. `launch` names the launch in attempts/."""
 
-    fields: RecordFields
+    spec: InputSpec
     tokenizer: str
     prefix: str
     eos_id: int | None
@@ -201,7 +192,7 @@ class _ReadShard(beam.DoFn):
             attempt = attempts.begin(self._folder, work, settings.launch)
             tokenized = read_shard(
                 work,
-                settings.fields,
+                settings.spec,
                 self._tokenizer,
                 prefix=settings.prefix,
                 eos_id=settings.eos_id,

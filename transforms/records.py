@@ -70,16 +70,16 @@ def example_error(example_id: str, index: int, stage: str, error_type: str, mess
 
 @dataclasses.dataclass(frozen=True)
 class WorkShard:
-    """The unit of reading, decoding, committing and retrying: consecutive records of one file.
+    """The unit of reading, decoding, committing and retrying: consecutive records of one file or split.
 
     Attributes:
       shard, num_shards: its number, and how many there are.
       path: the file.
       name: the file's name in example ids and places.
-      first_record: its first record's number in the file, from 0.
-      num_records: how many records.
-      first_index: its first record's number in the whole input, from 0.
-      byte_range: (start, end) in the file, None where the file is compressed and read from its beginning.
+      first_record: its first record's number in the file, from 0; where the file is cut by bytes, the range's start.
+      num_records: how many records; None where the file is cut by bytes.
+      first_index: its first record's number in the whole input, from 0; bytes, where the input is cut by bytes.
+      byte_range: (start, end) in the file, None where that is not known and the format finds the records itself.
     """
 
     shard: int
@@ -87,9 +87,14 @@ class WorkShard:
     path: str
     name: str
     first_record: int
-    num_records: int
+    num_records: int | None
     first_index: int
     byte_range: tuple[int, int] | None
+
+    @property
+    def file_index(self) -> int:
+        """What `first_index` would be for the file's first record."""
+        return self.first_index - self.first_record
 
 
 @dataclasses.dataclass(frozen=True)

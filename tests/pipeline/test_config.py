@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config import ConfigError, JobConfig, build, parse_command_line
 
-VALID = {"input": {"pattern": "/a", "input_field": "en"}, "model": {"target": "/t", "draft": "/d"}}
+VALID = {"input": {"pattern": "/a.jsonl", "input_field": "en"}, "model": {"target": "/t", "draft": "/d"}}
 
 
 def test_defaults_and_overrides(command):
@@ -26,7 +26,12 @@ def test_settings_of_several_types(command, text, gamma):
 
 
 @pytest.mark.parametrize(
-    ("text", "pattern"), [("/a/*.jsonl", "/a/*.jsonl"), ("['/a','/b']", ("/a", "/b")), ("('/a',)", ("/a",))]
+    ("text", "pattern"),
+    [
+        ("/a/*.jsonl", "/a/*.jsonl"),
+        ("['/a.jsonl','/b.json']", ("/a.jsonl", "/b.json")),
+        ("('/a.jsonl',)", ("/a.jsonl",)),
+    ],
 )
 def test_one_pattern_or_several(command, text, pattern):
     assert parse_command_line(command(f"--config.input.pattern={text}")).config.input.pattern == pattern
@@ -46,7 +51,7 @@ def test_one_pattern_or_several(command, text, pattern):
         ("--config.model.dtype=float16", ["model.dtype", "'float16'", "bfloat16"]),
         ("--config.model.draft=", ["decoding.gamma", "3", "model.draft is empty"]),
         ("--config.shards.examples_per_shard=0", ["shards.examples_per_shard", "0", "at least 1"]),
-        ("--config.input.format=xml", ["input.format", "'xml'", "jsonl"]),
+        ("--config.input.format=xml", ["input.format", "'xml'", "jsonl", "seqio"]),
         ("--config.input.pattern=", ["input.pattern", "''"]),
         ("--config.decoding=4", ["decoding", "4"]),
         ("--config.input.input_field", ["input_field"]),
@@ -82,8 +87,18 @@ def test_output_is_needed(command):
     [
         ({**VALID, "extra": 1}, "'extra'"),
         ({"model": VALID["model"]}, "'input' is missing"),
-        ({**VALID, "input": {"pattern": "/a"}}, "'input.input_field' is missing"),
-        ({**VALID, "input": {"pattern": ["/a", 3], "input_field": "en"}}, "input.pattern"),
+        ({**VALID, "input": {"pattern": "/a.jsonl"}}, "input.input_field is ''"),
+        ({**VALID, "input": {"input_field": "en"}}, "input.pattern is ''"),
+        ({**VALID, "input": {"pattern": "/a", "input_field": "en"}}, "input.format is ''; allowed: \"jsonl\""),
+        ({**VALID, "input": {"pattern": ["/a.csv", "/b.jsonl"], "input_field": "en"}}, "input.format"),
+        ({**VALID, "input": {"pattern": "/a.txt", "input_field": "en"}}, "each line is an input"),
+        ({**VALID, "input": {"pattern": "/a.csv", "input_field": "en", "split": "test"}}, "input.split is 'test'"),
+        ({**VALID, "input": {"format": "tfds", "name": "x", "input_field": "en"}}, "input.split is ''"),
+        ({**VALID, "input": {"format": "tfds", "split": "test", "input_field": "en"}}, "input.name is ''"),
+        ({**VALID, "input": {"format": "seqio", "name": "x", "split": "test", "prefix": "a"}}, "input.prefix is 'a'"),
+        ({**VALID, "shards": {"bytes_per_shard": 10}}, "shards.bytes_per_shard is 10"),
+        ({**VALID, "input": {**VALID["input"], "id_field": "k"}, "shards": {"bytes_per_shard": 4096}}, "input.id_field"),
+        ({**VALID, "input": {"pattern": ["/a.jsonl", 3], "input_field": "en"}}, "input.pattern"),
         ({**VALID, "input": "x"}, "input is 'x'"),
         ({**VALID, "decoding": {"input_buckets": "32"}}, "a list, each a whole number"),
     ],

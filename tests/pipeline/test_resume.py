@@ -92,7 +92,7 @@ def test_other_input_and_weights_are_refused(command, tmp_path, capsys, sentence
     assert "model.target.model.safetensors" in capsys.readouterr().err
     sentences.write_text(sentences.read_text().replace("Retinex", "retinex"))
     run(command(), expect=2)
-    assert "input.files.input.jsonl.sha256" in capsys.readouterr().err
+    assert "input.files.input.jsonl.digest" in capsys.readouterr().err
 
 
 def test_moved_input_and_models_continue(command, tmp_path, sentences, models):

@@ -6,39 +6,88 @@ import json
 import pytest
 
 from transforms import plan as planning
-from transforms.plan import InputError, Plan, RecordFields, ShardTable, find_files, plan_input, short_names
-from transforms.read import read_lines
+from transforms.inputs import lines
+from transforms.plan import (
+    Cut,
+    InputError,
+    InputSpec,
+    Plan,
+    RecordFields,
+    ShardTable,
+    find_files,
+    plan_input,
+    short_names,
+)
 
 FIELDS = RecordFields("en")
 
 
+def spec_of(paths, fields=FIELDS, format="jsonl") -> InputSpec:
+    return InputSpec(format, fields, tuple(str(path) for path in paths))
+
+
 def make_plan(paths, size, fields=FIELDS, known=None) -> Plan:
-    return plan_input(find_files([str(path) for path in paths]), fields, size, known)
+    return plan_input(spec_of(paths, fields), Cut(size), known)
 
 
-def all_lines(plan: Plan) -> list[list[bytes]]:
-    table = ShardTable(plan)
-    return [read_lines(table[shard]) for shard in range(plan.num_shards)]
+def all_records(plan: Plan, spec: InputSpec) -> list[list[str]]:
+    table, read = ShardTable(plan), planning.format_module(spec.format).read
+    return [[raw.record for raw in read(table[shard], spec)] for shard in range(plan.num_shards)]
+
+
+CONTENTS = [b"a\n", b"a", b"a\nbb\n", b"a\nbb", b"\n\n\n", b"a\n\nccc\n\n", b"ab\r\ncd\r\n", b"x" * 20 + b"\ny\nz\nz\nz\nz"]
+
+
+def lines_of(content: bytes) -> list[str]:
+    expected = content.decode().split("\n")
+    return expected[:-1] if content.endswith(b"\n") else expected
 
 
 @pytest.mark.parametrize("block", [3, 7, 1 << 22])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
 @pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize(
-    "content",
-    [b"a\n", b"a", b"a\nbb\n", b"a\nbb", b"\n\n\n", b"a\n\nccc\n\n", b"ab\r\ncd\r\n", b"x" * 20 + b"\ny\nz\nz\nz\nz"],
-)
+@pytest.mark.parametrize("content", CONTENTS)
 def test_shards_cover_every_line_once(tmp_path, monkeypatch, block, size, compressed, content):
-    monkeypatch.setattr(planning, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(lines, "_BLOCK_BYTES", block)
     path = tmp_path / "lines.jsonl"
     path.write_bytes(gzip.compress(content) if compressed else content)
-    expected = content.split(b"\n")
-    expected = expected[:-1] if content.endswith(b"\n") else expected
     plan = make_plan([path], size)
-    shards = all_lines(plan)
-    assert [line for shard in shards for line in shard] == expected
+    shards = all_records(plan, spec_of([path]))
+    assert [line for shard in shards for line in shard] == lines_of(content)
     assert all(len(shard) == size for shard in shards[:-1])
-    assert plan.num_records == len(expected)
+    assert plan.num_records == len(lines_of(content))
+
+
+@pytest.mark.parametrize("block", [3, 7, 1 << 22])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("content", CONTENTS)
+def test_byte_ranges_cover_every_line_once(tmp_path, monkeypatch, block, size, content):
+    monkeypatch.setattr(lines, "_BLOCK_BYTES", block)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_bytes(content)
+    spec = spec_of([tmp_path / "*.txt"], RecordFields("text"), "text")
+    plan = plan_input(spec, Cut(256, size))
+    assert (plan.num_records, plan.num_shards) == (None, 2 * -(-len(content) // size))
+    table = ShardTable(plan)
+    raws = [raw for shard in range(plan.num_shards) for raw in lines.read(table[shard], spec)]
+    assert [raw.record for raw in raws] == 2 * lines_of(content)
+    starts = [len("\n".join(["", *lines_of(content)[:i]])) for i in range(len(lines_of(content)))]
+    assert [raw.place for raw in raws] == [f"{name}@{start}" for name in ("a.txt", "b.txt") for start in starts]
+    assert [raw.index for raw in raws] == [base + start for base in (0, len(content)) for start in starts]
+
+
+def test_byte_ranges_are_planned_without_reading(tmp_path, monkeypatch):
+    """But for the first records, and for samples that tell whether the content is the same."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"en": "x"}\n' * 1_000_000)
+    plan = plan_input(spec_of([path]), Cut(256, 4096))
+    assert plan.num_shards == 2930
+    assert len(json.dumps(plan.to_json())) < 400
+    digest = plan.files[0].digest
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(data)
+    assert plan_input(spec_of([path]), Cut(256, 4096)).files[0].digest != digest
 
 
 def test_files_are_ordered_and_indices_run_through(tmp_path):
@@ -71,10 +120,12 @@ def test_short_names():
 
 
 def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
-    (tmp_path / "a.jsonl").write_text('{"en": "x"}\n' * 5)
-    plan = make_plan([tmp_path / "a.jsonl"], 2)
-    monkeypatch.setattr(planning, "_plan_file", lambda *_: pytest.fail("read again"))
-    assert make_plan([tmp_path / "a.jsonl"], 2, known=plan) == plan
+    (tmp_path / "a.jsonl").write_text('{"en": "x", "k": 1}\n')
+    fields = RecordFields("en", example_id="k")
+    plan = make_plan([tmp_path / "a.jsonl"], 2, fields)
+    monkeypatch.setattr(lines, "plan_file", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(lines, "read", lambda *_: pytest.fail("read again"))
+    assert make_plan([tmp_path / "a.jsonl"], 2, fields, known=plan) == plan
 
 
 def test_changed_files_are_read_again(tmp_path):
@@ -83,7 +134,7 @@ def test_changed_files_are_read_again(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"en": "x"}\n' * 6)
     again = make_plan([tmp_path / "a.jsonl"], 2, known=plan)
     assert again.num_records == 6
-    assert again.files[0].sha256 != plan.files[0].sha256
+    assert again.files[0].digest != plan.files[0].digest
     assert make_plan([tmp_path / "a.jsonl"], 3, known=again).num_shards == 2  # another cutting is another plan
 
 
@@ -100,9 +151,11 @@ def test_a_collision_of_hashes_is_no_duplicate(tmp_path, monkeypatch):
     assert make_plan([tmp_path / "a.jsonl"], 2, RecordFields("en", example_id="k")).num_records == 2
 
 
-def test_ids_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "_BLOCK_BYTES", 5)
-    (tmp_path / "a.jsonl").write_text("".join(f'{{"en": "x", "k": {i}}}\n' for i in [*range(50), 17]))
+@pytest.mark.parametrize("packed", [False, True])
+def test_ids_across_blocks(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr(lines, "_BLOCK_BYTES", 5)
+    text = "".join(f'{{"en": "x", "k": {i}}}\n' for i in [*range(50), 17]).encode()
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(text) if packed else text)
     with pytest.raises(InputError, match=r"'17' at a.jsonl:18, a.jsonl:51"):
         make_plan([tmp_path / "a.jsonl"], 2, RecordFields("en", example_id="k"))
 
@@ -115,6 +168,13 @@ def test_a_field_that_no_record_has(tmp_path, fields, setting):
     (tmp_path / "a.jsonl").write_text('broken\n{"en": "x", "de": "y"}\n')
     with pytest.raises(InputError, match=f"input.{setting} .* fields there: de, en"):
         make_plan([tmp_path / "a.jsonl"], 2, fields)
+
+
+@pytest.mark.parametrize("cut", [Cut(2), Cut(2, 4096)])
+def test_utf16_is_refused(tmp_path, cut):
+    (tmp_path / "a.jsonl").write_text('{"en": "x"}\n', encoding="utf-16")
+    with pytest.raises(InputError, match="UTF-16; allowed: UTF-8"):
+        plan_input(spec_of([tmp_path / "a.jsonl"]), cut)
 
 
 def test_nothing_to_read(tmp_path):

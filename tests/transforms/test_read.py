@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from transforms.plan import InputError, RecordFields, ShardTable, find_files, plan_input
+from transforms.inputs import lines
+from transforms.plan import Cut, InputError, InputSpec, RecordFields, ShardTable, plan_input
 from transforms.read import read_shard
 
 
@@ -22,9 +23,9 @@ PAIRS = RecordFields("en", "de")
 
 
 def read(path, *, fields=PAIRS, prefix="", eos_id=1, limit=8, size=100, shard=0):
-    plan = plan_input(find_files([str(path)]), fields, size)
-    work = ShardTable(plan)[shard]
-    return read_shard(work, fields, Letters(), prefix=prefix, eos_id=eos_id, max_input_tokens=limit)
+    spec = InputSpec("jsonl", fields, (str(path),))
+    work = ShardTable(plan_input(spec, Cut(size)))[shard]
+    return read_shard(work, spec, Letters(), prefix=prefix, eos_id=eos_id, max_input_tokens=limit)
 
 
 def one(tmp_path, line: bytes, **kwargs):
@@ -119,11 +120,39 @@ def test_byte_order_mark(tmp_path):
     assert [example.inputs for example in read(path).examples] == ["a", "b"]
 
 
+def test_text_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b'\xef\xbb\xbfab\r\n{"en": "c"}\n\n\xff\n cd')
+    spec = InputSpec("text", RecordFields("text"), (str(path),))
+    work = ShardTable(plan_input(spec, Cut(100)))[0]
+    shard = read_shard(work, spec, Letters(), prefix="", eos_id=1, max_input_tokens=8)
+    assert [(e.example_id, e.inputs) for e in shard.examples] == [
+        ("a.txt:1", "ab"), ("a.txt:2", '{"en": "c"}'), ("a.txt:5", " cd"),
+    ]  # fmt: skip
+    assert [(e.example_id, e.error_type) for e in shard.errors] == [("a.txt:3", "EmptyLine"), ("a.txt:4", "InvalidUtf8")]
+
+
+def test_fields_at_dotted_paths(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"en": "a", "t": {"en": "b", "de": "y"}, "t.de": "z"}')
+    (example,) = read(path, fields=RecordFields("t.en", "t.de")).examples
+    assert (example.inputs, example.targets) == ("b", "z")
+
+
+@pytest.mark.parametrize("block", [4, 1 << 22])
+def test_endless_line(tmp_path, monkeypatch, block):
+    """A line beyond the limit is an error of its own, of which no more than the limit is held."""
+    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 64)
+    monkeypatch.setattr(lines, "_BLOCK_BYTES", block)
+    error = one(tmp_path, b'{"en": "' + b"a" * 1000 + b'"}')
+    assert (error.error_type, error.place, len(error.record)) == ("RecordTooLong", "a.jsonl:2", 64)
+
+
 def test_changed_file(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"en": "a"}\n' * 6)
-    fields = RecordFields("en")
-    work = ShardTable(plan_input(find_files([str(path)]), fields, 4))[1]
+    spec = InputSpec("jsonl", RecordFields("en"), (str(path),))
+    work = ShardTable(plan_input(spec, Cut(4)))[1]
     path.write_text('{"en": "a"}\n' * 5)
     with pytest.raises(InputError, match="has changed"):
-        read_shard(work, fields, Letters(), prefix="", eos_id=1, max_input_tokens=8)
+        read_shard(work, spec, Letters(), prefix="", eos_id=1, max_input_tokens=8)

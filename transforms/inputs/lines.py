@@ -1,0 +1,171 @@
+"""Line files: JSON lines, and plain text with one example per line.
+
+Lines end at "\\n" only ("\\r" before it is whitespace to JSON and cut from text); the file's last line needs none.
+
+There are two ways to plan one. By default it is read once: its lines are counted, its content hashed, and where shards
+start is noted. With `bytes_per_shard` an uncompressed file is cut by its size alone; a line belongs to the range in
+which it starts, and is named by the byte at which it does.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+from transforms.inputs.base import (
+    MAX_RECORD_BYTES,
+    Cut,
+    FoundFile,
+    InputError,
+    InputFile,
+    InputSpec,
+    Raw,
+    changed,
+    open_content,
+    sampled_digest,
+)
+from transforms.records import WorkShard
+
+_BLOCK_BYTES = 1 << 22
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def plan_file(file: FoundFile, name: str, spec: InputSpec, cut: Cut) -> InputFile:
+    del spec
+    digest, cuts, num_lines, position, last = hashlib.sha256(), [], 0, 0, b"\n"
+    with open_content(file.path) as (stream, compressed):
+        if cut.bytes_per_shard and not compressed:
+            refuse_utf16(file.path, stream.read(2))
+            identity = sampled_digest(file.path, file.size_bytes)
+            return InputFile(file.path, name, file.size_bytes, file.modified, identity, None)
+        while block := stream.read(_BLOCK_BYTES):
+            if not position:
+                refuse_utf16(file.path, block[:2])
+            digest.update(block)
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + 1
+            cut_lines = np.arange(-(num_lines + 1) % cut.examples_per_shard, len(ends), cut.examples_per_shard)
+            cuts.extend((position + ends[cut_lines]).tolist())
+            num_lines, position, last = num_lines + len(ends), position + len(block), block[-1:]
+    num_lines += last != b"\n"
+    if position > (cuts[-1] if cuts else 0):
+        cuts.append(position)
+    shard_bytes = () if compressed else tuple(np.diff([0, *cuts]).tolist())
+    return InputFile(file.path, name, file.size_bytes, file.modified, digest.hexdigest(), num_lines, shard_bytes)
+
+
+def refuse_utf16(path: str, first_bytes: bytes) -> None:
+    """Every line of it would be broken."""
+    if first_bytes in _UTF16_MARKS:
+        raise InputError(f"{path!r} begins with the mark of UTF-16; allowed: UTF-8")
+
+
+def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
+    parse = {"jsonl": _parse_json, "text": _parse_text}[spec.format]
+    for place, index, line in _lines_and_places(work):
+        record = line[:MAX_RECORD_BYTES].decode("utf-8", "backslashreplace")
+        row, problem = None, None
+        if len(line) > MAX_RECORD_BYTES:
+            problem = too_long()
+        else:
+            try:
+                text = line.decode("utf-8-sig" if index == work.file_index else "utf-8")
+            except UnicodeDecodeError as error:
+                problem = ("InvalidUtf8", f"byte {error.start} of the line is not UTF-8: {error.reason}")
+            else:
+                row, problem = parse(text) if text.strip() else (None, ("EmptyLine", "the line is blank"))
+        yield Raw(place, index, row, record, problem)
+
+
+def too_long() -> tuple[str, str]:
+    return ("RecordTooLong", f"the record is longer than {MAX_RECORD_BYTES >> 20} MiB")
+
+
+def _parse_json(text: str):
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return None, ("MalformedJson", str(error))
+    if not isinstance(row, dict):
+        return None, ("NotAnObject", f"the line holds {type(row).__name__}, not an object with named fields")
+    return row, None
+
+
+def _parse_text(text: str):
+    return {"text": text.removesuffix("\r")}, None
+
+
+def _lines_and_places(work: WorkShard) -> Iterator[tuple[str, int, bytes]]:
+    """(place, index, line) of every line of the shard."""
+    if work.num_records is not None:
+        for i, line in enumerate(read_lines(work)):
+            yield f"{work.name}:{work.first_record + i + 1}", work.first_index + i, line
+        return
+    for start, line in _lines_starting_in(work.path, *work.byte_range):
+        yield f"{work.name}@{start}", work.file_index + start, line
+
+
+def read_lines(work: WorkShard) -> Iterator[bytes]:
+    """The lines of a shard that is so many records, without "\\n".
+
+    Raises:
+      InputError: the file has changed since it was planned.
+    """
+    count = 0
+    with open_content(work.path) as (stream, _):
+        if work.byte_range is None:
+            lines = iterate_lines(stream)
+            for _ in zip(range(work.first_record), lines):
+                pass
+        else:
+            stream.seek(work.byte_range[0])
+            lines = iterate_lines(stream, work.byte_range[1] - work.byte_range[0])
+        for line in lines:
+            if count == work.num_records:
+                if work.byte_range is None:
+                    break
+                raise changed(work.path, work.num_records, count + 1)
+            count += 1
+            yield line
+    if count != work.num_records:
+        raise changed(work.path, work.num_records, count)
+
+
+def _lines_starting_in(path: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    with open_content(path) as (stream, _):
+        position = max(start - 1, 0)
+        stream.seek(position)
+        lines = iterate_lines(stream, count_lost=True)
+        if start:  # the rest of a line that starts before
+            position += next(lines, (b"", 0))[1]
+        for line, stored in lines:
+            if position >= end:
+                return
+            yield position, line
+            position += stored
+
+
+def iterate_lines(stream, num_bytes: int | None = None, count_lost: bool = False) -> Iterator:
+    """Lines without their "\\n", the last one also where it lacks it, read in blocks of bounded size.
+
+    Of a line longer than MAX_RECORD_BYTES one byte more than that is kept.
+
+    Args:
+      stream: its position is where the first line starts.
+      num_bytes: how much to read, None for all.
+      count_lost: yield (line, bytes that it takes in the file, "\\n" included) instead.
+    """
+    carried, kept, stored = [], 0, 0
+    while block := stream.read(_BLOCK_BYTES if num_bytes is None else min(_BLOCK_BYTES, num_bytes)):
+        num_bytes = None if num_bytes is None else num_bytes - len(block)
+        head, *rest = block.split(b"\n")
+        carried.append(head[: MAX_RECORD_BYTES + 1 - kept])
+        kept, stored = kept + len(carried[-1]), stored + len(head)
+        if rest:
+            line = b"".join(carried)
+            yield (line, stored + 1) if count_lost else line
+            for line in rest[:-1]:
+                yield (line, len(line) + 1) if count_lost else line
+            carried, kept, stored = [rest[-1]], len(rest[-1]), len(rest[-1])
+    if tail := b"".join(carried):
+        yield (tail, stored) if count_lost else tail

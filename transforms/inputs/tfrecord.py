@@ -1,0 +1,103 @@
+"""TFRecord files of tf.train.Example, plain or gzip. Their frames are walked once at launch; contents are hashed.
+
+A record whose checksum does not fit, or that is no tf.train.Example, is one broken record. A frame's broken length is a
+broken file, since nothing tells where the next record starts.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import google_crc32c
+
+from transforms.inputs.base import (
+    MAX_RECORD_BYTES,
+    Cut,
+    FoundFile,
+    InputError,
+    InputFile,
+    InputSpec,
+    Raw,
+    changed,
+    needs_tensorflow,
+    open_content,
+)
+from transforms.records import WorkShard
+
+_LENGTH_BYTES, _CRC_BYTES = 8, 4
+_SHOWN_BYTES = 1024
+
+
+def plan_file(file: FoundFile, name: str, spec: InputSpec, cut: Cut) -> InputFile:
+    del spec
+    digest, cuts, count, position = hashlib.sha256(), [], 0, 0
+    with open_content(file.path) as (stream, compressed):
+        for data, crc in _frames(stream, file.path):
+            digest.update(data + crc)
+            count, position = count + 1, position + _LENGTH_BYTES + 2 * _CRC_BYTES + len(data)
+            if count % cut.examples_per_shard == 0:
+                cuts.append(position)
+    if count % cut.examples_per_shard:
+        cuts.append(position)
+    shard_bytes = () if compressed else tuple(end - start for start, end in zip([0, *cuts], cuts))
+    return InputFile(file.path, name, file.size_bytes, file.modified, digest.hexdigest(), count, shard_bytes)
+
+
+def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
+    del spec
+    count = 0
+    with open_content(work.path) as (stream, _):
+        frames = _frames(stream, work.path)
+        if work.byte_range is None:
+            for _ in zip(range(work.first_record), frames):
+                pass
+        else:
+            stream.seek(work.byte_range[0])
+        for _, (data, crc) in zip(range(work.num_records), frames):
+            row, problem = None, None
+            if crc != _masked_crc(data):
+                problem = ("CorruptRecord", "the record's checksum does not fit its content")
+            else:
+                row, problem = _parse(data)
+            place = f"{work.name}:{work.first_record + count + 1}"
+            record = str(row) if row is not None else repr(data[:_SHOWN_BYTES])
+            yield Raw(place, work.first_index + count, row, record, problem)
+            count += 1
+    if count != work.num_records:
+        raise changed(work.path, work.num_records, count)
+
+
+def _frames(stream, path: str) -> Iterator[tuple[bytes, bytes]]:
+    """(data, its stored checksum) of every record from the stream's position on."""
+    while header := stream.read(_LENGTH_BYTES + _CRC_BYTES):
+        if len(header) < _LENGTH_BYTES + _CRC_BYTES or header[_LENGTH_BYTES:] != _masked_crc(header[:_LENGTH_BYTES]):
+            raise InputError(f"{path!r} is no TFRecord file, or a broken one: no record's length where one must be")
+        (length,) = struct.unpack("<Q", header[:_LENGTH_BYTES])
+        if length > MAX_RECORD_BYTES:
+            raise InputError(f"{path!r} has a record of {length} bytes; allowed: {MAX_RECORD_BYTES}")
+        data, crc = stream.read(length), stream.read(_CRC_BYTES)
+        if len(data) < length or len(crc) < _CRC_BYTES:
+            raise InputError(f"{path!r} ends inside a record")
+        yield data, crc
+
+
+def _masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _parse(data: bytes) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
+    with needs_tensorflow("the format tfrecord"):
+        from tensorflow.core.example import example_pb2
+    try:
+        example = example_pb2.Example.FromString(data)
+    except Exception as error:  # protobuf's implementations differ in what they raise
+        return None, ("MalformedExample", f"the record is no tf.train.Example: {error}")
+    return {name: _value(feature) for name, feature in example.features.feature.items()}, None
+
+
+def _value(feature) -> Any:
+    kind = feature.WhichOneof("kind")
+    values = list(getattr(feature, kind).value) if kind else []
+    return values[0] if len(values) == 1 else (values or None)
