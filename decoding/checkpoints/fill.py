@@ -4,9 +4,10 @@ Every format is read through `Tensors` and every family is described by `Source`
 weight is reported the same way whatever the file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -51,48 +52,83 @@ def vectors(names: Sequence[str], widths: Sequence[int]) -> Source:
     return Source(tuple(names), tuple((width,) for width in widths), lambda *tensors: np.concatenate(tensors))
 
 
-def fill(
-    shown: str, build: Callable[[], nnx.Module], sources: dict[str, Source], tensors: Tensors, dtype, ignored=frozenset()
-) -> nnx.Module:
-    """A model whose parameters are read and cast one by one.
+def stacked(names: Sequence[str], *shape: int) -> Source:
+    """Equal tensors on a new first axis."""
+    return Source(tuple(names), (shape,) * len(names), lambda *tensors: np.stack(tensors))
 
-    The peak of host memory is the resident model plus the largest fused parameter.
+
+def stream(
+    shown: str, sources: dict[str, Source], tensors: Tensors, dtype, ignored=frozenset()
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Our parameters, read, joined and cast one by one in the order of `sources`.
 
     Args:
       shown: the checkpoint's path, for messages.
-      build: constructs the model; run on abstract values only.
       sources: by the path of our parameter.
       tensors: the checkpoint.
       dtype: of the parameters.
       ignored: names in the checkpoint that need no place in the model.
 
+    Yields:
+      The path of a parameter and its value.
+
     Raises:
       CheckpointError: tensors are missing, unexpected or misshaped; each is listed, with both shapes.
     """
-    _check(shown, sources, tensors, ignored)
+    check(shown, sources, tensors.shapes, ignored)
+    for path, source in sources.items():
+        yield path, _read(source, tensors, dtype)
+
+
+def _read(source: Source, tensors: Tensors, dtype) -> np.ndarray:
+    """A function of its own, so that nothing read lives on while the parameter is placed."""
+    return np.asarray(source.combine(*(tensors.read(name) for name in source.names))).astype(dtype, copy=False)
+
+
+def fill(
+    build: Callable[[], nnx.Module],
+    parameters: Iterable[tuple[str, np.ndarray]],
+    place: Callable[[str, np.ndarray], jax.Array] = lambda path, value: jnp.asarray(value),
+) -> nnx.Module:
+    """A model of these parameters.
+
+    The peak of host memory is the resident model plus about twice the largest parameter: initial weights are never
+    made, and a parameter leaves the host's hands before the next is read.
+
+    Args:
+      build: constructs the model; run on abstract values only.
+      parameters: path and value of every parameter, in any order.
+      place: puts a parameter on its device, or on its devices.
+    """
     graph, state = nnx.split(nnx.eval_shape(build))
+    leaves = {".".join(map(str, keys)): (keys, leaf) for keys, leaf in nnx.to_flat_state(state)}
     flat = []
-    for keys, leaf in nnx.to_flat_state(state):
-        source = sources[".".join(str(key) for key in keys)]
-        parts = [np.asarray(tensors.read(name)).astype(dtype) for name in source.names]
-        value = jnp.asarray(source.combine(*parts))
-        assert value.shape == leaf.shape and value.dtype == dtype, (keys, value.shape, leaf.shape)
-        flat.append((keys, leaf.replace(value)))
+    for path, value in parameters:
+        keys, leaf = leaves.pop(path)
+        assert value.shape == leaf.shape and value.dtype == leaf.dtype, (path, value.shape, value.dtype, leaf)
+        flat.append((keys, leaf.replace(place(path, value))))
+    assert not leaves, f"parameters without a value: {sorted(leaves)}"
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def _check(shown: str, sources: dict[str, Source], tensors: Tensors, ignored) -> None:
+def parameter_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's parameters, abstract ones too, by their path."""
+    return {".".join(map(str, keys)): leaf.shape for keys, leaf in nnx.to_flat_state(nnx.state(model))}
+
+
+def check(shown: str, sources: dict[str, Source], found: dict[str, tuple[int, ...]], ignored=frozenset()) -> None:
+    """Raises CheckpointError with one line for every missing, unexpected and misshaped tensor."""
     wanted = {name: shape for source in sources.values() for name, shape in zip(source.names, source.shapes)}
-    lines = [f"missing weight {name} {list(shape)}" for name, shape in wanted.items() if name not in tensors.shapes]
+    lines = [f"missing weight {name} {list(shape)}" for name, shape in wanted.items() if name not in found]
     lines += [
         f"unexpected weight {name} {list(shape)}"
-        for name, shape in sorted(tensors.shapes.items())
+        for name, shape in sorted(found.items())
         if name not in wanted and name not in ignored
     ]
     lines += [
-        f"{name}: the file has {list(tensors.shapes[name])}, the config says {list(shape)}"
+        f"{name}: the file has {list(found[name])}, the config says {list(shape)}"
         for name, shape in wanted.items()
-        if name in tensors.shapes and tuple(tensors.shapes[name]) != tuple(shape)
+        if name in found and tuple(found[name]) != tuple(shape)
     ]
     if lines:
         raise CheckpointError(f"{shown} does not match its config:\n  " + "\n  ".join(lines))

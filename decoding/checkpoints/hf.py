@@ -1,86 +1,75 @@
 """Hugging Face directories: config.json and safetensors, whole or split with an index.  Nothing is unpickled."""
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-import safetensors
 
-from decoding.checkpoints import storage
+from decoding.checkpoints import architecture, hf_decoder_only, hf_t5, storage
+from decoding.checkpoints.architecture import Config
+from decoding.checkpoints.checkpoint import Checkpoint
+from decoding.checkpoints.fill import Source, stream
+from decoding.checkpoints.safetensors import SafeTensors
 from decoding.checkpoints.storage import CheckpointError
+from decoding.models.t5 import T5Config
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def read_config(path: str) -> dict:
-    """The directory's `config.json`.
+def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint:
+    """A directory's checkpoint; of the weights only names and shapes are read.
+
+    Args:
+      path: the directory.
+      names: what lies in it.
+      given: the architecture, where there is no config.json.
 
     Raises:
-      CheckpointError: there is no such directory, or no readable config in it.
+      CheckpointError: no config, an unknown architecture, or no weights in a safe format.
     """
-    return storage.read_json(storage.join(path, "config.json"))
+    config_file = storage.join(path, "config.json")
+    own = storage.read_json(config_file) if "config.json" in names or given is None else None
+    if own is not None:  # An unknown family is worth more of a message than its lack of weights.
+        architecture.parse_config(own, config_file)
+    files = weight_files(path, names)
+    tensors = SafeTensors(files)
+    raw, config = architecture.settle(own, config_file, given, tied="lm_head.weight" not in tensors.shapes)
+    found, ignored = sources(config, config_file)
+
+    def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
+        return stream(path, found, tensors, dtype, ignored)
+
+    return Checkpoint(raw, config, tuple(files), parameters)
 
 
-def weight_files(path: str) -> list[str]:
+def sources(config: Config, shown: str) -> tuple[dict[str, Source], frozenset[str]]:
+    """Our parameter path -> its source, and the names that need no place."""
+    if isinstance(config, T5Config):
+        return hf_t5.sources(config), hf_t5.IGNORED
+    if config.position == "relative":
+        raise CheckpointError(f"{shown}: LaMDA's shape is read from T5X and Orbax checkpoints, not from safetensors")
+    return hf_decoder_only.sources(config), hf_decoder_only.ignored(config)
+
+
+def weight_files(path: str, names: list[str]) -> list[str]:
     """Paths of the directory's safetensors files, sorted.
+
+    Args:
+      path: the directory.
+      names: what lies in it.
 
     Raises:
       CheckpointError: there are none; where only pickled weights exist the message says so.
     """
-    names = storage.list_names(path)
-    if not names:
-        raise CheckpointError(f"{path} does not exist or is empty; a Hugging Face directory is needed")
     if INDEX in names:
-        wanted = sorted(set(_weight_map(path).values()))
+        weight_map = storage.read_json(storage.join(path, INDEX)).get("weight_map")
+        wanted = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
         missing = [name for name in wanted if name not in names]
         if missing or not wanted:
             raise CheckpointError(f"{path}/{INDEX} names files that are not there: {missing or 'none at all'}")
         return [storage.join(path, name) for name in wanted]
     if SINGLE in names:
         return [storage.join(path, SINGLE)]
-    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-    hint = f"; {pickled} hold pickles, which are never loaded: convert them to safetensors" if pickled else ""
-    raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX}{hint}")
-
-
-def _weight_map(path: str) -> dict[str, str]:
-    return storage.read_json(storage.join(path, INDEX)).get("weight_map", {})
-
-
-def tensor_names(path: str) -> set[str]:
-    """Names of all tensors, from the index or the file's header."""
-    if INDEX in storage.list_names(path):
-        return set(_weight_map(path))
-    with open_tensors(path) as tensors:
-        return set(tensors.shapes)
-
-
-class SafeTensors:
-    """`decoding.checkpoints.fill.Tensors` over open safetensors files."""
-
-    def __init__(self, handles: dict[str, object]):
-        self._handle_of = {name: handle for handle in handles.values() for name in handle.keys()}  # noqa: SIM118
-        self.shapes = {name: tuple(h.get_slice(name).get_shape()) for name, h in self._handle_of.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        return np.asarray(self._handle_of[name].get_tensor(name))
-
-
-@contextlib.contextmanager
-def open_tensors(path: str) -> Iterator[SafeTensors]:
-    """The directory's tensors; files on gs:// are copied to local disk while the context lasts.
-
-    Raises:
-      CheckpointError: a file is missing or is not a readable safetensors file.
-    """
-    with contextlib.ExitStack() as stack:
-        handles = {}
-        for file in weight_files(path):
-            local = stack.enter_context(storage.local_file(file))
-            try:
-                # "flax" yields JAX arrays, the only framework besides torch in which safetensors reads bfloat16.
-                handles[file] = stack.enter_context(safetensors.safe_open(local, framework="flax"))
-            except safetensors.SafetensorError as error:
-                raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
-        yield SafeTensors(handles)
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"))]
+    hint = f"; {pickled} are in formats that are never loaded (pickles may run code): convert them to safetensors"
+    raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX}{hint if pickled else ''}")

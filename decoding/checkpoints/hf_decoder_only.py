@@ -1,4 +1,9 @@
-"""Hugging Face's decoder-only families: GPT-2, and Llama with its relatives Mistral, Qwen2 and Qwen3."""
+"""Decoder-only families: GPT-2, Llama with its relatives Mistral, Qwen2 and Qwen3, and the shape of LaMDA.
+
+LaMDA was never published: its config has keys of our own in Llama's style, and it has no Hugging Face weights.
+"""
+
+from collections.abc import Mapping
 
 from decoding.checkpoints.fill import Source, as_is, linear, vectors
 from decoding.checkpoints.storage import CheckpointError
@@ -6,23 +11,41 @@ from decoding.models.base import ACTIVATIONS
 from decoding.models.decoder_only import DecoderConfig, Rotary
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("gpt2", *LLAMA_LIKE, "lamda")
+
+_SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
 
 
-def parse_config(raw: dict, shown: str, names: set[str]) -> DecoderConfig:
-    """DecoderConfig from the keys of a Hugging Face config; the file's names say whether the head is tied.
+def parse_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
+    """DecoderConfig from the keys of a Hugging Face config.
+
+    Args:
+      raw: the config.
+      shown: where it comes from, for messages.
+      tied: what the weights say, None where only `tie_word_embeddings` can; absent, it is Hugging Face's default.
 
     Raises:
-      CheckpointError: a required key is missing, or something in the config is not supported.
+      CheckpointError: something in the config is not supported.
+      KeyError: a required key is missing.
     """
-    try:
-        if raw["model_type"] == "gpt2":
-            return _gpt2_config(raw, tied="lm_head.weight" not in names)
-        return _llama_config(raw, shown, tied="lm_head.weight" not in names)
-    except KeyError as error:
-        raise CheckpointError(f"{shown}: the config lacks {error}") from error
+    kind = raw["model_type"]
+    if tied is None:
+        tied = raw.get("tie_word_embeddings", kind == "gpt2")
+    if kind == "gpt2":
+        return _gpt2_config(raw, shown, tied=tied)
+    return _lamda_config(raw, shown, tied=tied) if kind == "lamda" else _llama_config(raw, shown, tied=tied)
 
 
-def _special(raw: dict) -> dict[str, int]:
+def _activation(raw: Mapping, shown: str, key: str, default: str) -> str:
+    name = raw.get(key, default)
+    name = _SAME_ACTIVATION.get(name, name)
+    if name not in ACTIVATIONS:
+        allowed = ", ".join((*ACTIVATIONS, *_SAME_ACTIVATION))
+        raise CheckpointError(f"{shown}: {key} is {name!r}; allowed: {allowed}")
+    return name
+
+
+def _special(raw: Mapping) -> dict[str, int]:
     eos = raw.get("eos_token_id")
     eos = eos[0] if isinstance(eos, list) else eos
     eos = raw["vocab_size"] - 1 if eos is None else eos
@@ -31,8 +54,10 @@ def _special(raw: dict) -> dict[str, int]:
     return {"eos_id": eos, "start_id": eos if start is None else start, "pad_id": eos if pad is None else pad}
 
 
-def _gpt2_config(raw: dict, *, tied: bool) -> DecoderConfig:
+def _gpt2_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
     width, heads = raw["n_embd"], raw["n_head"]
+    if raw.get("scale_attn_by_inverse_layer_idx") or not raw.get("scale_attn_weights", True):
+        raise CheckpointError(f"{shown}: attention scores scaled other than by sqrt(head size) are not supported")
     return DecoderConfig(
         vocab_size=raw["vocab_size"],
         d_model=width,
@@ -43,7 +68,7 @@ def _gpt2_config(raw: dict, *, tied: bool) -> DecoderConfig:
         d_ff=raw.get("n_inner") or 4 * width,
         norm="layer",
         position="learned",
-        activation=raw.get("activation_function", "gelu_new"),
+        activation=_activation(raw, shown, "activation_function", "gelu_new"),
         gated=False,
         tied=tied,
         qkv_bias=True,
@@ -55,12 +80,33 @@ def _gpt2_config(raw: dict, *, tied: bool) -> DecoderConfig:
     )
 
 
-def _llama_config(raw: dict, shown: str, *, tied: bool) -> DecoderConfig:
+def _lamda_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
+    """Section 3 and appendix D of Thoppilan et al., 2201.08239: T5's relative positions and gated GELU."""
+    return DecoderConfig(
+        vocab_size=raw["vocab_size"],
+        d_model=raw["hidden_size"],
+        num_layers=raw["num_hidden_layers"],
+        num_heads=raw["num_attention_heads"],
+        num_kv_heads=raw["num_attention_heads"],
+        head_dim=raw["head_dim"],
+        d_ff=raw["intermediate_size"],
+        norm="rms",
+        position="relative",
+        activation=_activation(raw, shown, "hidden_act", "gelu_new"),
+        gated=True,
+        tied=tied,
+        scale_attention=False,
+        norm_epsilon=raw.get("rms_norm_eps", 1e-6),
+        relative_buckets=raw.get("relative_attention_num_buckets", 32),
+        relative_max_distance=raw.get("relative_attention_max_distance", 128),
+        **_special(raw),
+    )
+
+
+def _llama_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
     heads, kind = raw["num_attention_heads"], raw["model_type"]
-    activation = raw.get("hidden_act", "silu")
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(f"{shown}: hidden_act is {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-    if raw.get("use_sliding_window") or (kind == "mistral" and raw.get("sliding_window")):
+    sliding = raw.get("use_sliding_window") or (kind == "mistral" and raw.get("sliding_window"))
+    if sliding or "sliding_attention" in (raw.get("layer_types") or ()):
         raise CheckpointError(f"{shown}: sliding-window attention is not supported; full attention is")
     return DecoderConfig(
         vocab_size=raw["vocab_size"],
@@ -72,7 +118,7 @@ def _llama_config(raw: dict, shown: str, *, tied: bool) -> DecoderConfig:
         d_ff=raw["intermediate_size"],
         norm="rms",
         position="rotary",
-        activation=activation,
+        activation=_activation(raw, shown, "hidden_act", "silu"),
         gated=True,
         tied=tied,
         qkv_bias=kind == "qwen2" or raw.get("attention_bias", False),
@@ -85,11 +131,13 @@ def _llama_config(raw: dict, shown: str, *, tied: bool) -> DecoderConfig:
     )
 
 
-def _rotary(raw: dict, shown: str) -> Rotary:
+def _rotary(raw: Mapping, shown: str) -> Rotary:
     """Both forms: `rope_parameters` of newer configs, `rope_theta` with `rope_scaling` of older ones."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = scaling.get("rope_theta", raw.get("rope_theta", 10000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise CheckpointError(f"{shown}: partial_rotary_factor is not 1; supported: heads that rotate whole")
     if kind == "default":
         return Rotary(theta=theta)
     if kind == "linear":
@@ -104,7 +152,7 @@ def _rotary(raw: dict, shown: str) -> Rotary:
             original_positions=scaling["original_max_position_embeddings"],
         )
     if kind == "factors":  # of GGUF files
-        return Rotary(theta=theta, scaling="factors", factors=scaling["factors"])
+        return Rotary(theta=theta, scaling="factors", factors=tuple(scaling["factors"]))
     raise CheckpointError(f"{shown}: rotary scaling {kind!r} is not supported; allowed: default, linear, llama3")
 
 

@@ -1,9 +1,13 @@
 """Hugging Face's T5: its config and the names of its weights."""
 
-from decoding.checkpoints.fill import Source, as_is, linear
+from collections.abc import Mapping
+
+from decoding.checkpoints.fill import Source, as_is, linear, stacked
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import ACTIVATIONS
 from decoding.models.t5 import T5Config
+
+FAMILIES = ("t5", "mt5", "umt5")
 
 # Copies of the shared embedding, and a bias table of early checkpoints that the model never reads.
 IGNORED = frozenset(
@@ -15,11 +19,12 @@ IGNORED = frozenset(
 )
 
 
-def parse_config(raw: dict, shown: str, names: set[str]) -> T5Config:
-    """T5Config from the keys of a Hugging Face config, and from the weights' names where it leaves things open.
+def parse_config(raw: Mapping, shown: str, tied: bool | None) -> T5Config:
+    """T5Config from the keys of a Hugging Face config.
 
-    Both forms of published configs load: a `lm_head.weight` in the file means untied; the decoder's output is
-    scaled when `scale_decoder_outputs` is true or, where absent, when `tie_word_embeddings` is not false.
+    Both forms of published configs load: the weights say whether the head is tied (`tied`; None where they are not
+    there to be asked); the decoder's output is scaled when `scale_decoder_outputs` is true or, where absent, when
+    `tie_word_embeddings` is not false.
 
     Raises:
       CheckpointError: a required key is missing or an activation is unknown.
@@ -48,8 +53,9 @@ def parse_config(raw: dict, shown: str, names: set[str]) -> T5Config:
         num_heads=raw["num_heads"],
         gated=gated,
         activation=activation,
-        tied="lm_head.weight" not in names,
+        tied=raw.get("tie_word_embeddings", True) if tied is None else tied,
         scale_decoder_outputs=raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)),
+        bias_per_layer=raw["model_type"] == "umt5",
         relative_attention_num_buckets=raw.get("relative_attention_num_buckets", 32),
         relative_attention_max_distance=raw.get("relative_attention_max_distance", 128),
         layer_norm_epsilon=raw.get("layer_norm_epsilon", 1e-6),
@@ -63,10 +69,15 @@ def sources(config: T5Config) -> dict[str, Source]:
     """Our parameter path -> its source."""
     d, inner, d_ff = config.d_model, config.num_heads * config.d_kv, config.d_ff
     bias = (config.relative_attention_num_buckets, config.num_heads)
+
+    def bias_of(side: str, layers: int) -> Source:
+        name = f"{side}.block.%d.layer.0.SelfAttention.relative_attention_bias.weight"
+        return stacked([name % i for i in range(layers)], *bias) if config.bias_per_layer else as_is(name % 0, *bias)
+
     found = {
         "embedding": as_is("shared.weight", config.vocab_size, d),
-        "encoder_bias": as_is("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", *bias),
-        "decoder_bias": as_is("decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", *bias),
+        "encoder_bias": bias_of("encoder", config.num_layers),
+        "decoder_bias": bias_of("decoder", config.num_decoder_layers),
         "encoder_norm": as_is("encoder.final_layer_norm.weight", d),
         "decoder_norm": as_is("decoder.final_layer_norm.weight", d),
     }

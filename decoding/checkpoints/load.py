@@ -1,16 +1,17 @@
-"""One entry for every checkpoint: finds the family, builds the model, fills it."""
+"""One entry for every checkpoint: finds its format, builds the model, fills it."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax.numpy as jnp
-from flax import nnx
 
-from decoding.checkpoints import gguf, hf, hf_decoder_only, hf_t5
+from decoding.checkpoints import architecture as architectures
+from decoding.checkpoints import gguf, hf, orbax, storage, t5x
+from decoding.checkpoints.checkpoint import Checkpoint
 from decoding.checkpoints.fill import fill
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import LanguageModel
-from decoding.models.decoder_only import DecoderConfig, DecoderOnly
-from decoding.models.t5 import T5, T5Config
+from decoding.models.t5 import T5Config
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -20,7 +21,7 @@ class CheckpointInfo:
     """What can be said of a checkpoint without reading its weights.
 
     Attributes:
-      family: "t5", "mt5", "gpt2", "llama", "mistral", "qwen2" or "qwen3".
+      family: the config's `model_type`: "t5", "mt5", "umt5", "gpt2", "llama", "mistral", "qwen2", "qwen3" or "lamda".
       vocab_size: V.
       start_id, eos_id, pad_id: special token ids.
       encoder_decoder: inputs go to an encoder.
@@ -36,46 +37,53 @@ class CheckpointInfo:
     weight_files: tuple[str, ...]
 
 
-def inspect_checkpoint(path: str) -> CheckpointInfo:
-    """Describes a Hugging Face directory or a GGUF file.
+def find_checkpoint(path: str, architecture: str | Mapping | None = None) -> Checkpoint:
+    """What lies at a path, read as far as names and shapes.
+
+    Args:
+      path: a directory of Hugging Face (config.json and safetensors, possibly split with an index), of T5X
+        (`checkpoint_<step>` or its parent, whose newest step is taken) or of `pipeline.convert` (Orbax), or a .gguf
+        file; local or gs://.
+      architecture: where the checkpoint has no config, as T5X's have none: the name of a preset (`decoding.models.
+        presets`) or a dict of Hugging Face's config keys. Where it has one, both must agree.
 
     Raises:
-      CheckpointError: no such directory, no config, an unknown architecture, or no weights in a safe format.
+      CheckpointError: nothing usable is there; the message names the file, what was found and what is needed.
     """
     if gguf.is_gguf(path):
-        with gguf.open_file(path, weights=False) as file:
-            family, config = gguf.parse_config(file)
-    else:
-        family, config = _read_config(path)
+        return gguf.find(path, architecture)
+    names = storage.list_names(path)
+    if not names:
+        what = "is a file" if storage.exists(path) else "does not exist or is empty"
+        raise CheckpointError(f"{path} {what}; a directory with config.json and weights, or a .gguf file, is needed")
+    for layout, matches in ((orbax, orbax.is_orbax), (t5x, t5x.is_t5x)):
+        if matches(names):
+            return layout.find(path, names, architecture)
+    return hf.find(path, names, architecture)
+
+
+def inspect_checkpoint(path: str, architecture: str | Mapping | None = None) -> CheckpointInfo:
+    """Describes a checkpoint; arguments and errors as of `load_model`."""
+    checkpoint = find_checkpoint(path, architecture)
+    config = checkpoint.config
     return CheckpointInfo(
-        family=family,
+        family=checkpoint.raw["model_type"],
         vocab_size=config.vocab_size,
         start_id=config.start_id,
         eos_id=config.eos_id,
         pad_id=config.pad_id,
         encoder_decoder=isinstance(config, T5Config),
-        weight_files=(path,) if gguf.is_gguf(path) else tuple(hf.weight_files(path)),
+        weight_files=checkpoint.weight_files,
     )
 
 
-def _read_config(path: str) -> tuple[str, T5Config | DecoderConfig]:
-    raw = hf.read_config(path)
-    family, shown = raw.get("model_type"), f"{path}/config.json"
-    if family in ("t5", "mt5"):
-        return family, hf_t5.parse_config(raw, shown, hf.tensor_names(path))
-    if family == "gpt2" or family in hf_decoder_only.LLAMA_LIKE:
-        return family, hf_decoder_only.parse_config(raw, shown, hf.tensor_names(path))
-    allowed = ", ".join(("t5", "mt5", "gpt2", *hf_decoder_only.LLAMA_LIKE))
-    raise CheckpointError(f"{shown}: model_type is {family!r}; supported: {allowed}")
-
-
-def load_model(path: str, dtype: str = "float32") -> LanguageModel:
-    """Loads a model.
+def load_model(path: str, dtype: str = "float32", architecture: str | Mapping | None = None) -> LanguageModel:
+    """Loads a model; its parameters are read one at a time.
 
     Args:
-      path: a Hugging Face directory (config.json and safetensors, possibly split with an index) or a .gguf file,
-        local or gs://.
+      path: a checkpoint, see `find_checkpoint`.
       dtype: "float32" or "bfloat16", the dtype of the parameters; norms, softmax and logits are float32 in both.
+      architecture: where the checkpoint has no config, see `find_checkpoint`.
 
     Raises:
       CheckpointError: the checkpoint is unusable; missing or misshaped weights are named with both shapes.
@@ -83,16 +91,6 @@ def load_model(path: str, dtype: str = "float32") -> LanguageModel:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(sorted(DTYPES))}")
-    if gguf.is_gguf(path):
-        with gguf.open_file(path) as file:
-            family, config = gguf.parse_config(file)
-            build = lambda: DecoderOnly(config, rngs=nnx.Rngs(0), dtype=DTYPES[dtype])
-            return fill(path, build, gguf.sources(config, family), file, DTYPES[dtype], gguf.IGNORED)
-    _, config = _read_config(path)
-    if isinstance(config, T5Config):
-        cls, sources, ignored = T5, hf_t5.sources(config), hf_t5.IGNORED
-    else:
-        cls, sources, ignored = DecoderOnly, hf_decoder_only.sources(config), hf_decoder_only.ignored(config)
-    build = lambda: cls(config, rngs=nnx.Rngs(0), dtype=DTYPES[dtype])
-    with hf.open_tensors(path) as tensors:
-        return fill(path, build, sources, tensors, DTYPES[dtype], ignored)
+    checkpoint = find_checkpoint(path, architecture)
+    build = lambda: architectures.build(checkpoint.config, DTYPES[dtype])
+    return fill(build, checkpoint.parameters(DTYPES[dtype]))

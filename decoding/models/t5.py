@@ -1,4 +1,4 @@
-"""T5 in every published shape: v1.0 (ReLU, tied), v1.1 and Flan (gated GELU, untied), mT5, any depths.
+"""T5 in every published shape: v1.0 (ReLU, tied), v1.1 and Flan (gated GELU, untied), mT5, umT5, any depths.
 
 Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", JMLR 2020,
 and Shazeer, "GLU Variants Improve Transformer", 2020.  Weights are stored fused ([q k v], [wi_0 wi_1]) because
@@ -7,6 +7,8 @@ a decode step at small batch is bound by the number of operations and by reading
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,8 @@ class T5Config:
       activation: "relu", "gelu" (exact), "gelu_new" (tanh approximation) or "silu".
       tied: logits come from the input embedding instead of a separate head.
       scale_decoder_outputs: multiply the decoder's output by d_model ** -0.5 before the logits.
+      bias_per_layer: every layer has its own table of relative positions (umT5, T5X's scanned layers), not the first
+        one's.
     """
 
     vocab_size: int
@@ -51,12 +55,19 @@ class T5Config:
     activation: str
     tied: bool
     scale_decoder_outputs: bool
+    bias_per_layer: bool = False
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
     start_id: int = 0
     eos_id: int = 1
     pad_id: int = 0
+
+
+def bias_shape(config: T5Config, layers: int) -> tuple[int, ...]:
+    """Shape of one side's tables of relative positions: [buckets, H], or [layers, buckets, H] with one per layer."""
+    table = (config.relative_attention_num_buckets, config.num_heads)
+    return (layers, *table) if config.bias_per_layer else table
 
 
 class FeedForward(nnx.Module):
@@ -130,10 +141,11 @@ class T5(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config
-        buckets, heads = config.relative_attention_num_buckets, config.num_heads
         self.embedding = weight(rngs, config.vocab_size, config.d_model, fan_in=1, dtype=dtype)
-        self.encoder_bias = weight(rngs, buckets, heads, fan_in=config.d_model, dtype=dtype)
-        self.decoder_bias = weight(rngs, buckets, heads, fan_in=config.d_model, dtype=dtype)
+        self.encoder_bias = weight(rngs, *bias_shape(config, config.num_layers), fan_in=config.d_model, dtype=dtype)
+        self.decoder_bias = weight(
+            rngs, *bias_shape(config, config.num_decoder_layers), fan_in=config.d_model, dtype=dtype
+        )
         self.encoder = nnx.List([EncoderLayer(config, rngs, dtype) for _ in range(config.num_layers)])
         self.encoder_norm = nnx.Param(jnp.ones((config.d_model,), dtype))
         self.decoder = nnx.List([DecoderLayer(config, rngs, dtype) for _ in range(config.num_decoder_layers)])
@@ -165,13 +177,21 @@ class T5(nnx.Module):
             num_buckets=config.relative_attention_num_buckets,
             max_distance=config.relative_attention_max_distance,
         )
-        bias = self.encoder_bias[...].astype(jnp.float32)[buckets].transpose(2, 0, 1)[None]
-        bias = bias + jnp.where(span[None, :] < lengths[:, None], 0.0, MASKED)[:, None, None, :]
+        mask = jnp.where(span[None, :] < lengths[:, None], 0.0, MASKED)[:, None, None, :]
+        biases = self._biases(
+            self.encoder_bias, lambda table: table.astype(jnp.float32)[buckets].transpose(2, 0, 1)[None] + mask
+        )
         x = self.embedding[...][inputs]
-        for layer in self.encoder:
+        for layer, bias in zip(self.encoder, biases):
             attended = attend(*layer.attention.project(x), bias)
             x = layer.feed_forward(x + merge_heads(attended) @ layer.attention.out[...])
         return rms_norm(x, self.encoder_norm[...], config.layer_norm_epsilon)
+
+    def _biases(self, tables: nnx.Param, make: Callable[[jax.Array], jax.Array]) -> Iterable[jax.Array]:
+        """`make` of every layer's table; computed once where the layers share one."""
+        if self.config.bias_per_layer:
+            return [make(table) for table in tables[...]]
+        return itertools.repeat(make(tables[...]))
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         config, dtype = self.config, self.encoder_bias.get_value().dtype
@@ -201,18 +221,15 @@ class T5(nnx.Module):
     ) -> tuple[jax.Array, State]:
         config, steps = self.config, tokens.shape[1]
         existing, inputs = jnp.max(positions) + steps, jnp.max(state["lengths"])
-        self_bias = causal_bias(
-            self.decoder_bias[...],
-            positions,
-            steps,
-            state["self"][0]["k"].shape[2],
-            max_distance=config.relative_attention_max_distance,
+        length, max_distance = state["self"][0]["k"].shape[2], config.relative_attention_max_distance
+        self_biases = self._biases(
+            self.decoder_bias, lambda table: causal_bias(table, positions, steps, length, max_distance=max_distance)
         )
         span = np.arange(state["cross"][0]["k"].shape[2])
         cross_bias = jnp.where(span[None, :] < state["lengths"][:, None], 0.0, MASKED)[:, None, None, :]
         x = self.embedding[...][tokens]
         caches = []
-        for layer, cross, cache in zip(self.decoder, state["cross"], state["self"]):
+        for layer, cross, cache, self_bias in zip(self.decoder, state["cross"], state["self"], self_biases):
             query, key, value = layer.attention.project(x)
             cache = {"k": write_cache(cache["k"], key, positions), "v": write_cache(cache["v"], value, positions)}
             caches.append(cache)

@@ -1,0 +1,111 @@
+"""From the keys of a Hugging Face config to the shape of a model, and from there to the model."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import nnx
+
+from decoding.checkpoints import hf_decoder_only, hf_t5
+from decoding.checkpoints.storage import CheckpointError
+from decoding.models.base import LanguageModel
+from decoding.models.decoder_only import DecoderConfig, DecoderOnly
+from decoding.models.presets import PRESETS
+from decoding.models.t5 import T5, T5Config
+
+Config = T5Config | DecoderConfig
+FAMILIES = (*hf_t5.FAMILIES, *hf_decoder_only.FAMILIES)
+
+
+def parse_config(raw: Mapping, shown: str, tied: bool | None = None) -> Config:
+    """A model's shape.
+
+    Args:
+      raw: Hugging Face's keys, `model_type` among them.
+      shown: where they come from, for messages.
+      tied: whether logits come from the input embedding; None where only the config can say.
+
+    Raises:
+      CheckpointError: an unknown family, a missing key, or something that is not supported.
+    """
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise CheckpointError(f"{shown}: model_type is {family!r}; supported: {', '.join(FAMILIES)}")
+    if raw.get("quantization_config"):
+        raise CheckpointError(f"{shown}: quantised weights are not supported; full or half precision ones are")
+    parse = hf_t5.parse_config if family in hf_t5.FAMILIES else hf_decoder_only.parse_config
+    try:
+        return parse(raw, shown, tied)
+    except KeyError as error:
+        raise CheckpointError(f"{shown}: the config lacks {error}") from error
+    except (TypeError, ZeroDivisionError, AttributeError) as error:
+        raise CheckpointError(f"{shown}: the config cannot be used: {error}") from error
+
+
+def resolve(architecture: str | Mapping) -> tuple[dict, str]:
+    """A preset's or a user's config, and how messages call it.
+
+    Raises:
+      CheckpointError: an unknown preset.
+    """
+    if isinstance(architecture, Mapping):
+        return dict(architecture), "architecture"
+    if architecture not in PRESETS:
+        raise CheckpointError(
+            f"architecture is {architecture!r}; allowed: a dict of Hugging Face's config keys, or one of "
+            f"{', '.join(PRESETS)}"
+        )
+    return dict(PRESETS[architecture]), f"architecture {architecture!r}"
+
+
+def settle(
+    own: Mapping | None, shown: str, architecture: str | Mapping | None, tied: bool | None = None
+) -> tuple[dict, Config]:
+    """The config to use: the checkpoint's own where it has one, else the given architecture.
+
+    Args:
+      own: the checkpoint's config, None where it has none.
+      shown: its path.
+      architecture: what the user says, or None.
+      tied: as in `parse_config`.
+
+    Raises:
+      CheckpointError: neither is there, or the two say different things; the differences are named.
+    """
+    if architecture is None:
+        if own is None:
+            raise CheckpointError(
+                f"{shown} is not there, so the model's shape is unknown: put a config.json of Hugging Face's keys there, "
+                f"or name the architecture, for example one of {', '.join(PRESETS)}"
+            )
+        return dict(own), parse_config(own, shown, tied)
+    given, name = resolve(architecture)
+    wanted = parse_config(given, name, tied)
+    if own is None:
+        return given, wanted
+    config = parse_config(own, shown, tied)
+    if config != wanted:
+        mine, other = (dataclasses.asdict(shape) for shape in (config, wanted))
+        differing = [
+            f"{key} is {mine.get(key)!r} there and {other.get(key)!r} in the {name}"
+            for key in {**mine, **other}
+            if mine.get(key) != other.get(key)
+        ]
+        raise CheckpointError(f"{shown} contradicts the given architecture: {'; '.join(differing)}")
+    return dict(own), config
+
+
+def build(config: Config, dtype) -> LanguageModel:
+    """A randomly initialised model."""
+    cls = T5 if isinstance(config, T5Config) else DecoderOnly
+    return cls(config, rngs=nnx.Rngs(0), dtype=dtype)
+
+
+def abstract_model(architecture: str | Mapping, dtype=jnp.bfloat16) -> LanguageModel:
+    """A model whose parameters have shapes and dtypes only; nothing is allocated."""
+    return abstract(parse_config(*resolve(architecture)), dtype)
+
+
+def abstract(config: Config, dtype=jnp.float32) -> LanguageModel:
+    """As `abstract_model`, of a parsed config."""
+    return nnx.eval_shape(lambda: build(config, dtype))

@@ -1,0 +1,143 @@
+"""T5X checkpoints: `checkpoint_<step>/` with an index and one zarr array per parameter, read through tensorstore.
+
+The index is msgpack and may hold small arrays itself; everything of the optimizer is left alone. Nothing is unpickled.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from decoding.checkpoints import architecture, storage, t5x_names
+from decoding.checkpoints.checkpoint import Checkpoint
+from decoding.checkpoints.fill import stream
+from decoding.checkpoints.storage import CheckpointError
+from decoding.models.t5 import T5Config
+
+INDEX = "checkpoint"
+_TARGET = "target."
+_STEP = re.compile(r"checkpoint_(\d+)")
+
+
+def is_t5x(names: list[str]) -> bool:
+    """Whether a directory of these names is a T5X checkpoint or holds some."""
+    return INDEX in names or any(_STEP.fullmatch(name) for name in names)
+
+
+def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint:
+    """A checkpoint, or the newest of a directory of checkpoints.
+
+    Args:
+      path: the directory.
+      names: what lies in it.
+      given: the architecture; not needed where a config.json lies in the directory or beside the checkpoint.
+
+    Raises:
+      CheckpointError: no finished checkpoint, no architecture, or a broken index or array.
+    """
+    config_files = [storage.join(path, "config.json")] if "config.json" in names else []
+    if INDEX not in names:
+        path, names = _newest(path, names)
+        config_files += [storage.join(path, "config.json")] if "config.json" in names else []
+    config_file = config_files[-1] if config_files else storage.join(path, "config.json")
+    own = storage.read_json(config_file) if config_files else None
+    raw, config = architecture.settle(own, config_file, given)
+    arrays = Arrays(path, names)
+    if isinstance(config, T5Config):
+        layouts = t5x_names.t5_layouts(config, arrays.shapes, path)
+        config = dataclasses.replace(config, bias_per_layer=layouts[0].bias_per_layer)
+        raw = raw | {"model_type": "umt5" if config.bias_per_layer else raw["model_type"]}
+        sources = t5x_names.t5_sources(config, layouts)
+    else:
+        sources = t5x_names.decoder_only_sources(config, arrays.shapes, path)
+
+    if t5x_names.is_scanned(arrays.shapes):
+        # Layer after layer takes its part of the same arrays, of up to three at a time.
+        arrays.read = functools.lru_cache(maxsize=3)(arrays.read)
+
+    def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
+        return stream(path, sources, arrays, dtype)
+
+    files = [f for name in arrays.on_disk for f in storage.list_files(storage.join(path, _TARGET + name))]
+    return Checkpoint(raw, config, (storage.join(path, INDEX), *files), parameters)
+
+
+def _newest(path: str, names: list[str]) -> tuple[str, list[str]]:
+    steps = sorted((int(match[1]), name) for name in names if (match := _STEP.fullmatch(name)))
+    for _, name in reversed(steps):
+        inside = storage.list_names(storage.join(path, name))
+        if INDEX in inside:
+            return storage.join(path, name), inside
+    raise CheckpointError(f"{path}: none of {[name for _, name in steps]} has the file {INDEX!r} of a finished checkpoint")
+
+
+class Arrays:
+    """`decoding.checkpoints.fill.Tensors` over a checkpoint's target, by names without "target.".
+
+    Attributes:
+      shapes: by name.
+      on_disk: names of the arrays that have their own directory.
+
+    Raises:
+      CheckpointError: the index or an array is not what T5X writes.
+    """
+
+    def __init__(self, path: str, names: list[str]):
+        self._path = path
+        self._inline = _inline_arrays(storage.join(path, INDEX))
+        self.on_disk = [name.removeprefix(_TARGET) for name in names if name.startswith(_TARGET)]
+        self._stores = self._open()
+        self.shapes = {name: tuple(store.shape) for name, store in self._stores.items()}
+        self.shapes |= {name: array.shape for name, array in self._inline.items()}
+
+    def _open(self) -> dict[str, object]:
+        import tensorstore
+
+        def begin(name: str):
+            kvstore = storage.tensorstore_spec(storage.join(self._path, _TARGET + name) + "/")
+            # Without the flag a chunk that is not there reads as zeros.
+            spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+            return tensorstore.open(spec, open=True, read=True)
+
+        opening = {name: begin(name) for name in self.on_disk}
+        stores = {}
+        for name, future in opening.items():
+            try:
+                stores[name] = future.result()
+            except ValueError as error:
+                raise CheckpointError(f"{self._path}/{_TARGET}{name} is not a zarr array: {error}") from error
+        return stores
+
+    def read(self, name: str) -> np.ndarray:
+        if name in self._inline:
+            return self._inline[name]
+        try:
+            return self._stores[name].read().result()
+        except ValueError as error:
+            raise CheckpointError(f"{self._path}/{_TARGET}{name} cannot be read: {error}") from error
+
+
+def _inline_arrays(path: str) -> dict[str, np.ndarray]:
+    """The target's arrays that the index holds itself, by dotted name."""
+    from flax import serialization
+
+    try:
+        index = serialization.msgpack_restore(storage.read_bytes(path))
+        target = index.get("optimizer", index)["target"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except Exception as error:  # msgpack raises whatever a foreign file leads it to
+        raise CheckpointError(f"{path} is not the index of a T5X checkpoint: {error}") from error
+    found = {}
+
+    def walk(node, path: tuple[str, ...]) -> None:
+        if isinstance(node, np.ndarray):
+            found[".".join(path)] = node
+        elif isinstance(node, dict) and "driver" not in node:
+            for key, below in node.items():
+                walk(below, (*path, str(key)))
+
+    walk(target, ())
+    return found
