@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from decoding import DecodingConfig
 from transforms.inputs import FILE_FORMATS, FORMATS, format_of
 from transforms.inputs.base import Cut, InputSpec, RecordFields
-from transforms.storage import is_remote
+from transforms.storage import carries_credential, is_remote, without_query
 
 NAMED_DRAFTS = ("prompt_lookup", "uniform")
 """Drafts that are a way of proposing rather than a directory."""
@@ -420,7 +420,16 @@ def resolve_paths(config: JobConfig) -> JobConfig:
 
 
 def absolute(path: str) -> str:
-    """`path` made absolute where it is local; "" stays ""."""
+    """`path` made absolute where it is local; "" stays "".
+
+    Raises:
+      ConfigError: a URL that carries a credential. What is in the config is in the manifest.
+    """
+    if carries_credential(path):
+        raise ConfigError(
+            f"{without_query(path)!r} was given with a query or a password in it, which the manifest would keep; "
+            "allowed: a plain path, local or gs://, and credentials from the environment"
+        )
     return os.path.abspath(os.path.expanduser(path)) if path and not is_remote(path) else path
 
 

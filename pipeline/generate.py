@@ -89,7 +89,8 @@ def beam_options(args: Sequence[str]) -> PipelineOptions:
     options = PipelineOptions(list(args))
     if options.view_as(StandardOptions).runner is None:
         if unknown := _unknown_options(args):
-            raise ConfigError(f"{unknown[0]!r} is neither an option of this job nor of Beam")
+            name = unknown[0].split("=", 1)[0]  # its value may be a secret
+            raise ConfigError(f"{name!r} is neither an option of this job nor of Beam")
         options.view_as(StandardOptions).runner = LOCAL_RUNNER
         direct = options.view_as(DirectOptions)
         if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
@@ -115,7 +116,7 @@ def main(args: Sequence[str], factory: GeneratorFactory | None = None, launch: L
         options = beam_options(command.beam_args)
         run = _prepare(command, options, launch or Launch())
     except (ConfigError, FolderError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", _one_line(error), file=sys.stderr)
         return 2
     if run.finished:
         console.print(f"Finished already, nothing to do: {run.folder.root}", soft_wrap=True, highlight=False)
@@ -168,11 +169,16 @@ def _launch(
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return 130
     except Exception as error:  # what the runner reports, often with the worker's traceback in its message
-        print(f"error: the job failed: {error}\nCommitted shards are kept; the same command continues", file=sys.stderr)
+        print("error: the job failed:", _one_line(error), file=sys.stderr)
+        print("Committed shards are kept; the same command continues", file=sys.stderr)
         return 1
     summary = json.loads(run.folder.read(storage.SUMMARY))
     print_summary(console, summary, run.folder.root, time.monotonic() - started)
     return 0 if len(summary["shards"]["missing"]) <= command.allow_failed_shards else 1
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(storage.without_query(str(error)).split()) or type(error).__name__
 
 
 def _local_device() -> dict:

@@ -10,6 +10,7 @@ error, and the others go on. After a first death one thread decodes, so that a s
 import ctypes
 import dataclasses
 import functools
+import itertools
 import os
 import signal
 import sys
@@ -43,8 +44,8 @@ def supervise(job: Callable[[Sequence[str], Launch], int], args: Sequence[str]) 
     """
     if sys.platform != "linux" or any(arg.split("=")[0] == "--runner" for arg in args):
         return job(args, Launch())
-    output = next((arg.split("=", 1)[1] for arg in args if arg.startswith("--output=")), "")
-    launch, begun = Launch(), _begun(output)
+    launch, output = Launch(), _output_of(args)
+    begun = _begun(output)
     while True:
         death = _run_in_child(functools.partial(job, args, launch))
         if death >= 0:
@@ -59,6 +60,13 @@ def supervise(job: Callable[[Sequence[str], Launch], int], args: Sequence[str]) 
             return 128 - death
         if launch.deaths == 1:
             args = [*args, "--direct_num_workers=1"]
+
+
+def _output_of(args: Sequence[str]) -> str:
+    """What `--output=DIR` or `--output DIR` names; "" for neither."""
+    values = [arg.split("=", 1)[1] for arg in args if arg.startswith("--output=")]
+    values += [value for flag, value in itertools.pairwise(args) if flag == "--output"]
+    return os.path.expanduser(values[0]) if values else ""
 
 
 def _begun(output: str) -> dict[str, int]:

@@ -60,8 +60,9 @@ def given_up(folder: OutputFolder, shard: int, num_shards: int, launch: str) -> 
 
 def set_aside(folder: OutputFolder, shard: int, num_shards: int, failure: ShardFailure) -> None:
     """Notes what keeps a shard from being committed. Never raises."""
-    error = {"stage": failure.stage, "error_type": failure.error_type, "message": failure.message}
-    logging.getLogger(__name__).warning("shard %d is set aside: %s", shard, error)
+    message = storage.without_query(failure.message)
+    error = {"stage": failure.stage, "error_type": failure.error_type, "message": message}
+    logging.getLogger(__name__).warning("shard is set aside: %s", json.dumps({"shard": shard, **error}, ensure_ascii=False))
     try:
         note = read(folder, shard, num_shards)
         note = _Note(shard, note.get("attempt", 1), note.get("launch", ""), note.get("in_launch", 1), error)

@@ -118,7 +118,7 @@ def decode_batch(
         flat, report = generator.generate_with_report(tokens, example_ids)
     except Exception as error:
         if len(tokens) == 1:
-            logging.getLogger(__name__).warning("example %s failed: %s", example_ids[0], error)
+            logging.getLogger(__name__).info("example %r failed: %s", example_ids[0], error)  # errors/ will have it
             message = str(error)[: records.MAX_MESSAGE_CHARS]
             return [DecodeFailure(type(error).__name__, message)], EngineCounters()
         half = len(tokens) // 2

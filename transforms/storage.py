@@ -36,7 +36,8 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 SUCCESS = "_SUCCESS"
 
-_URL_QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[^\s'\"]*")
+_URL_QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[\w.-]+=[^\s'\"]*")
+_URL_PASSWORD = re.compile(r"(\w+://)[^\s/@'\"]+:[^\s/@'\"]+@")
 
 
 def is_remote(path: str) -> bool:
@@ -90,8 +91,13 @@ def store_errors(path: str) -> Iterator[None]:
 
 
 def without_query(text: str) -> str:
-    """`text` without the queries of the URLs in it: a signed URL carries its signature there."""
-    return _URL_QUERY.sub(r"\1?...", text)
+    """`text` without the passwords and queries of the URLs in it: a signed URL carries its signature there."""
+    return _URL_QUERY.sub(r"\1?...", _URL_PASSWORD.sub(r"\1...@", text))
+
+
+def carries_credential(path: str) -> bool:
+    """Whether `path` is a URL with a password or a query. A "?" alone is a glob's."""
+    return without_query(path) != path
 
 
 def list_tree(root: str) -> dict[str, int]:

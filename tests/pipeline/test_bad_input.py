@@ -137,7 +137,7 @@ def test_launch_refuses(command, tmp_path, capsys, models, sentences, spiece_mod
     refused("--config.model.target=/nowhere", parts=["model.target", "/nowhere"])
     refused("--config.model.draft=/nowhere", parts=["model.draft", "/nowhere"])
     refused("--config.model.tokenizer=/nowhere", parts=["model.tokenizer", "/nowhere", "spiece.model"])
-    refused("--direct_num_wrokers=3", parts=["--direct_num_wrokers=3"])
+    refused("--direct_num_wrokers=3", parts=["'--direct_num_wrokers'"])
 
     small = tmp_path / "small"
     shutil.copytree(models["draft"], small)

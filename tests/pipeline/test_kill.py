@@ -1,7 +1,14 @@
-"""Killed anywhere, the same command finishes the job: every example once, and what an undisturbed run yields."""
+"""Killed anywhere, the same command finishes the job: every example once, and what an undisturbed run yields.
 
+Launches are forked from one process that has imported everything, so that a kill falls into the job and not into its
+imports. What is killed is the launcher, or the worker process under it, which the launcher then starts again.
+"""
+
+import json
 import os
+import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,48 +21,111 @@ from pipeline import generate
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, summary
 
-PROGRAM = (
-    "import sys; from pipeline import generate; from tests.pipeline import fakes; "
-    "sys.exit(generate.main(sys.argv[1:], fakes.factory(delay_secs=0.2)))"
-)
+LAUNCHPAD = """
+import json, os, sys
+from pipeline import generate, supervise
+from tests.pipeline import fakes
+job = lambda args, launch: generate.main(args, fakes.factory(delay_secs=0.05), launch)
+print("ready", flush=True)
+for line in sys.stdin:
+    launcher = os.fork()
+    if launcher == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os._exit(supervise.supervise(job, json.loads(line)))
+    print(launcher, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(launcher, 0)[1]), flush=True)
+"""
 
 
-def kill_at_random(args: list[str], out, rng: random.Random) -> None:
-    """Starts the job and kills it at a random moment from shortly before its manifest until it should be done."""
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / "manifest.json").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(rng.uniform(0, 4))
-    if process.poll() is None:
-        os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+class Launchpad:
+    """Starts commands one after the other, each in a process of its own."""
+
+    def __init__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHPAD],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        assert self._process.stdout.readline() == "ready\n"
+
+    def start(self, args: list[str]) -> int:
+        """Process id of the launcher."""
+        print(json.dumps(args), file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+    def status(self) -> int:
+        """Exit status of the launcher, the negative signal where it was killed. Waits for its end."""
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.soak)])
+def worker_of(launcher: int) -> int | None:
+    try:
+        children = pathlib.Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    except FileNotFoundError:
+        return None
+    return int(children[0]) if children else None
+
+
+def kill_at_random(launchpad: Launchpad, args: list[str], rng: random.Random, seconds: float) -> tuple[str, int]:
+    """Starts the command and kills its launcher or its worker at a random moment. Returns which, and the exit status."""
+    launcher, victim = launchpad.start(args), rng.choice(["launcher", "worker"])
+    time.sleep(rng.uniform(0, seconds))
+    worker = worker_of(launcher)
+    process = launcher if victim == "launcher" else worker
+    if process is None:
+        return "nobody", launchpad.status()
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        victim = "nobody"
+    status = launchpad.status()
+    deadline = time.monotonic() + 10
+    while worker and os.path.exists(f"/proc/{worker}") and time.monotonic() < deadline:
+        time.sleep(0.01)  # it dies with its launcher
+    return victim, status
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.soak)])
 def test_killed_and_continued(command, tmp_path, kills):
-    undisturbed = tmp_path / "undisturbed"
-    shards = "--config.shards.examples_per_shard=2"
-    assert generate.main(command(shards, output=undisturbed), fakes.factory()) == 0
-    expected = files(undisturbed)
-    rng, out, survived = random.Random(kills), tmp_path / "out", {}
-    for _ in range(kills):
-        kill_at_random(command(shards), out, rng)
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    args = command("--config.shards.examples_per_shard=2", "--config.decoding.gamma=auto")
+    assert generate.main(command(*args[2:], output=undisturbed), fakes.factory()) == 0
+    expected, reference = files(undisturbed), rows(undisturbed)
+    launchpad, rng, survived = Launchpad(), random.Random(kills), {}
+    start = time.monotonic()
+    launchpad.start(args)
+    assert launchpad.status() == 0
+    seconds = 1.2 * (time.monotonic() - start)
+    shutil.rmtree(out)
+    killed = {"launcher": 0, "worker": 0, "nobody": 0}
+    while killed["launcher"] + killed["worker"] < kills:
+        victim, status = kill_at_random(launchpad, args, rng, seconds)
+        killed[victim] += 1
+        assert victim != "launcher" or status in (0, -signal.SIGKILL)  # 0: it had just ended
         parts = sorted((out / "generations").glob("*.parquet")) if (out / "generations").exists() else []
         for part in parts:
             pq.read_table(part)  # every part that is there is whole
         assert survived.items() <= {part: part.stat().st_mtime_ns for part in parts}.items()
         survived = {part: part.stat().st_mtime_ns for part in parts}
-        if not kills > 3 and (out / "_SUCCESS").exists():
-            break
-        if (out / "_SUCCESS").exists():  # finished before it was killed: begin again
-            for path in sorted(out.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
+        if status == 0:
+            assert_undisturbed(out, expected, reference, undisturbed)
+            shutil.rmtree(out)
             survived = {}
-    assert generate.main(command(shards), fakes.factory()) == 0
+    launchpad.start(args)
+    assert launchpad.status() == 0
+    launchpad.close()
+    assert_undisturbed(out, expected, reference, undisturbed)
+    assert killed["launcher"] and killed["worker"], killed
+    print(f"{killed} in {seconds:.1f} s each")
+
+
+def assert_undisturbed(out, expected, reference, undisturbed):
     assert files(out) == expected
-    assert_same_rows(rows(undisturbed), rows(out))
+    assert_same_rows(reference, rows(out))
     totals = [summary(folder) for folder in (undisturbed, out)]
     for total in totals:
         total.pop("timings"), total.pop("finished")
