@@ -79,6 +79,7 @@ def from_json(data: bytes) -> LibraryTokenizer:
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_buffer(data)
+    tokenizer.no_truncation()
     bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     first = next((i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare), 0)
     return LibraryTokenizer(tokenizer, hashlib.sha256(data).hexdigest(), tuple(whole[:first]))

@@ -1,4 +1,4 @@
-"""Both tokeniser formats: text survives, and ids that are no piece are left out."""
+"""Every tokeniser format: text survives, ids that are no piece are left out, foreign vocabularies are refused."""
 
 import io
 
@@ -6,6 +6,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
+from tests import tiny_gguf
 from transforms.tokenize import TokenizerError, find_tokenizer, load_tokenizer
 
 TEXT = "a tool for files"
@@ -64,3 +65,141 @@ def test_missing_or_broken(tmp_path):
         (tmp_path / name).write_bytes(b"nonsense")
         with pytest.raises(TokenizerError, match=name):
             load_tokenizer(str(tmp_path / name))
+
+
+# BERT's wordpieces.
+
+VOCABULARY = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "the", "tool", "##s", "##kit", "read", "cafe", ",", "."]
+
+
+def test_wordpiece(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    tokenizer = load_tokenizer(str(tmp_path))
+    ids = tokenizer.encode("The toolkits,  read Café [SEP] zebra.")
+    assert [VOCABULARY[i] for i in ids] == ["the", "tool", "##kit", "##s", ",", "read", "cafe", "[SEP]", "[UNK]", "."]
+    assert tokenizer.decode(ids) == "the toolkits, read cafe."
+    assert (tokenizer.pieces(), tokenizer.begin) == (VOCABULARY, ())
+
+
+def test_wordpiece_keeps_case_where_the_vocabulary_does_or_the_config_says(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*VOCABULARY, "The"]))
+    assert load_tokenizer(str(tmp_path)).encode("The tool") == [13, 6]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert load_tokenizer(str(tmp_path)).encode("The tool") == [5, 6]
+
+
+def test_some_other_text_file(tmp_path):
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(TokenizerError, match=r"no piece \[UNK\]"):
+        load_tokenizer(str(tmp_path))
+
+
+# What a file puts before every text.
+
+
+def test_begin_of_a_tokenizer_json(folder, tmp_path):
+    assert load_tokenizer(str(folder / "json")).begin == ()
+    words = tokenizers.Tokenizer.from_file(str(folder / "json" / "tokenizer.json"))
+    words.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 7), ("</s>", 8)])
+    words.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.begin, tokenizer.encode(TEXT)) == ((7,), [1, 2, 5, 4])
+
+
+def test_begin_of_a_sentencepiece_model(folder, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes((folder / "spiece" / "spiece.model").read_bytes())
+    plain = load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true, "bos_token": {"content": "</s>"}}')
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (plain.begin, tokenizer.begin) == ((), (1,))
+    assert plain.sha256 != tokenizer.sha256
+
+
+# GGUF.
+
+
+def byte_level(pre, **changes):
+    """Metadata of a byte-level BPE over lower-case letters, digits and blanks, with the merges t+o, to+o, Ġ+to, 2+0."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    merged = ["to", "too", "Ġto", "20", "202"]
+    tokens = ["<|end|>", "<user>", *letters, *"0123456789", "Ġ", "Ċ", *merged, "tools"]
+    return {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 4] + [1] * (len(tokens) - 2),
+        "tokenizer.ggml.merges": ["t o", "to o", "Ġ to", "2 0", "20 2"],
+        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0,
+    } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("gpt-2", "too Ġto p Ġ 20 20 <|end|> <user> tools"),
+        ("smollm", "too Ġto p Ġ 2 0 2 0 <|end|> <user> tools"),
+        ("qwen2", "too Ġto p Ġ 2 0 2 0 <|end|> <user> tools"),
+        ("llama-bpe", "too Ġto p Ġ 202 0 <|end|> <user> tools"),
+        ("default", "too Ġto p Ġ 202 0 <|end|> <user> tools"),
+    ],
+)
+def test_gguf_bytes(tmp_path, pre, expected):
+    """Digits go in groups of one, of three or as many as there are; only llama-bpe takes whole words without merges."""
+    values = byte_level(pre)
+    tokenizer = load_tokenizer(tiny_gguf.write(tmp_path / "x.gguf", values, {}))
+    text = "too top 2020<|end|><user>tools"
+    found = [tokenizer.pieces()[i] for i in tokenizer.encode(text)]
+    assert found == (expected if pre == "llama-bpe" else expected.replace("tools", "too l s")).split()
+    assert tokenizer.decode(tokenizer.encode(text)) == "too top 2020<user>tools"
+    assert tokenizer.pieces() == values["tokenizer.ggml.tokens"]
+    assert tokenizer.begin == ((0,) if pre == "llama-bpe" else ())
+
+
+def test_gguf_begin_and_identity(tmp_path):
+    changes = [{}, {"tokenizer.ggml.add_bos_token": True}, {"tokenizer.ggml.merges": ["t o", "to o"]}]
+    found = [
+        load_tokenizer(tiny_gguf.write(tmp_path / f"{i}.gguf", byte_level("gpt-2", **change), {}))
+        for i, change in enumerate(changes)
+    ]
+    assert [tokenizer.begin for tokenizer in found] == [(), (0,), ()]
+    assert len({tokenizer.sha256 for tokenizer in found}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokenizer.ggml.pre": "tekken"}, "'tekken'; supported: default, gpt-2, smollm, qwen2, llama-bpe"),
+        ({"tokenizer.ggml.model": "bert"}, "'bert'; supported: gpt2, llama"),
+        ({"tokenizer.ggml.merges": ["t q"]}, "out of vocabulary|tq"),
+    ],
+)
+def test_gguf_refused(tmp_path, change, message):
+    path = tiny_gguf.write(tmp_path / "x.gguf", byte_level("gpt-2") | change, {})
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(path)
+
+
+def test_gguf_sentencepiece(folder, tmp_path):
+    """A BPE model taken apart as llama.cpp's converter does tokenises as it did before."""
+    data = io.BytesIO()
+    sentences = [TEXT, "two tools read 12 files", "no file was read"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences * 9), model_writer=data, vocab_size=320, model_type="bpe", byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    reference = sentencepiece.SentencePieceProcessor(model_proto=data.getvalue())
+    size, kinds = reference.GetPieceSize(), ("IsUnknown", "IsControl", "IsByte")
+    types = [next((t for t, is_ in zip((2, 3, 6), kinds) if getattr(reference, is_)(i)), 1) for i in range(size)]
+    values = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [reference.IdToPiece(i) for i in range(size)],
+        "tokenizer.ggml.scores": [reference.GetScore(i) for i in range(size)],
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+    }  # fmt: skip
+    tokenizer = load_tokenizer(tiny_gguf.write(tmp_path / "x.gguf", values, {}))
+    for text in [*sentences, "  two  blanks ", "Überraschung\n12", ""]:
+        assert tokenizer.encode(text) == reference.EncodeAsIds(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == reference.DecodeIds(reference.EncodeAsIds(text))
+    assert tokenizer.begin == (1,)
+    ids = tokenizer.encode("<s>a file</s>")
+    assert ids == [1, *reference.EncodeAsIds("a file"), 2]
+    assert tokenizer.decode(ids) == "a file"

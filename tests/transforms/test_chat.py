@@ -1,0 +1,133 @@
+"""Conversations: what a record may be, the prompt of known templates, and what is cut of a long one."""
+
+import json
+
+import pytest
+
+from tests import tiny_gguf
+from transforms import chat
+from transforms.chat import ChatError, ChatTemplate
+
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are "
+    "helpful<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PLAIN = ChatTemplate("{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:", "<s>", "</s>")
+
+
+class Letters:
+    """One token per character."""
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+
+def encoded(text, *, prefix="", limit=200_000, template=PLAIN):
+    ids, cut = chat.encode(Letters(), template, text, prefix=prefix, max_tokens=limit)
+    assert len(ids) <= limit
+    return "".join(map(chr, ids)), cut
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("Hi", "u:Hi;a:"),
+        ('["Hi", "Ho", "Ha"]', "u:Hi;a:Ho;u:Ha;a:"),
+        ('["Ho", "Ha"]', "a:Ho;u:Ha;a:"),
+        ('[{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]', "s:S;u:Hi;a:"),
+        ("[sic] this", "u:[sic] this;a:"),
+        ("[]", "u:[];a:"),
+        ("[12]", "u:[12];a:"),
+        ("[" * 100_000, "u:" + "[" * 100_000 + ";a:"),
+    ],
+)
+def test_what_a_record_may_be(text, prompt):
+    assert encoded(text) == (prompt, False)
+
+
+def test_the_prefix_goes_before_the_last_message():
+    assert encoded('["Hi", "Ho", "Ha"]', prefix="Sum: ")[0] == "u:Hi;a:Ho;u:Sum: Ha;a:"
+
+
+@pytest.mark.parametrize("text", ['["a", 3]', '[{"role": "user"}]', '[{"role": "user", "content": ["x"]}]'])
+def test_no_conversation(text):
+    with pytest.raises(ChatError, match="a turn is"):
+        encoded(text)
+
+
+def test_a_published_template():
+    prompt = encoded("Hi", template=ChatTemplate(SMOLLM2))[0]
+    assert prompt == (
+        "<|im_start|>system\nYou are helpful<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "prompt"),
+    [
+        (25, "s:S;u:3;a:4;u:5;a:"),
+        (18, "s:S;u:3;a:4;u:5;a:"),
+        (17, "s:S;u:5;a:"),
+        (10, "s:S;u:5;a:"),
+    ],
+)
+def test_the_oldest_turns_go_first(limit, prompt):
+    turns = [("system", "S"), ("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4"), ("user", "5")]
+    text = json.dumps([{"role": role, "content": content} for role, content in turns])
+    assert encoded(text, limit=26) == ("s:S;u:1;a:2;u:3;a:4;u:5;a:", False)
+    assert encoded(text, limit=limit) == (prompt, True)
+
+
+def test_the_last_message_is_cut_and_the_template_kept():
+    assert encoded("abcdefgh", limit=8) == ("u:abc;a:", True)
+    with pytest.raises(ChatError, match="cannot be cut to 3 tokens"):
+        encoded("abcdefgh", limit=3)
+
+
+def test_special_tokens_and_refusals_of_a_template():
+    assert encoded("x", template=ChatTemplate("{{ bos_token }}{{ eos_token }}", "<s>", "</s>"))[0] == "<s></s>"
+    with pytest.raises(ChatError, match="roles must alternate"):
+        encoded("x", template=ChatTemplate("{{ raise_exception('roles must alternate') }}"))
+    with pytest.raises(ChatError, match="TemplateSyntaxError"):
+        encoded("x", template=ChatTemplate("{% for"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+    ],
+)
+def test_templates_are_sandboxed(source):
+    with pytest.raises(ChatError, match="SecurityError|UndefinedError"):
+        chat.render(ChatTemplate(source), [{"role": "user", "content": "x"}])
+
+
+def test_templates_know_no_clock():
+    assert encoded("x", template=ChatTemplate("{{ strftime_now is defined }}"))[0] == "False"
+
+
+def test_where_templates_are_found(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ChatError, match="no chat template comes with"):
+        chat.find_template(str(tmp_path))
+    config = {"chat_template": "A", "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert chat.find_template(str(tmp_path)) == ChatTemplate("A", "<s>", "</s>")
+    config["chat_template"] = [{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert chat.find_template(str(tmp_path)).source == "D"
+    (tmp_path / "chat_template.jinja").write_text("J")
+    assert chat.find_template(str(tmp_path / "tokenizer.json")).source == "J"
+
+
+def test_the_template_in_a_gguf_file(tmp_path):
+    values = {
+        "tokenizer.chat_template": "G", "tokenizer.ggml.tokens": ["<s>", "</s>"],
+        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1,
+    }  # fmt: skip
+    path = tiny_gguf.write(tmp_path / "x.gguf", values, {})
+    assert chat.find_template(path) == ChatTemplate("G", "<s>", "</s>")
