@@ -235,6 +235,8 @@ def read_inputs(config: JobConfig, models: CheckedModels, count: int) -> Inputs:
                 prefix=config.input.prefix,
                 eos_id=models.input_eos_id,
                 max_input_tokens=config.decoding.max_input_tokens,
+                chat_template=models.chat_template,
+                empty_id=models.empty_id,
             )
             examples.extend(read.examples)
             failed += len(read.errors)

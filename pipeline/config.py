@@ -40,6 +40,9 @@ class InputConfig:
       target_field: the field that holds the reference, "" for none. Records without it have no reference.
       id_field: the field that holds a unique id (text or whole number), "" to name examples by file and record number.
       prefix: put before every text, as the task asks ("translate English to German: "). A SeqIO task has its own.
+      chat_template: makes prompts for an instruct model: "model" for the template that comes with it, or Jinja source;
+        "" for none. A text may then also be a list of turns; see transforms/chat.py.
+      empty: of a text that is empty: "error", or "start" to decode from the start token alone (decoder-only models).
       format: "jsonl", "text", "csv", "parquet" or "tfrecord"; "tfds" for a prepared data set; "seqio" for a task or a
         mixture; "" to tell by the pattern's ending.
       delimiter: between the fields of a CSV file.
@@ -54,6 +57,8 @@ class InputConfig:
     target_field: str = ""
     id_field: str = ""
     prefix: str = ""
+    chat_template: str = ""
+    empty: str = "error"
     format: str = ""
     delimiter: str = ","
     name: str = ""
@@ -78,6 +83,9 @@ class InputConfig:
             _require(ok, "input.name", self.name, "the name of a data set, task or mixture")
             ok = not self.prefix or self.format == "tfds"
             _require(ok, "input.prefix", self.prefix, '"" for SeqIO: a task puts its own')
+        _require(self.empty in ("error", "start"), "input.empty", self.empty, '"error" or "start"')
+        ok = not self.chat_template or self.format != "seqio"
+        _require(ok, "input.chat_template", self.chat_template, '"" for SeqIO: a task makes its own prompts')
         for setting, formats in (("name", ("tfds", "seqio")), ("split", ("tfds", "seqio")), ("module", ("seqio",)),
                                  ("data_dir", ("tfds", "seqio"))):  # fmt: skip
             ok = not getattr(self, setting) or self.resolved_format in formats

@@ -60,6 +60,8 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             prefix=config.input.prefix,
             eos_id=models.input_eos_id,
             max_input_tokens=config.decoding.max_input_tokens,
+            chat_template=models.chat_template,
+            empty_id=models.empty_id,
             launch=run.launch,
         )
         read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> ReadShards(output, settings)

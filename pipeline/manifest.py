@@ -216,6 +216,8 @@ def run_identity(config: JobConfig, plan: Plan, models: CheckedModels) -> dict:
             "target_field": config.input.target_field,
             "id_field": config.input.id_field,
             "prefix": config.input.prefix,
+            "chat_template": dataclasses.asdict(models.chat_template) if models.chat_template else "",
+            "empty": config.input.empty,
             "format": config.input.resolved_format,
             "delimiter": config.input.delimiter,
         },

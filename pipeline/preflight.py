@@ -5,7 +5,7 @@ import hashlib
 
 import decoding
 from pipeline.config import ConfigError, JobConfig
-from transforms import storage
+from transforms import chat, storage
 from transforms.tokenize import Tokenizer, TokenizerError, find_tokenizer, load_tokenizer
 
 _WHOLE_FILE_BYTES = 256 << 20
@@ -22,6 +22,8 @@ class CheckedModels:
       eos_id: ends a generation.
       input_eos_id: appended to every input; None for decoder-only models.
       identity: what tells these models' weights from others, for the fingerprint.
+      chat_template: makes prompts of texts; None for none.
+      empty_id: what an empty text becomes; None makes it an error.
     """
 
     tokenizer: str
@@ -29,6 +31,8 @@ class CheckedModels:
     eos_id: int
     input_eos_id: int | None
     identity: dict
+    chat_template: chat.ChatTemplate | None = None
+    empty_id: int | None = None
 
 
 def check_models(config: JobConfig) -> CheckedModels:
@@ -67,8 +71,32 @@ def check_models(config: JobConfig) -> CheckedModels:
         identity["draft"] = model_identity(config.model.draft, draft)
     found = find_tokenizer(path)
     return CheckedModels(
-        found, tokenizer.sha256, target.eos_id, target.eos_id if target.encoder_decoder else None, identity
-    )
+        found, tokenizer.sha256, target.eos_id, target.eos_id if target.encoder_decoder else None, identity,
+        chat_template=_check_chat_template(config, target, found),
+        empty_id=_check_empty(config, target),
+    )  # fmt: skip
+
+
+def _check_chat_template(config: JobConfig, target: decoding.CheckpointInfo, tokenizer: str) -> chat.ChatTemplate | None:
+    setting = config.input.chat_template
+    if not setting:
+        return None
+    if target.encoder_decoder:
+        raise ConfigError(f'input.chat_template is {setting!r}; allowed: "" for an encoder-decoder model')
+    try:
+        template = chat.find_template(tokenizer) if setting == chat.OWN else chat.ChatTemplate(setting)
+        chat.render(template, [{"role": "user", "content": "A text."}])
+    except (chat.ChatError, ValueError) as error:
+        raise ConfigError(f"input.chat_template is {setting!r}: {error}") from error
+    return template
+
+
+def _check_empty(config: JobConfig, target: decoding.CheckpointInfo) -> int | None:
+    if config.input.empty == "error":
+        return None
+    if target.encoder_decoder:
+        raise ConfigError(f'input.empty is {config.input.empty!r}; allowed: "error" for an encoder-decoder model')
+    return target.start_id
 
 
 def _inspect(setting: str, path: str) -> decoding.CheckpointInfo:

@@ -9,7 +9,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.metrics import Metrics
 
-from transforms import attempts, records, storage
+from transforms import attempts, chat, records, storage
 from transforms.inputs import format_module
 from transforms.inputs.base import InputSpec, Raw, find_field, read_id
 from transforms.plan import Plan, ShardTable
@@ -36,6 +36,8 @@ def read_shard(
     prefix: str,
     eos_id: int | None,
     max_input_tokens: int,
+    chat_template: chat.ChatTemplate | None = None,
+    empty_id: int | None = None,
     attempt: int = 1,
 ) -> TokenizedShard:
     """Reads and tokenises one shard.
@@ -47,18 +49,22 @@ def read_shard(
       prefix: put before every text, as the task asks.
       eos_id: appended to every input and kept when it is cut; None appends nothing (decoder-only models).
       max_input_tokens: longest input; longer ones are cut and flagged.
+      chat_template: makes prompts of texts, where given.
+      empty_id: what an empty text becomes; None makes it an error.
       attempt: passed on.
     """
     examples, errors = [], []
     for raw in format_module(spec.format).read(work, spec):
-        record = _read_record(raw, spec, tokenizer)
+        record = _read_record(raw, spec, tokenizer, may_be_empty=empty_id is not None, may_be_list=chat_template is not None)
         if isinstance(record, _Record):
-            record = _tokenize(record, tokenizer, prefix, eos_id, max_input_tokens)
+            record = _tokenize(record, tokenizer, prefix, eos_id, max_input_tokens, chat_template, empty_id)
         (errors if isinstance(record, ExampleError) else examples).append(record)
     return TokenizedShard(work, attempt, tuple(examples), tuple(errors))
 
 
-def _read_record(raw: Raw, spec: InputSpec, tokenizer: Tokenizer) -> _Record | ExampleError:
+def _read_record(
+    raw: Raw, spec: InputSpec, tokenizer: Tokenizer, *, may_be_empty: bool, may_be_list: bool
+) -> _Record | ExampleError:
     example_id, fields, row = raw.place, spec.fields, raw.row
 
     def failed(error_type: str, message: str) -> ExampleError:
@@ -97,6 +103,8 @@ def _read_record(raw: Raw, spec: InputSpec, tokenizer: Tokenizer) -> _Record | E
                 value = value.decode()
             except UnicodeDecodeError as error:
                 return failed("InvalidUtf8", f"byte {error.start} of field {name!r} is not UTF-8: {error.reason}")
+        if may_be_list and isinstance(value, list) and name == fields.inputs:
+            value = json.dumps(value, ensure_ascii=False)
         if not isinstance(value, str):
             return failed("WrongType", f"field {name!r} holds {type(value).__name__}, not text")
         try:
@@ -104,7 +112,7 @@ def _read_record(raw: Raw, spec: InputSpec, tokenizer: Tokenizer) -> _Record | E
         except UnicodeEncodeError:
             return failed("InvalidText", f"field {name!r} holds half of a surrogate pair, which no UTF-8 text can")
         texts.append(value)
-    if not texts[0].strip():
+    if not texts[0].strip() and not may_be_empty:
         return failed("EmptyInput", f"field {fields.inputs!r} is empty")
     return _Record(example_id, raw.index, raw.place, raw.record, *texts, tokens)
 
@@ -114,23 +122,41 @@ def _is_tokens(value: Any) -> bool:
 
 
 def _tokenize(
-    record: _Record, tokenizer: Tokenizer, prefix: str, eos_id: int | None, max_input_tokens: int
+    record: _Record,
+    tokenizer: Tokenizer,
+    prefix: str,
+    eos_id: int | None,
+    max_input_tokens: int,
+    chat_template: chat.ChatTemplate | None,
+    empty_id: int | None,
 ) -> Example | ExampleError:
     def failed(error_type: str, message: str) -> ExampleError:
         return records.example_error(
             record.example_id, record.index, records.TOKENIZE, error_type, message, record.place, record.raw
         )
 
+    cut = False
     try:
-        tokens = record.tokens if record.tokens is not None else tokenizer.encode(prefix + record.inputs)
+        if record.tokens is not None:
+            tokens = record.tokens
+        elif chat_template is not None:
+            tokens, cut = chat.encode(
+                tokenizer, chat_template, record.inputs, prefix=prefix, max_tokens=max_input_tokens
+            )
+        else:
+            tokens = tokenizer.encode(prefix + record.inputs)
     except Exception as error:  # whatever a tokeniser's library raises concerns this record only
         return failed(type(error).__name__, str(error))
+    if not tokens and empty_id is not None:
+        tokens = [empty_id]
+    elif tokens and eos_id is None and record.tokens is None and chat_template is None:
+        tokens = [*tokenizer.begin, *tokens]
     if not tokens:
         return failed("NoTokens", "the tokeniser yields no token for this text")
     if record.tokens is not None and tokens[-1] == eos_id:
         tokens = tokens[:-1]
     ending = [] if eos_id is None else [eos_id]
-    truncated = len(tokens) + len(ending) > max_input_tokens
+    truncated = cut or len(tokens) + len(ending) > max_input_tokens
     tokens = np.asarray(tokens[: max_input_tokens - len(ending)] + ending, np.int32)
     return Example(
         record.example_id, record.index, record.inputs, record.targets, tokens, truncated,
@@ -147,6 +173,8 @@ class ReadSettings:
     prefix: str
     eos_id: int | None
     max_input_tokens: int
+    chat_template: chat.ChatTemplate | None = None
+    empty_id: int | None = None
     launch: str = ""
 
 
@@ -197,6 +225,8 @@ class _ReadShard(beam.DoFn):
                 prefix=settings.prefix,
                 eos_id=settings.eos_id,
                 max_input_tokens=settings.max_input_tokens,
+                chat_template=settings.chat_template,
+                empty_id=settings.empty_id,
                 attempt=attempt,
             )
         except Exception as error:  # the shard is set aside, the others go on

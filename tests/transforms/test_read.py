@@ -13,6 +13,8 @@ from transforms.read import read_shard
 class Letters:
     """A tokeniser with one token per letter, 'a' = 10; refuses '!' and has no token for '?'."""
 
+    begin = ()
+
     def encode(self, text):
         if "!" in text:
             raise RuntimeError("cannot encode '!'")
