@@ -23,8 +23,9 @@ from flax import nnx
 from decoding import autoregressive, speculative
 from decoding.adaptive import PROBE_ITERATIONS, Costs, GammaPolicy
 from decoding.compilation import Compiler
-from decoding.config import ACCEPTED, RESAMPLED, DecodingConfig, Generation
+from decoding.config import DecodingConfig, Generation
 from decoding.drafts import Draft, as_draft
+from decoding.harvest import Occupant, generation, guesses
 from decoding.models.base import LanguageModel
 from decoding.models.vocabulary import of_one_vocabulary
 from decoding.rows import WIDTH, Emission, idle_rows, new_row, pack, unpack
@@ -56,30 +57,6 @@ class EngineReport:
     seconds: float
     compilations: int
     gammas: dict[int, int]
-
-
-@dataclasses.dataclass
-class _Occupant:
-    """A row in a slot.
-
-    Attributes:
-      item: which (input, sample) it is.
-      since: when it came.
-      chunks: what it emitted, chunk by chunk.
-      prompt: the decoder's inputs that it came with.
-      drafted: decoder positions that the draft's cache holds for certain; behind the row's after chunks with γ = 0.
-    """
-
-    item: int
-    since: float
-    chunks: list[Emission]
-    prompt: Sequence[int]
-    drafted: int
-
-    def decoder_inputs(self) -> np.ndarray:
-        """int32[position + 1]: the decoder's inputs so far, the newest included."""
-        emitted = [log.tokens[np.arange(log.tokens.shape[1]) < log.count[:, None]] for log in self.chunks]
-        return np.concatenate([np.asarray(self.prompt, np.int32), *emitted])
 
 
 @dataclasses.dataclass
@@ -308,7 +285,7 @@ class Generator:
         order = collections.deque(sorted(range(len(inputs)), key=lambda i: (-len(inputs[i]), example_ids[i])))
         states = self._programs["empty"]()
         packed = idle_rows(config.num_slots)
-        occupants: dict[int, _Occupant] = {}
+        occupants: dict[int, Occupant] = {}
         staged: _Staged | None = None
         adaptive = len(config.gammas) > 1
         costs = {gamma: self.costs[config.max_input_tokens, gamma] for gamma in config.gammas} if adaptive else {0: 1.0}
@@ -342,7 +319,7 @@ class Generator:
             packed, log = jax.device_get((rows, log))
             packed = packed.copy()
             if adaptive:
-                policy.observe(gamma, *_guesses(log, gamma))
+                policy.observe(gamma, *guesses(log, gamma))
             chunks += 1
             ran = int(np.sum(np.any(log.count > 0, axis=1)))
             iterations_by_gamma[gamma] += ran
@@ -355,7 +332,7 @@ class Generator:
                     # One less than the position: after full acceptance the draft never saw its own last token.
                     occupant.drafted = max(int(packed[slot, 2]) - 1, 0)
                 if packed[slot, 4]:
-                    results[occupant.item] = _generation(occupant, self.eos_id, now)
+                    results[occupant.item] = generation(occupant, self.eos_id, now)
                     del occupants[slot]
         seconds = time.perf_counter() - started
         iterations = sum(iterations_by_gamma.values())
@@ -370,7 +347,7 @@ class Generator:
         )
         return results, report
 
-    def _catch_up(self, state, packed: np.ndarray, occupants: dict[int, _Occupant]):
+    def _catch_up(self, state, packed: np.ndarray, occupants: dict[int, Occupant]):
         """Feeds the draft the tokens emitted without it, so that it stands at most one behind every row.
 
         The first step of a proposal feeds the last two tokens itself.  Rows that lack nothing are fed padding at
@@ -426,16 +403,8 @@ class Generator:
             position = len(prompt) - 1
             packed[slot] = new_row(prompt[max(position - 1, 0)], prompt[-1], position, config.max_decode_tokens, key)
             item = example * config.num_samples + sample
-            occupants[slot] = _Occupant(item, now, chunks=[], prompt=prompt, drafted=position)
+            occupants[slot] = Occupant(item, now, chunks=[], prompt=prompt, drafted=position)
         return self._programs["insert", staged.bucket](states, staged.state, source, slots)
-
-
-def _guesses(log: Emission, gamma: int) -> tuple[np.ndarray, np.ndarray]:
-    """Guesses of a chunk by place: int[γ] accepted and int[γ] examined, cut-off tails not counted."""
-    valid = np.arange(log.tokens.shape[2]) < log.count[..., None]
-    accepted = np.sum(valid & (log.source == ACCEPTED), axis=(0, 1))[:gamma]
-    rejected = np.sum(valid & (log.source == RESAMPLED), axis=(0, 1))[:gamma]
-    return accepted, accepted + rejected
 
 
 def _insert(states, staged, source: jax.Array, slots: jax.Array):
@@ -454,29 +423,3 @@ def _insert(states, staged, source: jax.Array, slots: jax.Array):
         return jax.tree.map(write, resident, new)
 
     return tuple(merge(*pair) for pair in zip(states, staged))
-
-
-def _generation(occupant: _Occupant, eos_id: int, now: float) -> Generation:
-    """Joins what a row emitted chunk by chunk."""
-    parts = collections.defaultdict(list)
-    for log in occupant.chunks:
-        ran = log.count > 0
-        valid = np.arange(log.tokens.shape[1]) < log.count[:, None]
-        for name in ("tokens", "source", "beta", "target_logprob", "draft_logprob"):
-            parts[name].append(getattr(log, name)[valid])
-        parts["count"].append(log.count[ran])
-        parts["proposed"].append(log.proposed[ran])
-        parts["accepted"].append(np.sum((log.source == ACCEPTED) & valid, axis=1)[ran])
-    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    return Generation(
-        tokens=joined["tokens"],
-        source=joined["source"],
-        iteration=np.repeat(np.arange(len(joined["count"]), dtype=np.int32), joined["count"]),
-        beta=joined["beta"],
-        target_logprob=joined["target_logprob"],
-        draft_logprob=joined["draft_logprob"],
-        gammas=joined["proposed"].astype(np.int16),
-        accepted=joined["accepted"].astype(np.int16),
-        finish_reason="eos" if joined["tokens"][-1] == eos_id else "length",
-        decode_seconds=now - occupant.since,
-    )

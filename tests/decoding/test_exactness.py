@@ -12,12 +12,14 @@ change of behaviour and not bad luck.
 import collections
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
 import decoding.engine
 from decoding import DecodingConfig, Generator, sampling, verification
+from decoding.drafts import ModelDraft
 from decoding.verification import Noise
 from tests import reference, tiny_t5
 
@@ -106,14 +108,13 @@ def test_plain_sampling_has_the_targets_law(pair):
     check(pair, 100_000, gamma=0, temperature=1.0)
 
 
-@pytest.mark.slow
-def test_samples_have_the_targets_law_while_gamma_changes(pair, monkeypatch):
+def sample_while_gamma_changes(pair, monkeypatch, rounds: int):
     monkeypatch.setattr(decoding.engine, "GammaPolicy", Cycle)
     choices = (0, 1, 3, 5)
     config = DecodingConfig(
         gamma="auto",
         gamma_choices=choices,
-        num_samples=100_000,
+        num_samples=rounds,
         num_slots=256,
         max_decode_tokens=6,
         input_buckets=(4,),
@@ -122,9 +123,30 @@ def test_samples_have_the_targets_law_while_gamma_changes(pair, monkeypatch):
     engine = Generator(*pair, config, costs={(4, gamma): 1.0 for gamma in choices})
     rows, report = engine.generate_with_report([INPUTS], ["example"])
     assert set(report.gammas) == set(choices)
-    found = p_value(pair, rows)
+    return rows
+
+
+@pytest.mark.slow
+def test_samples_have_the_targets_law_while_gamma_changes(pair, monkeypatch):
+    found = p_value(pair, sample_while_gamma_changes(pair, monkeypatch, 100_000))
     print(f"p = {found:.3g}")
     assert found > 1e-6
+
+
+def test_a_gamma_that_looks_at_the_drawn_token_is_rejected(pair, monkeypatch):
+    """Negative control: γ may depend on anything known before a token is drawn, and not on the token's own low q."""
+    propose = ModelDraft.propose
+
+    def dropping(self, state, rows, gamma, config):
+        proposal, state = propose(self, state, rows, gamma, config)
+        q = jnp.take_along_axis(proposal.probs, proposal.tokens[..., None], axis=-1)[..., 0]
+        kept = jnp.sum(jnp.cumprod((q > 0.25).astype(jnp.int32), axis=1), axis=1)
+        return proposal._replace(count=kept), state
+
+    monkeypatch.setattr(ModelDraft, "propose", dropping)
+    found = p_value(pair, sample_while_gamma_changes(pair, monkeypatch, 20_000))
+    print(f"p = {found:.3g}")
+    assert found < 1e-9
 
 
 class Cycle:
