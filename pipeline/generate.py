@@ -8,11 +8,12 @@ Exit status: 0 when the folder is complete (or misses at most `--allow_failed_sh
 something is wrong with the command, its input or its folder and nothing was done.
 """
 
+import functools
 import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
@@ -111,12 +112,39 @@ def _unknown_options(args: Sequence[str]) -> list[str]:
 
 def main(args: Sequence[str], factory: GeneratorFactory | None = None, launch: Launch | None = None) -> int:
     """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
+    build = functools.partial(build_pipeline, factory=factory)
+    return run_job(args, prepare=_prepare, build=build, show=print_summary, launch=launch)
+
+
+def run_job(
+    args: Sequence[str],
+    *,
+    prepare: Callable[[CommandLine, dict | None, Launch], Run],
+    build: Callable[..., None],
+    show: Callable[[Console, dict, str, float], None],
+    launch: Launch | None = None,
+) -> int:
+    """Runs a job of work shards, in this process.
+
+    Args:
+      args: its command line without the program's name.
+      prepare: plans or continues a run; the second argument is for the manifest.
+      build: adds the job to a pipeline, `build(pipeline, run=run)`.
+      show: prints a summary, as `terminal.print_summary`.
+      launch: which launch this is.
+
+    Returns:
+      The exit status.
+    """
     _configure_logging()
     console = Console()
     try:
         command = parse_command_line(args)
         options = beam_options(command.beam_args)
-        run = _prepare(command, options, launch or Launch())
+        device = _local_device() if options.view_as(StandardOptions).runner == LOCAL_RUNNER else None
+        run = prepare(command, device, launch or Launch())
+        if run.pending:
+            run.folder.delete([storage.SUCCESS])  # there only if somebody has removed parts of a finished run
     except (ConfigError, FolderError) as error:
         print("error:", _one_line(error), file=sys.stderr)
         return 2
@@ -126,7 +154,7 @@ def main(args: Sequence[str], factory: GeneratorFactory | None = None, launch: L
     if run.begun or len(run.pending) < run.plan.num_shards:
         done = run.plan.num_shards - len(run.pending)
         console.print(f"Continuing: {done} of {run.plan.num_shards} shards are committed, {run.begun} more were begun.")
-    return _launch(run, command, options, console, factory)
+    return _launch(run, command, options, console, build, show)
 
 
 def _configure_logging() -> None:
@@ -139,10 +167,9 @@ def _is_meaningful(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Resource module is not available")
 
 
-def _prepare(command: CommandLine, options: PipelineOptions, launch: Launch) -> Run:
+def _prepare(command: CommandLine, device: dict | None, launch: Launch) -> Run:
     models = check_models(command.config)
-    device = _local_device() if options.view_as(StandardOptions).runner == LOCAL_RUNNER else None
-    run = prepare(
+    return prepare(
         command.config,
         command.output,
         models,
@@ -150,17 +177,12 @@ def _prepare(command: CommandLine, options: PipelineOptions, launch: Launch) -> 
         device=device,
         launch=launch,
     )
-    if run.pending:
-        run.folder.delete([storage.SUCCESS])  # there only if somebody has removed parts of a finished run
-    return run
 
 
-def _launch(
-    run: Run, command: CommandLine, options: PipelineOptions, console: Console, factory: GeneratorFactory | None
-) -> int:
+def _launch(run: Run, command: CommandLine, options: PipelineOptions, console: Console, build, show) -> int:
     local, started = options.view_as(StandardOptions).runner == LOCAL_RUNNER, time.monotonic()
     pipeline = beam.Pipeline(options=options)
-    build_pipeline(pipeline, run=run, factory=factory)
+    build(pipeline, run=run)
     try:
         if local:
             with show_progress(run):
@@ -175,7 +197,7 @@ def _launch(
         print("Committed shards are kept; the same command continues", file=sys.stderr)
         return 1
     summary = json.loads(run.folder.read(storage.SUMMARY))
-    print_summary(console, summary, run.folder.root, time.monotonic() - started)
+    show(console, summary, run.folder.root, time.monotonic() - started)
     return 0 if len(summary["shards"]["missing"]) <= command.allow_failed_shards else 1
 
 

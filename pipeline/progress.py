@@ -38,8 +38,8 @@ def describe(run: Run, done: Statistics, seconds: float) -> str:
     """ "shards 3/10, 1,234 tok/s, α 0.61, 0:04:10 left": of this launch, `seconds` after it began."""
     committed = run.plan.num_shards - len(run.pending) + done.parts
     parts = [f"shards {committed}/{run.plan.num_shards}", f"{done.tokens / max(seconds, 1e-9):,.0f} tok/s"]
-    if alpha := done.beta_count and done.beta_sum / done.beta_count / 2**30:
-        parts.append(f"α {alpha:.3f}")
+    if brief := done.brief():
+        parts.append(brief)
     if 0 < done.parts < len(run.pending):
         left = seconds / done.parts * (len(run.pending) - done.parts)
         parts.append(f"{datetime.timedelta(seconds=round(left))} left")

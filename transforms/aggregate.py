@@ -149,6 +149,10 @@ class Statistics:
     def num_errors(self) -> int:
         return sum(self.errors.values())
 
+    def brief(self) -> str:
+        """ "α 0.61", "" where no draft distribution was examined: for progress."""
+        return f"α {self.beta_sum / self.beta_count / _FIXED_POINT:.3f}" if self.beta_count else ""
+
     def alpha(self) -> dict | None:
         """α with its interval, None where no draft distribution was examined."""
         if not self.beta_count:
