@@ -24,6 +24,7 @@ from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
 from decoding.drafts import Draft
 from decoding.models.base import LanguageModel
+from decoding.models.vocabulary import of_one_vocabulary
 from decoding.rows import Rows
 from decoding.sampling import argmax, log_prob, standardize
 
@@ -102,32 +103,32 @@ class Scorer:
         *,
         lenience: Sequence[float] = (),
         batch_tokens: int = 2048,
+        vocab_size: int | None = None,
     ):
         """
         Args:
           target: the model whose p it is.
-          drafts: by name.  A language model is fed the text; another draft proposes one token at every place.
+          drafts: by name.  A language model is fed the text; another draft proposes one token at every place, to which
+            alone a draft without logits gives any probability.
           config: its sampling method (temperature, top_k, top_p), input_buckets, and max_decode_tokens, the longest
             text.  Nothing else of it matters.
           lenience: values to report β under as well.
           batch_tokens: tokens per pass, about.
+          vocab_size: how many tokens may occur, as of `Generator`.
 
         Raises:
           ValueError: a draft does not fit the target.
         """
+        fitted = {name: of_one_vocabulary(target, draft, vocab_size)[1] for name, draft in drafts.items()}
+        target, _ = of_one_vocabulary(target, None, vocab_size)
         for name, draft in drafts.items():
-            if draft.vocab_size != target.vocab_size:
-                raise ValueError(
-                    f"the draft {name!r} has a vocabulary of {draft.vocab_size} tokens and the target one of "
-                    f"{target.vocab_size}; they must share one tokeniser"
-                )
             if draft.encoder_decoder not in (None, target.encoder_decoder):
                 raise ValueError(f"target and draft {name!r} must both be encoder-decoder models or both be decoder-only")
         self.config, self.lenience = config, tuple(lenience)
         self._start_id, self._encoder_decoder = target.start_id, target.encoder_decoder
         self._vocab_size, self._batch_tokens = target.vocab_size, batch_tokens
         self._target = nnx.split(target)
-        self._drafts = {name: nnx.split(draft) for name, draft in drafts.items()}
+        self._drafts = {name: nnx.split(draft) for name, draft in fitted.items()}
         self._lock = threading.Lock()
         self._compile()
 
@@ -227,21 +228,31 @@ class Scorer:
     def _score_draft(self, graph, params, batch: _Batch, target: _Target) -> tuple[jax.Array, ...]:
         """The fields of `DraftScores`, [B, T, ...] each."""
         draft = nnx.merge(graph, params)
+        choice = proposed = None
         if hasattr(draft, "propose"):
-            choice, proposed = self._proposals(draft, batch)
+            choice, proposed, logits = self._proposals(draft, batch)
+        else:
+            logits = self._logits(draft, batch)
+        if logits is not None and (choice is None or self.config.temperature > 0.0):
+            choice = argmax(logits)
+        if logits is None or self.config.temperature == 0.0:
+            beta, lenient = self._compare_choice(target, choice)
+            entropy = jnp.zeros_like(beta)
+        else:
+            q = standardize(logits, self.config)
+            beta, *lenient = (
+                jnp.sum(jnp.minimum(target.measure / value, q), axis=-1) for value in (1.0, *self.lenience)
+            )
+            lenient, entropy = _stack(lenient, beta), jnp.sum(entr(q), axis=-1)
+        if logits is None:
             logprob = jnp.where(choice == batch.tokens, 0.0, -jnp.inf)
-            scores = (*self._compare_choice(target, choice), logprob, jnp.zeros_like(logprob))
-            scores = (jnp.where(proposed.reshape(proposed.shape + (1,) * (s.ndim - 2)), s, jnp.nan) for s in scores)
-            return (*scores, proposed & (choice == target.best))
-        logits = self._logits(draft, batch)
-        choice, logprob = argmax(logits), log_prob(logits, batch.tokens)
-        if self.config.temperature == 0.0:
-            return *self._compare_choice(target, choice), logprob, jnp.zeros_like(logprob), choice == target.best
-        q = standardize(logits, self.config)
-        beta, *lenient = (
-            jnp.sum(jnp.minimum(target.measure / value, q), axis=-1) for value in (1.0, *self.lenience)
-        )
-        return beta, _stack(lenient, beta), logprob, jnp.sum(entr(q), axis=-1), choice == target.best
+        else:
+            logprob = log_prob(logits, batch.tokens)
+        agrees = choice == target.best
+        if proposed is not None:
+            beta, logprob, entropy = (jnp.where(proposed, found, jnp.nan) for found in (beta, logprob, entropy))
+            lenient, agrees = jnp.where(proposed[..., None], lenient, jnp.nan), agrees & proposed
+        return beta, lenient, logprob, entropy, agrees
 
     def _compare_choice(self, target: _Target, choice: jax.Array) -> tuple[jax.Array, jax.Array]:
         """β and lenient β of a draft that is sure of int32[B, T] `choice`."""
@@ -271,8 +282,12 @@ class Scorer:
         state = _install(state, model.prefill(batch.inputs, batch.lengths))
         return model.step(fed, start, state)[0]
 
-    def _proposals(self, draft: Draft, batch: _Batch) -> tuple[jax.Array, jax.Array]:
-        """The one token that a deterministic draft proposes at every place: int32[B, T], and whether it does, bool[B, T]."""
+    def _proposals(self, draft: Draft, batch: _Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """The one token that a draft proposes at every place.
+
+        Returns:
+          int32[B, T]; whether it proposes anything, bool[B, T]; and the raw logits [B, T, V] of a draft that has any.
+        """
         rows, length = batch.tokens.shape
         fed, start = self._decoder_inputs(batch)
         before = jnp.take_along_axis(batch.inputs, jnp.maximum(start - 1, 0)[:, None], axis=1)[:, 0]
@@ -280,17 +295,19 @@ class Scorer:
         previous = jnp.concatenate([before[:, None], fed[:, :-1]], axis=1)
         state = draft.init_state(rows, batch.inputs.shape[1], length + 1)  # a proposal lies behind the last token
         state = _install(state, draft.prefill(batch.inputs, batch.lengths))
-        keys, remaining, done = jnp.zeros((rows, 2), jnp.uint32), jnp.ones_like(start), jnp.zeros((rows,), bool)
+        # Random numbers for those who draw, from the text alone: padding is 0 and adds nothing.
+        keys = [jnp.sum(part * (1 + 2 * np.arange(part.shape[1])), axis=1) for part in (batch.inputs, batch.tokens)]
+        keys = jnp.stack(keys, axis=1).astype(jnp.uint32)
+        remaining, done = jnp.ones_like(start), jnp.zeros((rows,), bool)
 
         def propose(state, place):
             previous, last, offset = place
             proposal, state = draft.propose(state, Rows(previous, last, start + offset, remaining, done, keys), 1, self.config)
-            if proposal.probs is not None:
-                raise ValueError(f"{type(draft).__name__} is neither a language model nor deterministic")
-            return state, (proposal.tokens[:, 0], proposal.count > 0)
+            logits = None if proposal.logits is None else proposal.logits[:, 0]
+            return state, (proposal.tokens[:, 0], proposal.count > 0, logits)
 
-        _, (choice, proposed) = jax.lax.scan(propose, state, (previous.T, fed.T, np.arange(length, dtype=np.int32)))
-        return choice.T, proposed.T
+        _, found = jax.lax.scan(propose, state, (previous.T, fed.T, np.arange(length, dtype=np.int32)))
+        return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), found)
 
 
 def _stack(values: list[jax.Array], like: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import decoding
-from decoding import DecodingConfig, Generator, NGramDraft, PromptLookupDraft
+from decoding import DecodingConfig, Generator, NGramDraft, PromptLookupDraft, UniformDraft
 from decoding.scoring import Scorer
 from tests import reference, scripted
 
@@ -149,6 +149,20 @@ def test_same_as_generation_recorded_prompt_lookup(temperature):
         assert not scores.drafts["draft"].argmax_agrees[silent].any()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_uniform_draft(temperature):
+    target = scripted.random_script(3, vocab_size=8)
+    scorer = Scorer(target, {"uniform": UniformDraft(8)}, settings(temperature=temperature))
+    texts = [np.random.default_rng(1).integers(0, 8, 24) for _ in range(40)]
+    found = [one.drafts["uniform"] for one in scorer.score([[2, 3]] * 40, texts)]
+    beta = np.concatenate([one.beta for one in found])
+    np.testing.assert_allclose(np.concatenate([one.logprob for one in found]), -np.log(8), atol=1e-6)
+    if temperature:
+        assert np.all((beta > 1 / 8) & (beta < 1))
+    else:
+        assert abs(np.mean(beta) - 1 / 8) < 0.05 and set(beta) == {0.0, 1.0}
+
+
 def check_recorded(target, draft, config, inputs, ids):
     """β, log p and log q at every position that generation examined equal the scores there."""
     generations = Generator(target, draft, config).generate(inputs, ids)
@@ -189,6 +203,6 @@ def test_what_cannot_be_scored(t5):
         assert reason in scorer.problem(given, text)
         with pytest.raises(ValueError, match=reason):
             scorer.score([given], [text])
-    with pytest.raises(ValueError, match="vocabulary of 384 tokens and the target one of 4"):
+    with pytest.raises(ValueError, match="vocabulary has 384 tokens and the target's 4"):
         Scorer(table([0.0] * 4), {"t5": t5[1]}, settings())
     assert jnp.isfinite(scorer.score([[1]], [[2]])[0].target_logprob).all()
