@@ -17,11 +17,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from decoding import DecodingConfig
+from decoding.drafts import PROMPT_LOOKUP, UNIFORM
 from transforms.inputs import FILE_FORMATS, FORMATS, format_of
 from transforms.inputs.base import Cut, InputSpec, RecordFields
 from transforms.storage import carries_credential, is_remote, without_query
 
-NAMED_DRAFTS = ("prompt_lookup", "uniform")
+NAMED_DRAFTS = (PROMPT_LOOKUP, UNIFORM)
 """Drafts that are a way of proposing rather than a directory."""
 
 
@@ -128,19 +129,31 @@ class ModelConfig:
 
     Attributes:
       target: directory of the target model, local or on gs://.
-      draft: directory of the draft model, "" for plain decoding.
+      draft: directory of the draft model or of an n-gram, "prompt_lookup", "uniform", or "" for plain decoding; see
+        docs/drafts.md.
       tokenizer: directory or file of the tokeniser, "" for the target's directory.
       dtype: of the parameters: "float32" or "bfloat16".
+      vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's; 0 for all, or where target
+        and draft are padded differently for those that are not padding.
+      prompt_lookup_max_ngram, prompt_lookup_min_ngram: how many of the last tokens prompt lookup matches.
     """
 
     target: str
     draft: str = ""
     tokenizer: str = ""
     dtype: str = "float32"
+    vocab_size: int = 0
+    prompt_lookup_max_ngram: int = 3
+    prompt_lookup_min_ngram: int = 1
 
     def __post_init__(self):
         _require(bool(self.target), "model.target", self.target, "the directory of a model")
         _require(self.dtype in ("float32", "bfloat16"), "model.dtype", self.dtype, '"float32" or "bfloat16"')
+        _require(self.vocab_size >= 0, "model.vocab_size", self.vocab_size, "at least 0; 0 for all")
+        least, most = self.prompt_lookup_min_ngram, self.prompt_lookup_max_ngram
+        _require(least >= 1, "model.prompt_lookup_min_ngram", least, "at least 1")
+        allowed = f"at least model.prompt_lookup_min_ngram, {least}"
+        _require(most >= least, "model.prompt_lookup_max_ngram", most, allowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -417,14 +430,19 @@ def resolve_paths(config: JobConfig) -> JobConfig:
             data_dir=absolute(input_.data_dir),
         ),
         model=dataclasses.replace(
-            model, target=absolute(model.target), draft=absolute(model.draft), tokenizer=absolute(model.tokenizer)
+            model, target=absolute(model.target), draft=draft_path(model.draft), tokenizer=absolute(model.tokenizer)
         ),
         score=dataclasses.replace(
             config.score,
             generations=absolute(config.score.generations),
-            drafts={name: path if path in NAMED_DRAFTS else absolute(path) for name, path in config.score.drafts.items()},
+            drafts={name: draft_path(path) for name, path in config.score.drafts.items()},
         ),
     )
+
+
+def draft_path(draft: str) -> str:
+    """A directory made absolute; the name of a draft that has none as it is."""
+    return draft if draft in NAMED_DRAFTS else absolute(draft)
 
 
 def absolute(path: str) -> str:

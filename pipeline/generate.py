@@ -53,6 +53,9 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             config.decoding,
             dtype=config.model.dtype,
             factory=factory,
+            vocab_size=models.vocab_size,
+            max_ngram=config.model.prompt_lookup_max_ngram,
+            min_ngram=config.model.prompt_lookup_min_ngram,
             baseline_fraction=config.shards.baseline_fraction,
         )
         settings = ReadSettings(

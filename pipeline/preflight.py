@@ -2,9 +2,13 @@
 
 import dataclasses
 import hashlib
+import json
+from collections.abc import Sequence
 
 import decoding
-from pipeline.config import ConfigError, JobConfig
+from decoding.drafts import PROMPT_LOOKUP, UNIFORM
+from decoding.models import ngram
+from pipeline.config import ConfigError, JobConfig, ModelConfig
 from transforms import chat, storage
 from transforms.tokenize import Tokenizer, TokenizerError, find_tokenizer, load_tokenizer
 
@@ -24,6 +28,7 @@ class CheckedModels:
       identity: what tells these models' weights from others, for the fingerprint.
       chat_template: makes prompts of texts; None for none.
       empty_id: what an empty text becomes; None makes it an error.
+      vocab_size: of `decoding.Generator`: what vocabularies padded by different amounts are cut to; None for nothing.
     """
 
     tokenizer: str
@@ -31,8 +36,17 @@ class CheckedModels:
     eos_id: int
     input_eos_id: int | None
     identity: dict
+    vocab_size: int | None = None
     chat_template: chat.ChatTemplate | None = None
     empty_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedDraft:
+    """What tells a draft from others, for the fingerprint, and how many tokens it knows."""
+
+    identity: dict
+    vocab_size: int
 
 
 def check_models(config: JobConfig) -> CheckedModels:
@@ -42,15 +56,6 @@ def check_models(config: JobConfig) -> CheckedModels:
       ConfigError: with the setting, its value and what is wrong.
     """
     target = _inspect("model.target", config.model.target)
-    draft = _inspect("model.draft", config.model.draft) if config.model.draft else None
-    if draft is not None:
-        for name in ("vocab_size", "eos_id"):
-            mine, other = getattr(target, name), getattr(draft, name)
-            if mine != other:
-                raise ConfigError(
-                    f"model.draft is {config.model.draft!r}, whose {name} is {other}; allowed: a draft with the "
-                    f"target's vocabulary ({name} {mine} in {config.model.target!r})"
-                )
     path = config.model.tokenizer or config.model.target
     tokenizer = _load_tokenizer("model.tokenizer", path)
     pieces = tokenizer.pieces()
@@ -59,8 +64,9 @@ def check_models(config: JobConfig) -> CheckedModels:
             f"model.tokenizer is {path!r} with {len(pieces)} pieces; allowed: at most the target's vocabulary of "
             f"{target.vocab_size}"
         )
-    if draft is not None and not config.model.tokenizer and find_tokenizer(config.model.draft):
-        _check_same_pieces(config, pieces, _load_tokenizer("model.draft", config.model.draft).pieces())
+    draft = None
+    if config.model.draft:
+        draft = check_draft("model.draft", config.model.draft, config.model, target, pieces)
     if config.decoding.max_input_tokens < 2:
         raise ConfigError(
             f"decoding.input_buckets is {config.decoding.input_buckets!r}; allowed: a last one of at least 2, "
@@ -68,10 +74,13 @@ def check_models(config: JobConfig) -> CheckedModels:
         )
     identity = {"target": model_identity(config.model.target, target)}
     if draft is not None:
-        identity["draft"] = model_identity(config.model.draft, draft)
+        identity["draft"] = draft.identity
+    vocab_size = shared_vocab_size(config.model, target, [draft] if draft else [], pieces)
+    if vocab_size is not None:
+        identity["vocab_size"] = vocab_size
     found = find_tokenizer(path)
     return CheckedModels(
-        found, tokenizer.sha256, target.eos_id, target.eos_id if target.encoder_decoder else None, identity,
+        found, tokenizer.sha256, target.eos_id, target.eos_id if target.encoder_decoder else None, identity, vocab_size,
         chat_template=_check_chat_template(config, target, found),
         empty_id=_check_empty(config, target),
     )  # fmt: skip
@@ -99,6 +108,91 @@ def _check_empty(config: JobConfig, target: decoding.CheckpointInfo) -> int | No
     return target.start_id
 
 
+def check_draft(
+    setting: str, draft: str, config: ModelConfig, target: decoding.CheckpointInfo, pieces: Sequence[str]
+) -> CheckedDraft:
+    """Checks that a draft is there and deals in the target's tokens.
+
+    Args:
+      setting: where it comes from, for messages.
+      draft: what `decoding.load_draft` takes, "" excepted.
+      config: the models' settings.
+      target: the target.
+      pieces: of its tokeniser.
+
+    Raises:
+      ConfigError: with the setting, its value and what is wrong.
+    """
+    if draft == PROMPT_LOOKUP:
+        lengths = {"max_ngram": config.prompt_lookup_max_ngram, "min_ngram": config.prompt_lookup_min_ngram}
+        return CheckedDraft({"kind": draft, **lengths}, target.vocab_size)
+    if draft == UNIFORM:
+        return CheckedDraft({"kind": draft}, target.vocab_size)
+    try:
+        is_ngram = ngram.is_ngram(draft)
+        info = ngram.read_info(draft) if is_ngram else decoding.inspect_checkpoint(draft)
+    except (decoding.CheckpointError, OSError) as error:
+        others = f'; a draft without a directory is "{PROMPT_LOOKUP}" or "{UNIFORM}"' if "/" not in draft else ""
+        raise ConfigError(f"{setting} is {draft!r}: {error}{others}") from error
+    same = ("start_id", "eos_id") if is_ngram else ("eos_id", "encoder_decoder")
+    for name in same:
+        mine, other = getattr(target, name), getattr(info, name)
+        if mine != other:
+            raise ConfigError(
+                f"{setting} is {draft!r}, whose {name} is {other}; allowed: a draft with that of {config.target!r}, {mine}"
+            )
+    if is_ngram:
+        known = info.about.get("pieces_sha256") == pieces_sha256(pieces)
+        if not known and "pieces_sha256" in info.about:
+            raise ConfigError(
+                f"{setting} is {draft!r}, which was fitted with another tokeniser than that of {config.target!r}; allowed: "
+                "an n-gram fitted with the same one (python -m pipeline.fit_ngram)"
+            )
+        identity = {ngram.FILE: _digest(storage.join(draft, ngram.FILE))}
+    else:
+        # A tokeniser that was named apart is taken to be both models', unless their sizes raise the question.
+        known = (not config.tokenizer or info.vocab_size != target.vocab_size) and bool(find_tokenizer(draft))
+        if known:
+            _check_same_pieces(setting, draft, config.target, pieces, _load_tokenizer(setting, draft).pieces())
+        identity = model_identity(draft, info)
+    if info.vocab_size != target.vocab_size and (not known or info.vocab_size < len(pieces)):
+        raise ConfigError(
+            f"{setting} is {draft!r} with a vocabulary of {info.vocab_size}; allowed: the target's size, "
+            f"{target.vocab_size}, or another with the target's tokeniser of {len(pieces)} pieces beside it, which shows "
+            "that the rest is padding"
+        )
+    return CheckedDraft(identity, info.vocab_size)
+
+
+def shared_vocab_size(
+    config: ModelConfig, target: decoding.CheckpointInfo, drafts: Sequence[CheckedDraft], pieces: Sequence[str]
+) -> int | None:
+    """`CheckedModels.vocab_size`: the setting, or where sizes differ the number of tokens that are not padding.
+
+    For an encoder-decoder model that is what all models have: T5's sentinel tokens lie beyond its tokeniser's pieces.
+
+    Raises:
+      ConfigError: the setting is more than a model has, or would cut a special token off.
+    """
+    sizes = [target.vocab_size, *(draft.vocab_size for draft in drafts)]
+    special = max(target.start_id, target.eos_id) + 1
+    if config.vocab_size:
+        if not special <= config.vocab_size <= min(sizes):
+            raise ConfigError(
+                f"model.vocab_size is {config.vocab_size}; allowed: {special}, which has the special tokens, to "
+                f"{min(sizes)}, which all models have, or 0"
+            )
+        return config.vocab_size
+    if min(sizes) == max(sizes):
+        return None
+    return min(sizes) if target.encoder_decoder else max(len(pieces), special)
+
+
+def pieces_sha256(pieces: Sequence[str]) -> str:
+    """Identity of a vocabulary, whatever the tokeniser's file format."""
+    return hashlib.sha256(json.dumps(list(pieces)).encode()).hexdigest()
+
+
 def _inspect(setting: str, path: str) -> decoding.CheckpointInfo:
     try:
         return decoding.inspect_checkpoint(path)
@@ -113,15 +207,15 @@ def _load_tokenizer(setting: str, path: str) -> Tokenizer:
         raise ConfigError(f"{setting}: {error}") from error
 
 
-def _check_same_pieces(config: JobConfig, target: list[str], draft: list[str]) -> None:
+def _check_same_pieces(setting: str, path: str, target_path: str, target: list[str], draft: list[str]) -> None:
     if target == draft:
         return
     length = min(len(target), len(draft))
     first = next((i for i in range(length) if target[i] != draft[i]), length)
     shown = [repr(pieces[first]) if first < len(pieces) else "missing" for pieces in (target, draft)]
     raise ConfigError(
-        f"model.draft is {config.model.draft!r}, whose tokeniser differs from the target's: piece {first} is "
-        f"{shown[1]} there and {shown[0]} in {config.model.target!r}; allowed: a draft with the same tokeniser"
+        f"{setting} is {path!r}, whose tokeniser differs from the target's: piece {first} is {shown[1]} there and "
+        f"{shown[0]} in {target_path!r}; allowed: a draft with the same tokeniser"
     )
 
 

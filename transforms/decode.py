@@ -83,11 +83,22 @@ def is_baseline(shard: int, fraction: float, seed: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """Which models to load: directories, draft "" for none, and the dtype of their parameters."""
+    """Which models to load.
+
+    Attributes:
+      target: directory of the target model.
+      draft: as of `decoding.load_draft`.
+      dtype: of their parameters.
+      vocab_size: as of `decoding.Generator`.
+      max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
+    """
 
     target: str
     draft: str = ""
     dtype: str = "float32"
+    vocab_size: int | None = None
+    max_ngram: int = 3
+    min_ngram: int = 1
 
 
 GeneratorFactory = Callable[[Models, decoding.DecodingConfig, Costs | None], decoding.Generator]
@@ -100,8 +111,15 @@ def load_generator(models: Models, config: decoding.DecodingConfig, costs: Costs
     """
     decoding.keep_programs()
     target = decoding.load_model(models.target, dtype=models.dtype)
-    draft = decoding.load_model(models.draft, dtype=models.dtype) if models.draft else None
-    return decoding.Generator(target, draft, config, costs)
+    draft = decoding.load_draft(
+        models.draft if max(config.gammas) > 0 else "",
+        target,
+        vocab_size=models.vocab_size,
+        max_ngram=models.max_ngram,
+        min_ngram=models.min_ngram,
+        dtype=models.dtype,
+    )
+    return decoding.Generator(target, draft, config, costs, vocab_size=models.vocab_size)
 
 
 def decode_batch(
@@ -148,18 +166,23 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
         dtype: str = "float32",
         batch_size: int = 256,
         factory: GeneratorFactory | None = None,
+        vocab_size: int | None = None,
+        max_ngram: int = 3,
+        min_ngram: int = 1,
     ):
         """
         Args:
           target: directory of the target model, local or on gs://.
-          draft: directory of the draft model, "" for plain decoding.
+          draft: directory of the draft model or of an n-gram, "prompt_lookup", "uniform", or "" for plain decoding.
           config: how to decode.
           dtype: of the parameters.
           batch_size: prompts that are handed to the engine together; it decodes config.num_slots of them at a time.
           factory: builds the generator in the worker, in place of `load_generator`.
+          vocab_size: what models with differently padded vocabularies are cut to.
+          max_ngram, min_ngram: tokens that prompt lookup matches.
         """
         super().__init__(min_batch_size=1, max_batch_size=batch_size)
-        self._models = Models(target, draft, dtype)
+        self._models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram)
         self._config = config or decoding.DecodingConfig()
         self._factory = factory
 
