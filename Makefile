@@ -36,7 +36,7 @@ test: $(VENV)/.with-test
 	$(PYTEST) -m "not slow and not soak" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.with-test
-	$(PYTEST) -m "slow and not soak" -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PYTEST) -m "slow and not soak" -n $(WORKERS) --dist worksteal $(ARGS)
 
 soak: $(VENV)/.with-test
 	$(PYTEST) -m soak $(ARGS)
