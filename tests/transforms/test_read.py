@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from transforms.chat import ChatTemplate
 from transforms.inputs import lines
 from transforms.plan import Cut, InputError, InputSpec, RecordFields, ShardTable, plan_input
 from transforms.read import read_shard
@@ -24,10 +25,10 @@ class Letters:
 PAIRS = RecordFields("en", "de")
 
 
-def read(path, *, fields=PAIRS, prefix="", eos_id=1, limit=8, size=100, shard=0):
+def read(path, *, fields=PAIRS, prefix="", eos_id=1, limit=8, size=100, shard=0, **settings):
     spec = InputSpec("jsonl", fields, (str(path),))
     work = ShardTable(plan_input(spec, Cut(size)))[shard]
-    return read_shard(work, spec, Letters(), prefix=prefix, eos_id=eos_id, max_input_tokens=limit)
+    return read_shard(work, spec, Letters(), prefix=prefix, eos_id=eos_id, max_input_tokens=limit, **settings)
 
 
 def one(tmp_path, line: bytes, **kwargs):
@@ -158,3 +159,31 @@ def test_changed_file(tmp_path):
     path.write_text('{"en": "a"}\n' * 5)
     with pytest.raises(InputError, match="has changed"):
         read_shard(work, spec, Letters(), prefix="", eos_id=1, max_input_tokens=8)
+
+
+# Decoder-only models.
+
+
+def test_what_the_tokeniser_begins_with_is_for_decoder_only_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(Letters, "begin", (7,))
+    assert one(tmp_path, b'{"en": "ab"}', eos_id=None).tokens.tolist() == [7, 10, 11]
+    assert one(tmp_path, b'{"en": "ab"}').tokens.tolist() == [10, 11, 1]
+    assert one(tmp_path, b'{"en": "??"}', eos_id=None).error_type == "NoTokens"
+
+
+def test_an_empty_text_may_become_the_start_token(tmp_path):
+    for line in (b'{"en": ""}', b'{"en": "??"}'):
+        example = one(tmp_path, line, eos_id=None, empty_id=5)
+        assert (example.tokens.tolist(), example.truncated) == ([5], False)
+    assert one(tmp_path, b'{"en": "ab"}', eos_id=None, empty_id=5).tokens.tolist() == [10, 11]
+
+
+def test_conversations(tmp_path):
+    template = ChatTemplate("{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}a")
+    found = one(tmp_path, b'{"en": ["b", "c", "d"]}', eos_id=None, prefix="p", chat_template=template)
+    assert "".join(chr(97 + i - 10) for i in found.tokens) == "ubacupda"
+    assert found.inputs == '["b", "c", "d"]'
+    text = one(tmp_path, b'{"en": "bcdefg"}', eos_id=None, limit=5, chat_template=template)
+    assert ("".join(chr(97 + i - 10) for i in text.tokens), text.truncated) == ("ubcda", True)
+    error = one(tmp_path, b'{"en": [{"role": "user"}]}', eos_id=None, chat_template=template)
+    assert (error.stage, error.error_type) == ("tokenize", "ChatError")
