@@ -125,6 +125,8 @@ def open_folder(output: str) -> OpenedFolder:
         raise FolderError(f"the output folder {output!r} cannot be read: {error}") from error
     if manifest is None:
         _refuse_foreign(output, listing)
+    elif not isinstance(manifest, dict) or not {"fingerprint", "identity", "plan", "num_shards"} <= manifest.keys():
+        raise FolderError(f"the output folder {output!r} holds a {storage.MANIFEST} that no launch has written")
     return OpenedFolder(folder, listing, manifest)
 
 

@@ -5,14 +5,16 @@ whole.
 """
 
 import datetime
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 
 from transforms import attempts, costs, storage
 from transforms.aggregate import CombineStatistics, Statistics
+from transforms.records import COMMIT, ShardFailure
 from transforms.storage import OutputFolder
 from transforms.write import read_footer
 
@@ -49,9 +51,17 @@ class FinishRun(beam.PTransform):
         return (
             root
             | "Start" >> beam.Create([self._output])
-            | "ListParts" >> beam.FlatMap(_committed_paths, self._num_shards, self._parts, *waits)
+            | "ListParts" >> beam.FlatMap(_committed_parts, self._num_shards, self._parts, *waits)
             | "SpreadParts" >> beam.Reshuffle()
-            | "ReadFooters" >> beam.Map(_part_statistics, self._fingerprint, self._statistics)
+            | "ReadFooters"
+            >> beam.FlatMap(
+                _part_statistics,
+                output=self._output,
+                num_shards=self._num_shards,
+                parts=self._parts,
+                fingerprint=self._fingerprint,
+                statistics=self._statistics,
+            )
             | "Combine" >> beam.CombineGlobally(CombineStatistics(self._statistics))
             | "WriteSummary"
             >> beam.Map(
@@ -66,18 +76,46 @@ class FinishRun(beam.PTransform):
         )
 
 
-def _committed_paths(output: str, num_shards: int, parts: str, *_) -> list[str]:
-    folder = OutputFolder(output)
-    listing = folder.list()
-    names = (storage.part_name(shard, num_shards, parts) for shard in range(num_shards))
-    return [folder.path(name) for name in names if name in listing]
+def _committed_parts(output: str, num_shards: int, parts: str, *_) -> list[tuple[int, bool]]:
+    """Numbers of the committed shards, each with whether errors/ has a file of it."""
+    listing = OutputFolder(output).list()
+    return [
+        (shard, storage.errors_name(shard, num_shards) in listing)
+        for shard in range(num_shards)
+        if storage.part_name(shard, num_shards, parts) in listing
+    ]
 
 
-def _part_statistics(path: str, fingerprint: str, statistics: type) -> Statistics:
-    footer = read_footer(path, statistics)
+def _part_statistics(
+    part: tuple[int, bool], output: str, num_shards: int, parts: str, fingerprint: str, statistics: type
+) -> Iterator[Statistics]:
+    (shard, has_errors), folder = part, OutputFolder(output)
+    name = storage.part_name(shard, num_shards, parts)
+    footer = read_footer(folder.path(name), statistics)
     if footer.fingerprint != fingerprint:
+        path = folder.path(name)
         raise ValueError(f"{path!r} belongs to another run: its fingerprint is {footer.fingerprint}, not {fingerprint}")
-    return footer.statistics
+    if _errors_agree(folder, storage.errors_name(shard, num_shards), has_errors, footer.errors_sha256):
+        yield footer.statistics
+        return
+    folder.delete([name])
+    message = "a second attempt replaced the shard's file in errors/ after it was committed; the next launch does it again"
+    attempts.set_aside(folder, shard, num_shards, ShardFailure(shard, COMMIT, "ErrorsReplaced", message))
+
+
+def _errors_agree(folder: OutputFolder, name: str, is_there: bool, expected: str | None) -> bool:
+    """Whether errors/ holds what the part was committed with.
+
+    Two attempts at one shard (a runner's speculative copy, a worker that was taken for dead) both write the shard's
+    errors and one of them wins the part. Both find the same errors, unless one of them failed in passing.
+    """
+    if expected is None:
+        return True
+    if not expected:
+        if is_there:
+            folder.delete([name])
+        return True
+    return is_there and hashlib.sha256(folder.read(name)).hexdigest() == expected
 
 
 def write_summary(

@@ -5,6 +5,7 @@ before leaves nothing behind that counts, and a second worker with the same shar
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 
@@ -62,6 +63,7 @@ class Footer:
       device: kind of the accelerator that decoded it.
       statistics: of its generations, counts of its errors and its times included.
       baseline: whether it was decoded plainly, to be compared with the others.
+      errors_sha256: of the shard's file in errors/ as this attempt wrote it, "" for none; None: the part does not say.
     """
 
     shard: int
@@ -70,6 +72,7 @@ class Footer:
     device: str
     statistics: Statistics
     baseline: bool = False
+    errors_sha256: str | None = None
 
     def to_bytes(self) -> bytes:
         return json.dumps(dataclasses.asdict(self), sort_keys=True).encode()
@@ -153,6 +156,11 @@ def encode_errors(errors: Sequence[ExampleError]) -> bytes:
     return "".join(json.dumps(dataclasses.asdict(error), ensure_ascii=False) + "\n" for error in errors).encode()
 
 
+def errors_digest(errors: Sequence[ExampleError]) -> str:
+    """SHA-256 of a shard's file in errors/, "" where there are none and so no file."""
+    return hashlib.sha256(encode_errors(errors)).hexdigest() if errors else ""
+
+
 def commit_shard(
     folder: OutputFolder, shard: DecodedShard, tokenizer: Tokenizer, *, eos_id: int, fingerprint: str
 ) -> bool:
@@ -175,8 +183,14 @@ def commit_shard(
         folder.put(errors_name, encode_errors(errors))
     else:  # an earlier attempt may have had some
         folder.delete([errors_name])
-    footer = Footer(work.shard, fingerprint, shard.tokenized.attempt, shard.device, statistics, shard.baseline)
-    return folder.create(part, encode_part(rows, footer))
+    footer = Footer(
+        work.shard, fingerprint, shard.tokenized.attempt, shard.device, statistics, shard.baseline, errors_digest(errors)
+    )
+    won = folder.create(part, encode_part(rows, footer))
+    if won:  # with tokens_generated: α so far on the runner's own page
+        Metrics.counter("specbeam", "positions_examined").inc(statistics.beta_count)
+        Metrics.counter("specbeam", "beta_sum_millionths").inc(statistics.beta_sum * 10**6 >> 30)
+    return won
 
 
 class CommitShards(beam.PTransform):

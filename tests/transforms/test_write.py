@@ -8,6 +8,7 @@ import pytest
 
 from decoding import DecodingConfig
 from tests.pipeline.fakes import fake_generation
+from transforms import finish, storage
 from transforms.decode import DecodedShard, DecodeFailure, EngineCounters
 from transforms.records import Example, TokenizedShard, WorkShard, example_error
 from transforms.storage import OutputFolder
@@ -141,3 +142,25 @@ def test_errors_are_there_before_the_part(folder, monkeypatch):
     monkeypatch.undo()
     assert commit(folder, shard())  # the retry has no errors, so neither has the folder
     assert list(folder.list()) == [PART]
+
+
+def test_errors_that_a_second_attempt_replaced_are_noticed_at_the_end(folder):
+    """One attempt failed an example in passing and won the part; the other had no errors, and so deleted them."""
+    for failing in ((0,), ()):
+        assert commit(folder, shard(failing=failing))
+        if failing:
+            folder.delete([ERRORS])  # as the second one does between looking for the part and losing it
+        else:
+            folder.put(ERRORS, b"{}\n")
+        footer = read_footer(folder.path(PART))
+        found = list(
+            finish._part_statistics(
+                (1, ERRORS in folder.list()), folder.root, 3, storage.GENERATIONS, "f00", type(footer.statistics)
+            )
+        )
+        if failing:  # the shard is done again
+            assert found == [] and PART not in folder.list()
+            (missing,) = [one for one in finish.missing_shards(folder, 3) if one["shard"] == 1]
+            assert missing["error"]["error_type"] == "ErrorsReplaced"
+        else:  # errors of an attempt that lost
+            assert found == [footer.statistics] and ERRORS not in folder.list() and PART in folder.list()
