@@ -1,0 +1,272 @@
+"""What the speculation did: acceptance, predictions against measurements, and a report, from folders of finished jobs.
+
+    python -m pipeline.analyze --inputs=out/sampled,out/scores,out/benchmark --output=out/report [Beam options]
+
+Inputs are output folders of pipeline.generate, pipeline.score and pipeline.benchmark in any mix. Writes analysis.json
+(every figure with its interval), report.html, report.md, tables/*.csv and figures/*.svg; docs/analysis.md says how to
+read them. Without `--runner` it runs in this process.
+
+Exit status: 0 when the report was written, 1 when the job failed, 2 when something is wrong with the command or its
+inputs and nothing was written.
+"""
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from rich.console import Console
+
+from decoding.version import __version__
+from pipeline.config import ConfigError, absolute
+from pipeline.generate import beam_options
+from pipeline.report import comparison, estimates
+from pipeline.report.estimates import Series
+from pipeline.report.operations import describe_models
+from pipeline.sources import BENCHMARK, GENERATIONS, SCORES, Source, SourceError, open_sources
+from transforms import analysis, analysis_parts, storage
+from transforms.analysis import CombineSums, CombineTokenCounts
+from transforms.storage import OutputFolder
+
+ANALYSIS = "analysis.json"
+GAMMAS = (1, 2, 3, 4, 5, 7, 10)
+"""γ that target calls are predicted for, besides those that inputs used."""
+_PARTS_TO_SHOW = 4  # per folder, that texts are taken from
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ConfigError(message)
+
+
+def parse(args: Sequence[str]) -> tuple[list[str], str, bool, list[str]]:
+    """Parses `args`, which exclude the program's name: inputs, output, whether to allow unfinished ones, Beam options.
+
+    Raises:
+      ConfigError: a flag is missing.
+    """
+    parser = _Parser(prog="python -m pipeline.analyze", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--inputs", default="", help="folders, separated by commas")
+    parser.add_argument("--output", default="", help="folder of the report, local or on gs://")
+    parser.add_argument("--allow_unfinished", action="store_true", help="analyse what there is of unfinished runs")
+    own, others = parser.parse_known_args(list(args))
+    inputs = [absolute(folder.strip()) for folder in own.inputs.split(",") if folder.strip()]
+    if not inputs:
+        raise ConfigError("--inputs is missing; give output folders of other jobs, separated by commas")
+    if not own.output:
+        raise ConfigError("--output is missing; give a folder for the report, local or gs://")
+    return inputs, absolute(own.output), own.allow_unfinished, others
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
+    console = Console()
+    try:
+        write = _report_writer()
+        inputs, output, allow_unfinished, beam_args = parse(args)
+        options = beam_options(beam_args)
+        sources, notes = open_sources(inputs, allow_unfinished=allow_unfinished)
+        _refuse_run(output)
+    except (ConfigError, SourceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        with beam.Pipeline(options=options) as root:
+            build_pipeline(root, sources=sources, notes=notes, output=output)
+    except Exception as error:  # what the runner reports, often with the worker's traceback in its message
+        print(f"error: the analysis failed: {error}", file=sys.stderr)
+        return 1
+    results = json.loads(OutputFolder(output).read(ANALYSIS))
+    if results["problems"]:
+        OutputFolder(output).delete([ANALYSIS])
+        print(f"error: {'; '.join(sorted(results['problems'])[:3])}", file=sys.stderr)
+        return 2
+    write(results, OutputFolder(output))
+    for note in results["notes"]:
+        console.print(f"note: {note}", style="bold", highlight=False, markup=False)
+    console.print(f"Output: {OutputFolder(output).path('report.html')}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _report_writer() -> Callable[[dict, OutputFolder], None]:
+    try:
+        from pipeline.report.write import write
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the report needs {error.name}, which the extra `report` brings: install '.[report]'"
+        ) from error
+    return write
+
+
+def _refuse_run(output: str) -> None:
+    listing = OutputFolder(output).list()
+    if storage.MANIFEST in listing or "benchmark.json" in listing:
+        raise ConfigError(f"--output is {output!r}, which holds a run; allowed: an empty folder, or one of an earlier report")
+
+
+def build_pipeline(root: beam.Pipeline, *, sources: Sequence[Source], notes: Sequence[str], output: str) -> None:
+    """Adds the analysis to `root`; at its end analysis.json is in the output folder.
+
+    Args:
+      root: an empty pipeline.
+      sources: what is analysed.
+      notes: what a reader has to know about them.
+      output: folder of the report.
+    """
+    gammas = _gammas(sources)
+    parts = [
+        (number, path, shown < _PARTS_TO_SHOW)
+        for number, source in enumerate(sources)
+        for shown, path in enumerate(source.parts)
+    ]
+    spread = root | "Parts" >> beam.Create(parts, reshuffle=False) | "Spread" >> beam.Reshuffle()
+    ranks = (
+        spread
+        | "CountTokens" >> beam.Map(_count_tokens, sources)
+        | "AddCounts" >> beam.CombinePerKey(CombineTokenCounts())
+        | "Rank" >> beam.MapTuple(lambda number, counts: (number, analysis.rank_buckets(counts)))
+    )
+    measured = spread | "Measure" >> beam.FlatMap(
+        _measure, sources, gammas, beam.pvalue.AsDict(ranks)
+    ).with_outputs("timing", "text", "problem", main="sums")  # fmt: skip
+    found = (
+        measured.sums | "AddSums" >> beam.CombinePerKey(CombineSums()) | beam.Map(lambda pair: ("sums", pair)),
+        measured.timing | beam.Map(lambda timing: ("timings", timing)),
+        measured.text
+        | "BestTexts" >> beam.combiners.Top.SmallestPerKey(analysis_parts.SHOWN_TEXTS, key=lambda text: text[0])
+        | beam.Map(lambda texts: ("texts", texts)),
+        measured.problem | beam.Map(lambda problem: ("problems", problem)),
+        root | "Start" >> beam.Create([("start", None)]),
+    )
+    _ = (
+        found
+        | "Together" >> beam.Flatten()
+        | "OneKey" >> beam.Map(lambda item: (None, item))
+        | "Gather" >> beam.GroupByKey()
+        | "WriteAnalysis" >> beam.Map(_write_analysis, sources, gammas, list(notes), output)
+    )
+
+
+def _gammas(sources: Sequence[Source]) -> list[int]:
+    used = {comparison.fixed_gamma(source) for source in sources if source.kind == GENERATIONS}
+    rows = (row["gamma"] for source in sources if source.kind == BENCHMARK for row in source.results["rows"])
+    return sorted({*GAMMAS, *(gamma for gamma in (*used, *rows) if isinstance(gamma, int) and gamma > 0)})
+
+
+def _count_tokens(part: tuple, sources: Sequence[Source]) -> tuple[int, np.ndarray]:
+    number, path, _ = part
+    column = "tokens" if sources[number].kind == SCORES else "output_tokens"
+    return number, analysis.count_tokens(analysis_parts.read_tokens(path, column))
+
+
+def _measure(part: tuple, sources: Sequence[Source], gammas: Sequence[int], ranks: dict):
+    """Yields a part's sums by series, its time, texts to show, or what is wrong with it."""
+    number, path, shown = part
+    source, footer = sources[number], analysis_parts.read_footer_json(path)
+    if footer["fingerprint"] != source.fingerprint:
+        yield beam.pvalue.TaggedOutput(
+            "problem",
+            f"the input {source.folder!r} is a mixture: {path!r} has fingerprint {footer['fingerprint']}, its manifest "
+            f"{source.fingerprint}",
+        )
+        return
+    if source.kind == SCORES:
+        temperature, top_k, top_p, _ = source.sampling
+        raw = temperature == 1 and top_k == 0 and top_p == 1
+        lenience = tuple(source.identity["score"]["lenience"])
+        for name, texts in analysis_parts.read_scores(path, dict.fromkeys(source.drafts, raw), lenience).items():
+            yield (number, name), analysis.sums_of_scores(texts, ranks[number], gammas)
+        return
+    statistics, baseline = footer["statistics"], footer.get("baseline", False)
+    timing = {"baseline": baseline, "tokens": statistics["tokens"], "seconds": statistics["generate_seconds"]}
+    yield beam.pvalue.TaggedOutput("timing", (number, timing))
+    if source.drafts and not baseline:
+        yield (number, ""), analysis.sums_of_generations(analysis_parts.read_generations(path), ranks[number])
+        for key, row in analysis_parts.texts_to_show(path) if shown else ():
+            yield beam.pvalue.TaggedOutput("text", (number, (key, row)))
+
+
+def _write_analysis(
+    gathered: tuple, sources: Sequence[Source], gammas: Sequence[int], notes: Sequence[str], output: str
+) -> None:
+    by_kind: dict[str, list] = {"sums": [], "timings": [], "texts": [], "problems": [], "start": []}
+    for kind, item in gathered[1]:
+        by_kind[kind].append(item)
+    results = analysed(sources, gammas, notes, by_kind)
+    OutputFolder(output).put(ANALYSIS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def analysed(sources: Sequence[Source], gammas: Sequence[int], notes: Sequence[str], found: dict[str, list]) -> dict:
+    """The content of analysis.json.
+
+    Args:
+      sources, gammas, notes: as in `build_pipeline`.
+      found: "sums" ((number, draft), Sums), "timings" (number, timing), "texts" (number, [(key, row)]) and "problems".
+    """
+    series = {key: Series(sums) for key, sums in sorted(found["sums"], key=lambda pair: pair[0])}
+    timings: dict[int, list[dict]] = {}
+    for number, timing in found["timings"]:
+        timings.setdefault(number, []).append(timing)
+    in_job = {}
+    for number in sorted(timings):
+        ordered = sorted(timings[number], key=lambda one: (one["baseline"], one["seconds"], one["tokens"]))
+        if compared := estimates.time_ratio(ordered):
+            in_job[number] = compared
+    described = {}
+    for (number, name), one in series.items():
+        source = sources[number]
+        scores = source.kind == SCORES
+        used = gammas if scores else [gamma for gamma in one.sums.buckets("calls") if gamma > 0]
+        law = source.decoding.get("verification") == "token" and source.decoding.get("lenience", 1.0) == 1
+        described[number, name] = {
+            **comparison.identify(source, name),
+            "gamma": None if scores else source.decoding.get("gamma"),
+            "verification": None if scores else source.decoding.get("verification"),
+            "of_target": source.text.get("of_target", True),
+            **estimates.describe(one, scores=scores, gammas=used, law=law),
+        }
+    texts: list[dict[str, Any]] = [
+        {**comparison.identify(sources[number], ""), "tokenizer": sources[number].tokenizer, "row": row}
+        for number, rows in sorted(found["texts"], key=lambda item: item[0])
+        for _, row in rows
+    ]
+    models, unknown = describe_models(sources)
+    counted = {digest: model["operations"] for digest, model in models.items()}
+    return {
+        "specbeam": __version__,
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "problems": list(found["problems"]),
+        "notes": [*notes, *unknown],
+        "interval": {"level": estimates.LEVEL, "method": "Poisson bootstrap over examples, Student's t"},
+        "models": models,
+        "sources": [source.describe() for source in sources],
+        "machines": [
+            {"run": s.label, "machine": s.results["machine"], "inputs": s.results["inputs"], "models": s.results["models"]}
+            for s in sources
+            if s.kind == BENCHMARK
+        ],
+        "series": list(described.values()),
+        "two_definitions": comparison.two_definitions(sources, series),
+        "tokens_per_call": comparison.tokens_per_call(sources, series),
+        "speedups": comparison.measured_speedups(sources, series),
+        "in_job": [
+            {**_identify_run(sources[number]), "gamma": sources[number].decoding.get("gamma"), **compared}
+            for number, compared in in_job.items()
+        ],
+        "best_gammas": comparison.best_gammas(sources, series, described),
+        "operations": comparison.operations(sources, series, counted),
+        "seeds": comparison.seeds(sources, series, in_job),
+        "texts": texts,
+    }
+
+
+def _identify_run(source: Source) -> dict:
+    return comparison.identify(source, "") if source.drafts else {"run": source.label, "draft": None}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

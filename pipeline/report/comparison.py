@@ -1,0 +1,323 @@
+"""What several folders say together: predictions against measurements, seeds against each other, both kinds of α.
+
+Folders are matched by the digests of target and draft and by the sampling settings, never by names.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import chdtrc
+
+from decoding import theory
+from pipeline.report import estimates
+from pipeline.report.estimates import Estimate, Series, estimate, propagated, ratio_of
+from pipeline.sources import BENCHMARK, GENERATIONS, SCORES, Source
+
+SeriesOf = Mapping[tuple[int, str], Series]
+"""Series by number of the source and name of the draft in it."""
+
+PREDICTIONS = ("iid", "windows", "walk")
+
+
+def scores_of(sources: Sequence[Source], series: SeriesOf, target: str, draft: str, sampling: tuple) -> list[tuple]:
+    """(number, draft's name) of the series that score this pair under this sampling, over the target's own texts."""
+    return [
+        (number, name)
+        for number, name in series
+        if sources[number].kind == SCORES
+        and sources[number].target.digest == target
+        and sources[number].drafts[name].digest == draft
+        and sources[number].sampling == sampling
+        and sources[number].text.get("of_target", True)
+    ]
+
+
+def fixed_gamma(source: Source) -> int | None:
+    """The γ of a folder of generations with one, None where it is 0 or varies."""
+    gamma = source.decoding.get("gamma")
+    return gamma if isinstance(gamma, int) and gamma > 0 else None
+
+
+def tokens_per_call(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
+    """Observed tokens per target call beside every prediction that there is, each with its miss.
+
+    A prediction and the observation may be of the same examples: their replicates share weights, so that the miss has
+    the interval of a paired comparison.
+    """
+    found = []
+    for (number, name), one in series.items():
+        source, gamma = sources[number], fixed_gamma(sources[number])
+        if source.kind != GENERATIONS or gamma is None:
+            continue
+        observed = one.tokens_per_call()
+        predicted = {"iid on policy": estimates.expected_tokens(one.mean_beta(), gamma)}
+        matches = scores_of(sources, series, source.target.digest, source.drafts[name].digest, source.sampling)
+        for match in matches[:1]:
+            predicted |= series[match].predicted_tokens_per_call(gamma)
+        found.append(
+            {
+                **identify(source, name),
+                "gamma": gamma,
+                "verification": source.decoding.get("verification"),
+                "scores": sources[matches[0][0]].label if matches else None,
+                "observed": estimate(observed, one.examples),
+                "predicted": {
+                    method: {"tokens": estimate(values, one.examples), "miss": estimate(values / observed - 1, one.examples)}
+                    for method, values in predicted.items()
+                    if np.isfinite(values[0])
+                },
+                "oracle": propagated(theory.oracle_expected_tokens, one.alpha()) if one.alpha() else None,
+            }
+        )
+    return found
+
+
+def identify(source: Source, draft: str) -> dict:
+    """What tells a series from others, for people."""
+    return {
+        "run": source.label,
+        "kind": source.kind,
+        "task": source.task,
+        "target": source.target.name,
+        "draft": source.drafts[draft].name,
+        "temperature": source.decoding.get("temperature"),
+        "sampling": sampling_label(source.decoding),
+        "seed": source.decoding.get("seed"),
+    }
+
+
+def sampling_label(decoding: Mapping[str, Any]) -> str:
+    """ "T = 1, top-k 40"."""
+    parts = [f"T = {decoding['temperature']:g}"] if "temperature" in decoding else []
+    if decoding.get("top_k"):
+        parts.append(f"top-k {decoding['top_k']}")
+    if decoding.get("top_p", 1.0) < 1:
+        parts.append(f"top-p {decoding['top_p']:g}")
+    if decoding.get("lenience", 1.0) < 1:
+        parts.append(f"lenience {decoding['lenience']:g}")
+    return ", ".join(parts)
+
+
+def two_definitions(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
+    """α over the positions that runs examined beside α over the target's texts, and their difference."""
+    found = []
+    for (number, name), one in series.items():
+        source = sources[number]
+        if source.kind != GENERATIONS:
+            continue
+        matches = scores_of(sources, series, source.target.digest, source.drafts[name].digest, source.sampling)
+        for match in matches[:1]:
+            other = series[match]
+            found.append(
+                {
+                    **identify(source, name),
+                    "gamma": source.decoding.get("gamma"),
+                    "on_policy": one.alpha(),
+                    "over_target_text": other.alpha(),
+                    "difference": estimate(other.mean_beta() - one.mean_beta(), min(one.examples, other.examples)),
+                }
+            )
+    return found
+
+
+# Benchmarks.
+
+
+def measured_speedups(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
+    """Rows of benchmarks with a fixed γ: measured speedup beside each prediction, with its miss."""
+    found = []
+    for source in sources:
+        if source.kind != BENCHMARK or not source.drafts:
+            continue
+        costs = {cost["num_slots"]: cost for cost in source.results["costs"]}
+        for row in source.results["rows"]:
+            if row["gamma"] == 0:
+                continue
+            found.append(_speedup_row(source, row, costs[row["num_slots"]], sources, series))
+    return found
+
+
+def _speedup_row(
+    source: Source, row: Mapping[str, Any], cost: Mapping[str, Any], sources: Sequence[Source], series: SeriesOf
+) -> dict:
+    gamma, speedup = row["gamma"], _estimate_of(row["speedup"])
+    found = {
+        **identify(source, ""),
+        "temperature": row["temperature"],
+        "sampling": sampling_label({**source.decoding, "temperature": row["temperature"]}),
+        "gamma": gamma,
+        "num_slots": row["num_slots"],
+        "verification": row["verification"],
+        "alpha": row["alpha"] and _estimate_of(row["alpha"]),
+        "measured": speedup,
+        "tokens_per_target_call": row["tokens_per_target_call"],
+        "c": None,
+        "pass_cost": None,
+        "predicted": {},
+    }
+    if gamma == "auto" or not row["alpha"]:
+        return found
+    alpha, c = found["alpha"], _estimate_of(cost["c"])
+    v = _estimate_of(cost["pass_cost"][str(gamma + 1)])
+    predicted = {
+        "theorem_3_8": propagated(lambda a, c: theory.walltime_improvement(a, gamma, c), alpha, c),
+        "with_pass_cost": propagated(
+            lambda a, c, v: theory.walltime_improvement_measured(a, gamma, c, v), alpha, c, v
+        ),
+    }
+    sampling = (row["temperature"], *source.sampling[1:])
+    matches = scores_of(sources, series, source.target.digest, source.drafts[""].digest, sampling)
+    if matches and (row["verification"] == "token" or row["temperature"] == 0):
+        one = series[matches[0]]
+        tokens = estimate(one.predicted_tokens_per_call(gamma)["walk"], one.examples)
+        if tokens:
+            predicted["joint_with_pass_cost"] = propagated(lambda t, c, v: t / (gamma * c + v), tokens, c, v)
+    found |= {
+        "c": c,
+        "pass_cost": v,
+        "predicted": {
+            method: {"speedup": value, "miss": ratio_of(value, speedup)} for method, value in predicted.items()
+        },
+    }
+    return found
+
+
+def _estimate_of(value: Mapping[str, Any]) -> Estimate:
+    return {name: value[name] for name in ("mean", "low", "high")}
+
+
+def best_gammas(sources: Sequence[Source], series: SeriesOf, described: Mapping[tuple[int, str], dict]) -> list[dict]:
+    """γ* for the α of every series and the costs that benchmarks of the same pair measured, and the oracle's bound."""
+    found = []
+    for (number, name), one in series.items():
+        source, alpha = sources[number], described[number, name]["alpha"]
+        if source.kind == SCORES:  # a position at which nothing is proposed accepts nothing
+            alpha = described[number, name]["alpha_over_all"]
+        if not alpha:
+            continue
+        oracle = propagated(theory.oracle_expected_tokens, _capped(alpha)) if alpha["mean"] < 1 else None
+        row = {**identify(source, name), "alpha": alpha, "oracle": oracle, "costs": []}
+        for bench in sources:
+            if bench.kind != BENCHMARK or not bench.drafts or source.drafts[name].digest != bench.drafts[""].digest:
+                continue
+            if source.target.digest != bench.target.digest:
+                continue
+            for cost in bench.results["costs"]:
+                row["costs"].append(_best_for(alpha, cost, bench.label))
+        if one.sums.count("beta#")[0]:
+            found.append(row)
+    return found
+
+
+def _capped(alpha: Estimate) -> Estimate:
+    """An α whose ends stay below 1, where the oracle's bound is infinite."""
+    return {name: value if value is None else min(value, 1 - 1e-9) for name, value in alpha.items()}
+
+
+def _best_for(alpha: Estimate, cost: Mapping[str, Any], label: str) -> dict:
+    c = _estimate_of(cost["c"])
+    passes = {int(width): value["mean"] for width, value in cost["pass_cost"].items()}
+    ends = [a for a in alpha.values() if a is not None]
+    costs = [value for value in c.values() if value is not None]
+    by_theorem = [theory.optimal_gamma(a, x) for a in ends for x in costs]
+    by_costs = [theory.optimal_gamma_measured(a, x, passes) for a in ends for x in costs]
+    best, best_measured = by_theorem[0], by_costs[0]
+    speed = theory.walltime_improvement(alpha["mean"], best, c["mean"])
+    widths = sorted(passes)
+    v = float(np.interp(best_measured + 1, widths, [passes[width] for width in widths]))
+    speed_measured = theory.walltime_improvement_measured(alpha["mean"], best_measured, c["mean"], v)
+    return {
+        "benchmark": label,
+        "num_slots": cost["num_slots"],
+        "c": c,
+        "gamma": {"mean": best, "low": min(by_theorem), "high": max(by_theorem)},
+        "speedup": speed,
+        "gamma_measured": {"mean": best_measured, "low": min(by_costs), "high": max(by_costs)},
+        "speedup_measured": speed_measured,
+        "widest_pass": widths[-1],
+    }
+
+
+# Operations, seeds.
+
+
+def operations(
+    sources: Sequence[Source], series: SeriesOf, counted: Mapping[str, float | None]
+) -> list[dict]:
+    """Operations factor (Theorem 3.11) of every folder with a fixed γ, predicted from α, and from the calls it made.
+
+    Args:
+      sources, series: all.
+      counted: operations per token of a model, by digest; None or missing where its architecture is not known.
+    """
+    found = []
+    for (number, name), one in series.items():
+        source, gamma = sources[number], fixed_gamma(sources[number])
+        if source.kind != GENERATIONS or gamma is None:
+            continue
+        target, draft = counted.get(source.target.digest), counted.get(source.drafts[name].digest)
+        c_hat = draft / target if target and draft is not None else None
+        row = {**identify(source, name), "gamma": gamma, "alpha": one.alpha(), "c_hat": c_hat}
+        if c_hat is not None and row["alpha"]:
+            per_call = gamma * c_hat + gamma + 1
+            row["predicted"] = propagated(lambda a: theory.operations_factor(a, gamma, c_hat), row["alpha"])  # noqa: B023
+            row["observed"] = estimate(per_call / one.tokens_per_call(), one.examples)
+        found.append(row)
+    return found
+
+
+def seeds(sources: Sequence[Source], series: SeriesOf, in_job: Mapping[int, dict]) -> list[dict]:
+    """Groups of runs that differ by seed alone: the spread between them against the intervals of each.
+
+    The test of homogeneity asks whether they differ by more than their own intervals say. Where all decode the same
+    inputs they differ by less: the intervals also cover the choice of inputs.
+    """
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for number, name in series:
+        source = sources[number]
+        decoding = {key: value for key, value in source.decoding.items() if key != "seed"}
+        key = json.dumps([source.kind, source.target.digest, source.drafts[name].digest, decoding, source.task], sort_keys=True)
+        groups.setdefault(key, []).append((number, name))
+    found = []
+    for members in groups.values():
+        if len({sources[number].decoding.get("seed") for number, _ in members}) < 2:
+            continue
+        row: dict[str, Any] = {
+            **identify(sources[members[0][0]], members[0][1]),
+            "runs": [sources[number].label for number, _ in members],
+            "seeds": [sources[number].decoding.get("seed") for number, _ in members],
+        }
+        del row["run"], row["seed"]
+        row["alpha"] = spread([series[member].alpha() for member in members])
+        if sources[members[0][0]].kind == GENERATIONS:
+            calls = [estimate(series[member].tokens_per_call(), series[member].examples) for member in members]
+            row["tokens_per_call"] = spread(calls)
+            speedups = [in_job[number]["speedup"] for number, _ in members if number in in_job]
+            if len(speedups) > 1:
+                row["speedup"] = spread(speedups)
+        found.append(row)
+    return found
+
+
+def spread(values: Sequence[Estimate | None]) -> dict | None:
+    """How far apart estimates of the same thing are, against their intervals."""
+    known = [value for value in values if value and value["low"] is not None]
+    if len(known) < 2:
+        return None
+    means = np.array([value["mean"] for value in known])
+    errors = np.array([(value["high"] - value["low"]) / 2 / 1.96 for value in known])
+    found = {
+        "values": known,
+        "mean": float(means.mean()),
+        "deviation_between_seeds": float(means.std(ddof=1)),
+        "mean_standard_error": float(np.sqrt(np.mean(errors**2))),
+    }
+    if (errors > 0).all():
+        weights = errors**-2
+        statistic = float(np.sum(weights * (means - np.sum(weights * means) / weights.sum()) ** 2))
+        found |= {"heterogeneity": statistic, "p_value": float(chdtrc(len(known) - 1, statistic))}
+    return found
+
+

@@ -1,0 +1,308 @@
+"""What the analysis reads: finished folders of other jobs, recognised, described alike, and refused where they do not fit."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transforms import storage
+from transforms.storage import OutputFolder
+
+GENERATIONS, SCORES, BENCHMARK = "generations", "scores", "benchmark"
+_RESULTS = "benchmark.json"
+_SAMPLING = ("temperature", "top_k", "top_p", "lenience")
+
+
+class SourceError(ValueError):
+    """Inputs that cannot be analysed, or not together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model or draft: what it is called, where it lay, and a digest of its content by which folders are matched."""
+
+    name: str
+    path: str
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One input folder.
+
+    Attributes:
+      folder: where it is.
+      label: short, distinct name.
+      kind: GENERATIONS, SCORES or BENCHMARK.
+      fingerprint: of the run; of a benchmark the digest of its file.
+      target: the target model.
+      drafts: the drafts by name in the folder's columns; at most one, "", for generations and benchmarks.
+      decoding: the decoding config, as far as the job fixes it.
+      task: what was decoded: names of the input's files.
+      tokenizer: path of the tokeniser.
+      identity: what determines the run's result, by part.
+      parts: paths of its Parquet parts.
+      missing: how many parts an unfinished run lacks.
+      text: for scores, whose texts they are: "source", "of_target", "same_sampling" and more.
+      results: a benchmark's content.
+    """
+
+    folder: str
+    label: str
+    kind: str
+    fingerprint: str
+    target: Model
+    drafts: Mapping[str, Model]
+    decoding: Mapping[str, Any]
+    task: str
+    tokenizer: str
+    identity: Mapping[str, Any]
+    parts: tuple[str, ...] = ()
+    missing: int = 0
+    text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def sampling(self) -> tuple:
+        """Temperature, top_k, top_p, lenience: what p and q are standardised by."""
+        return tuple(self.decoding.get(name) for name in _SAMPLING)
+
+    def describe(self) -> dict:
+        """For analysis.json."""
+        return {
+            "folder": self.folder,
+            "label": self.label,
+            "kind": self.kind,
+            "fingerprint": self.fingerprint,
+            "target": dataclasses.asdict(self.target),
+            "drafts": {name: dataclasses.asdict(draft) for name, draft in self.drafts.items()},
+            "decoding": dict(self.decoding),
+            "task": self.task,
+            "parts": len(self.parts),
+            "missing": self.missing,
+            "text": dict(self.text),
+        }
+
+
+def open_sources(folders: Sequence[str], *, allow_unfinished: bool = False) -> tuple[list[Source], list[str]]:
+    """Opens and checks all inputs.
+
+    Args:
+      folders: of finished runs of `pipeline.generate`, `pipeline.score` and `pipeline.benchmark`, in any mix.
+      allow_unfinished: whether to take what there is of an unfinished one, and label it.
+
+    Returns:
+      The sources, and notes on what about them a reader has to know.
+
+    Raises:
+      SourceError: a folder is none of these, is unfinished, or is there twice, or none of them has a draft.
+    """
+    sources = [_open(folder, allow_unfinished) for folder in folders]
+    sources = _with_distinct_labels(_with_shared_names(sources))
+    _refuse_doubles(sources)
+    if not any(source.drafts for source in sources):
+        shown = ", ".join(repr(source.folder) for source in sources)
+        raise SourceError(
+            f"none of the inputs has a draft: {shown} hold plain decoding alone. There is no acceptance to analyse; give "
+            "a folder that was generated with model.draft, or scores"
+        )
+    return sources, _notes(sources)
+
+
+def _open(folder: str, allow_unfinished: bool) -> Source:
+    output = OutputFolder(folder)
+    try:
+        listing = output.list()
+    except OSError as error:
+        raise SourceError(f"the input {folder!r} cannot be read: {error}") from error
+    if _RESULTS in listing and storage.MANIFEST not in listing:
+        return _open_benchmark(output, allow_unfinished)
+    if storage.MANIFEST not in listing:
+        what = f"holds {len(listing)} files and neither manifest.json nor {_RESULTS}" if listing else "is empty or not there"
+        raise SourceError(
+            f"the input {folder!r} {what}; allowed: output folders of pipeline.generate, pipeline.score and "
+            "pipeline.benchmark"
+        )
+    manifest = _json(output, storage.MANIFEST)
+    kind = SCORES if manifest.get("job", "generate") == "score" else GENERATIONS
+    parts = sorted(name for name in listing if name.startswith(f"{kind}/part-") and name.endswith(".parquet"))
+    missing = int(manifest["num_shards"]) - len(parts)
+    unfinished = storage.SUCCESS not in listing or missing
+    if unfinished and not (allow_unfinished and parts):
+        raise SourceError(
+            f"the input {folder!r} is unfinished: {len(parts)} of {manifest['num_shards']} parts are there. Run its "
+            "command again, or add --allow_unfinished to analyse what there is"
+        )
+    config, identity = manifest["config"], manifest["identity"]
+    summary = _json(output, storage.SUMMARY) if storage.SUMMARY in listing else {}
+    return Source(
+        folder=folder,
+        label=_base(folder),
+        kind=kind,
+        fingerprint=manifest["fingerprint"],
+        target=_model(config["model"]["target"], identity["model"]["target"]),
+        drafts=_drafts_of_scores(manifest) if kind == SCORES else _draft_of(config["model"], identity["model"]),
+        decoding=config["decoding"],
+        task=_task(config["input"]),
+        tokenizer=config["model"].get("tokenizer") or config["model"]["target"],
+        identity=identity,
+        parts=tuple(output.path(name) for name in parts),
+        missing=max(missing, 0),
+        text=summary.get("text", {}) if kind == SCORES else {},
+    )
+
+
+def _open_benchmark(output: OutputFolder, allow_unfinished: bool) -> Source:
+    results = _json(output, _RESULTS)
+    if not results.get("complete") and not (allow_unfinished and results.get("rows")):
+        raise SourceError(
+            f"the input {output.root!r} is unfinished: its {_RESULTS} is not complete. Measure again, or add "
+            "--allow_unfinished to analyse what there is"
+        )
+    config, identity = results["config"], results["identity"]
+    return Source(
+        folder=output.root,
+        label=_base(output.root),
+        kind=BENCHMARK,
+        fingerprint=hashlib.sha256(output.read(_RESULTS)).hexdigest(),
+        target=_model(config["model"]["target"], identity["target"]),
+        drafts=_draft_of(config["model"], identity),
+        decoding=config["decoding"],
+        task=_task(config["input"]),
+        tokenizer=config["model"].get("tokenizer") or config["model"]["target"],
+        identity=identity,
+        missing=0 if results.get("complete") else 1,
+        results=results,
+    )
+
+
+def _json(output: OutputFolder, name: str) -> dict:
+    try:
+        return json.loads(output.read(name))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"the input {output.root!r}: {name} cannot be read: {error}") from error
+
+
+def _model(path: str, identity: Any) -> Model:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return Model(_base(path).replace("_", " ") if "/" not in path else _base(path), path, digest)
+
+
+def _draft_of(model: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Model]:
+    return {"": _model(model["draft"], identity["draft"])} if model.get("draft") else {}
+
+
+def _drafts_of_scores(manifest: Mapping[str, Any]) -> dict[str, Model]:
+    paths = manifest["config"]["score"]["drafts"] or {"draft": manifest["config"]["model"]["draft"]}
+    known = manifest["identity"]["score"]["drafts"]
+    found = {}
+    for name in manifest["drafts"]:
+        found[name] = dataclasses.replace(_model(paths[name], known[name]), name=name.replace("_", " "))
+    return found
+
+
+def _task(config: Mapping[str, Any]) -> str:
+    """What is decoded, for people: file names, or the name of a data set."""
+    if config.get("name"):
+        return config["name"]
+    named = config.get("pattern") or config.get("data_dir") or ""
+    return ", ".join(_base(name) for name in ([named] if isinstance(named, str) else named))
+
+
+def _base(path: str) -> str:
+    return os.path.basename(path.rstrip("/")) or path
+
+
+def _with_shared_names(sources: Sequence[Source]) -> list[Source]:
+    """One draft has one name: the one that scores give it."""
+    names = {draft.digest: draft.name for source in sources if source.kind == SCORES for draft in source.drafts.values()}
+    renamed = lambda draft: dataclasses.replace(draft, name=names.get(draft.digest, draft.name))
+    sources = [
+        dataclasses.replace(source, drafts={name: renamed(draft) for name, draft in source.drafts.items()})
+        for source in sources
+    ]
+    # Models of one name and different content are told apart by their digests.
+    digests: dict[tuple[str, str], set[str]] = {}
+    for source in sources:
+        for role, model in (("target", source.target), *(("draft", draft) for draft in source.drafts.values())):
+            digests.setdefault((role, model.name), set()).add(model.digest)
+    told = lambda role, model: (
+        dataclasses.replace(model, name=f"{model.name} ({model.digest[:6]})")
+        if len(digests[role, model.name]) > 1
+        else model
+    )
+    return [
+        dataclasses.replace(
+            source,
+            target=told("target", source.target),
+            drafts={name: told("draft", draft) for name, draft in source.drafts.items()},
+        )
+        for source in sources
+    ]
+
+
+def _with_distinct_labels(sources: Sequence[Source]) -> list[Source]:
+    labels = [source.label for source in sources]
+    parent = lambda source: os.path.join(_base(os.path.dirname(source.folder.rstrip("/"))), source.label)
+    labels = [parent(source) if labels.count(source.label) > 1 else source.label for source in sources]
+    return [
+        dataclasses.replace(source, label=label if labels.count(label) == 1 else f"{label} ({number})")
+        for number, (source, label) in enumerate(zip(sources, labels), 1)
+    ]
+
+
+def _refuse_doubles(sources: Sequence[Source]) -> None:
+    seen: dict[str, Source] = {}
+    for source in sources:
+        if other := seen.get(source.fingerprint):
+            raise SourceError(
+                f"the inputs {other.folder!r} and {source.folder!r} are the same run, with fingerprint "
+                f"{source.fingerprint}: its texts would count twice. Give one of them"
+            )
+        seen[source.fingerprint] = source
+
+
+def _notes(sources: Sequence[Source]) -> list[str]:
+    notes = []
+    for source in sources:
+        if source.missing:
+            notes.append(f"{source.label} is unfinished: {source.missing} parts are missing, and its figures are of the rest.")
+        if source.kind == GENERATIONS and not source.drafts:
+            notes.append(f"{source.label} is plain decoding: it has no draft, and nothing of it enters α.")
+        if source.decoding.get("lenience", 1.0) < 1:
+            notes.append(f"{source.label} is not exact: lenience is {source.decoding['lenience']:g}.")
+        if source.kind == SCORES and not source.text.get("of_target", True):
+            notes.append(f"{source.label} scores references, not the target's texts: its α is not that of Corollary 3.6.")
+        elif source.kind == SCORES and not source.text.get("same_sampling", True):
+            notes.append(f"{source.label} scores texts that were drawn with other sampling settings than it scores with.")
+    targets = {source.target.digest: source.target.name for source in sources}
+    if len(targets) > 1:
+        notes.append(
+            f"The inputs are of {len(targets)} targets ({', '.join(sorted(targets.values()))}): figures of different "
+            "targets stand side by side, and are never combined."
+        )
+    for first, second in _same_settings(sources):
+        differing = [name for name in first.identity if first.identity[name] != second.identity.get(name)]
+        notes.append(
+            f"{first.label} and {second.label} have the same settings and different fingerprints "
+            f"({first.fingerprint[:8]}, {second.fingerprint[:8]}; what differs: {', '.join(differing) or 'nothing known'}): "
+            "they are shown apart."
+        )
+    return notes
+
+
+def _same_settings(sources: Sequence[Source]) -> list[tuple[Source, Source]]:
+    """Pairs that are, by their settings, the same thing."""
+
+    def settings(source: Source) -> str:
+        drafts = sorted((name, draft.digest) for name, draft in source.drafts.items())
+        return json.dumps([source.kind, source.target.digest, drafts, dict(source.decoding), source.task], sort_keys=True)
+
+    found: dict[str, Source] = {}
+    pairs = []
+    for source in sources:
+        if source.kind != BENCHMARK and (other := found.setdefault(settings(source), source)) is not source:
+            pairs.append((other, source))
+    return pairs

@@ -1,0 +1,114 @@
+"""Reading parts of generations and score folders for the analysis: only the columns that it needs, as flat arrays."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import storage
+from transforms.analysis import Texts
+from transforms.write import FOOTER_KEY
+
+SHOWN_TEXTS = 3
+_SHOWN_TOKENS = (8, 60)
+_GENERATED = ("example_id", "output_tokens", "source", "iteration", "beta", "gammas", "accepted")
+_SHOWN = ("example_id", "inputs", "output_tokens", "source", "iteration", "beta", "target_logprob", "draft_logprob", "gammas",
+          "accepted")  # fmt: skip
+
+
+def read_footer_json(path: str) -> dict:
+    """A part's footer, whatever job wrote it."""
+    with storage.open_raw(path) as stream:
+        return json.loads(pq.read_metadata(stream).metadata[FOOTER_KEY])
+
+
+def read_columns(path: str, columns: tuple[str, ...]) -> pa.Table:
+    """Those columns of a part; nothing else of it is decoded."""
+    with storage.open_raw(path) as stream:
+        return pq.read_table(stream, columns=list(columns))
+
+
+def read_tokens(path: str, column: str) -> np.ndarray:
+    """int64[N], the tokens of all texts of a part."""
+    return _flat(read_columns(path, (column,)), column).astype(np.int64)
+
+
+def read_generations(path: str) -> Texts:
+    """A part of a generations folder."""
+    table = read_columns(path, _GENERATED)
+    lengths, calls = _lengths(table, "output_tokens"), _lengths(table, "gammas")
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    iteration = _flat(table, "iteration").astype(np.int64)
+    first = np.ones(len(row), bool)  # of the tokens of a target call
+    first[1:] = (row[1:] != row[:-1]) | (iteration[1:] != iteration[:-1])
+    numbers = np.arange(len(row))
+    return Texts(
+        example_ids=table["example_id"].to_pylist(),
+        lengths=lengths,
+        tokens=_flat(table, "output_tokens").astype(np.int64),
+        beta=_flat(table, "beta").astype(np.float64),
+        place=numbers - np.maximum.accumulate(np.where(first, numbers, 0)),
+        source=_flat(table, "source").astype(np.int64),
+        gammas=_flat(table, "gammas").astype(np.int64),
+        accepted=_flat(table, "accepted").astype(np.int64),
+        calls=calls,
+    )
+
+
+def read_scores(path: str, drafts: Mapping[str, bool], lenience: tuple[float, ...]) -> dict[str, Texts]:
+    """A part of a score folder, by draft.
+
+    Args:
+      path: of the part.
+      drafts: names, and whether log-probabilities at temperature 1 are those of p and q themselves, so that they tell
+        the probability min(1, q / p) with which the token that is there was accepted.
+      lenience: values of `lenient_beta_<draft>`.
+    """
+    columns = ["example_id", "tokens"]
+    for name, plain in drafts.items():
+        columns += [f"beta_{name}", *([f"draft_logprob_{name}", "target_logprob"] if plain else [])]
+        columns += [f"lenient_beta_{name}"] if lenience else []
+    table = read_columns(path, tuple(dict.fromkeys(columns)))
+    ids, lengths = table["example_id"].to_pylist(), _lengths(table, "tokens")
+    tokens, found = _flat(table, "tokens").astype(np.int64), {}
+    for name, plain in drafts.items():
+        acceptance = None
+        if plain:
+            with np.errstate(invalid="ignore"):  # -inf less -inf: neither could have made the token
+                log_ratio = _flat(table, f"draft_logprob_{name}").astype(np.float64) - _flat(table, "target_logprob")
+            acceptance = np.exp(np.minimum(log_ratio, 0.0))
+        lenient = {}
+        if lenience:
+            values = _flat(table, f"lenient_beta_{name}").flatten().to_numpy(zero_copy_only=False)
+            lenient = dict(zip(lenience, values.astype(np.float64).reshape(-1, len(lenience)).T))
+        beta = _flat(table, f"beta_{name}").astype(np.float64)
+        found[name] = Texts(ids, lengths, tokens, beta, acceptance=acceptance, lenient=lenient)
+    return found
+
+
+def texts_to_show(path: str) -> list[tuple[tuple, dict]]:
+    """Some generations of a part, the ones that show most, with keys by which the best of all parts are chosen."""
+    table = read_columns(path, _SHOWN)
+    found = []
+    for number, (name, source) in enumerate(zip(table["example_id"].to_pylist(), table["source"].to_pylist())):
+        if _SHOWN_TOKENS[0] <= len(source) <= _SHOWN_TOKENS[1] and set(source) != {3}:
+            digest = hashlib.blake2b(f"shown {name} {number}".encode(), digest_size=8).hexdigest()
+            found.append(((-len({0, 1, 2} & set(source)), digest), number))
+    chosen = sorted(found)[:SHOWN_TEXTS]
+    return [(key, table.slice(number, 1).to_pylist()[0]) for key, number in chosen]
+
+
+def _flat(table: pa.Table, column: str) -> Any:
+    """The values of a list column: NumPy, or an Arrow list array where the values are lists themselves."""
+    values = table[column].combine_chunks()
+    values = values.flatten() if isinstance(values, pa.ListArray) else pa.concat_arrays(values.chunks).flatten()
+    return values if pa.types.is_list(values.type) else values.to_numpy(zero_copy_only=False)
+
+
+def _lengths(table: pa.Table, column: str) -> np.ndarray:
+    """int64[n], lengths of a list column's lists."""
+    return table[column].combine_chunks().value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
