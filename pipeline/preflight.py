@@ -1,5 +1,6 @@
 """Everything that can be wrong with models and tokenisers, found from small files before any model is loaded."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -13,7 +14,7 @@ from transforms import chat, storage
 from transforms.tokenize import Tokenizer, TokenizerError, find_tokenizer, load_tokenizer
 
 _WHOLE_FILE_BYTES = 256 << 20
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+_SAMPLES, _SAMPLE_BYTES, _READERS = 64, 1 << 16, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +158,8 @@ def check_draft(
         identity = model_identity(draft, info)
     if info.vocab_size != target.vocab_size and (not known or info.vocab_size < len(pieces)):
         raise ConfigError(
-            f"{setting} is {draft!r} with a vocabulary of {info.vocab_size}; allowed: the target's size, "
-            f"{target.vocab_size}, or another with the target's tokeniser of {len(pieces)} pieces beside it, which shows "
+            f"{setting} is {draft!r}, whose vocab_size is {info.vocab_size}; allowed: the target's, {target.vocab_size}, "
+            f"or another with the target's tokeniser of {len(pieces)} pieces beside it, which shows "
             "that the rest is padding"
         )
     return CheckedDraft(identity, info.vocab_size)
@@ -220,28 +221,39 @@ def _check_same_pieces(setting: str, path: str, target_path: str, target: list[s
 
 
 def model_identity(path: str, info: decoding.CheckpointInfo) -> dict:
-    """Digests of a model's config and weight files, by file name.
+    """Digests of a model's config and weight files, by their path below `path`.
 
-    A file of up to 256 MB is hashed whole. Of a larger one its size, beginning, end and 64 blocks spread evenly over it
-    are: training changes every block, and a launch must not read 44 GB.
+    A launch must not read 44 GB, nor 500 files block by block: see `_digest`.
     """
     config = storage.join(path, "config.json")
-    files = [config] if storage.exists(config) else []
-    return {file.rsplit("/", 1)[-1]: _digest(file) for file in [*files, *info.weight_files]}
+    files = [*([config] if storage.exists(config) else []), *info.weight_files]
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        digests = pool.map(lambda file: _digest(file, len(info.weight_files)), files)
+        return {_below(path, file): digest for file, digest in zip(files, digests)}
 
 
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
+def _below(path: str, file: str) -> str:
+    folder = path.rstrip("/") + "/"
+    return file.removeprefix(folder) if file.startswith(folder) else file.rsplit("/", 1)[-1]
+
+
+def _digest(path: str, files: int = 1) -> str:
+    """Digest of a file that is one of so many.
+
+    All files together of up to 256 MB are hashed whole, each having an equal share of that. Of a larger file its size,
+    beginning, end and up to 64 blocks spread evenly over it are: training changes every block.
+    """
+    digest, samples = hashlib.sha256(), max(1, _SAMPLES // files)
     with storage.open_raw(path) as stream:
         size = stream.seek(0, 2)
         size = stream.tell() if size is None else size
         stream.seek(0)
-        if size <= _WHOLE_FILE_BYTES:
+        if size <= _WHOLE_FILE_BYTES // files:
             while block := stream.read(1 << 22):
                 digest.update(block)
             return digest.hexdigest()
         digest.update(str(size).encode())
-        for i in range(_SAMPLES + 1):
-            stream.seek((size - _SAMPLE_BYTES) * i // _SAMPLES)
+        for i in range(samples + 1):
+            stream.seek((size - _SAMPLE_BYTES) * i // samples)
             digest.update(stream.read(_SAMPLE_BYTES))
     return "sampled-" + digest.hexdigest()

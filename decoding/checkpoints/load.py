@@ -77,7 +77,9 @@ def inspect_checkpoint(path: str, architecture: str | Mapping | None = None) -> 
     )
 
 
-def load_model(path: str, dtype: str = "float32", architecture: str | Mapping | None = None) -> LanguageModel:
+def load_model(
+    path: str, dtype: str = "float32", *, architecture: str | Mapping | None = None
+) -> LanguageModel:
     """Loads a model; its parameters are read one at a time.
 
     Args:

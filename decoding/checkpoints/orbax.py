@@ -68,6 +68,8 @@ class _Arrays:
             leaves = jax.tree_util.tree_flatten_with_path(self._tree)[0]
             self._leaves = {".".join(str(_key(k)) for k in keys): leaf for keys, leaf in leaves}
             self.shapes = {name: tuple(leaf.shape) for name, leaf in self._leaves.items()}
+            if not leaves:
+                raise ValueError("no array in it can be read")
         except Exception as error:  # Orbax raises whatever an unfinished or foreign directory leads it to
             raise CheckpointError(f"{root} is not a finished Orbax checkpoint of arrays: {error}") from error
 

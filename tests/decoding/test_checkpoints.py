@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 import shutil
 
 import jax
@@ -100,14 +101,60 @@ def test_copies_of_the_embedding_are_not_unexpected(folder):
     np.testing.assert_array_equal(logits(decoding.load_model(str(folder))), whole)
 
 
-def test_pickles_are_refused_and_never_opened(folder):
+class _Creates:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.safetensors", "flax_model.msgpack"])
+def test_pickles_are_refused_and_never_opened(folder, name):
     (folder / "model.safetensors").unlink()
-    # Unpickling this would create the file "opened".
-    opened = folder / "opened"
-    (folder / "pytorch_model.bin").write_bytes(b"cbuiltins\nopen\n(V" + str(opened).encode() + b"\nVw\ntR.")
+    opened, data = folder / "opened", pickle.dumps(_Creates(folder / "opened"))
+    (folder / name).write_bytes(data)
     message = refusal(folder)
-    assert "pytorch_model.bin" in message and "pickle" in message and "safetensors" in message
+    assert name in message and "safetensors" in message
+    refusal(folder / name)  # named itself, it is no directory
+    with pytest.raises(CheckpointError):
+        decoding.inspect_checkpoint(str(folder))
     assert not opened.exists()
+    pickle.loads(data).close()
+    assert opened.exists()  # so it would have been
+
+
+def test_headers_that_lie_are_refused(folder):
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    entry = header["shared.weight"]
+
+    def write(**changes) -> str:
+        lying = json.dumps(header | {"shared.weight": entry | changes}).encode()
+        file.write_bytes(len(lying).to_bytes(8, "little") + lying + data[8 + length :])
+        return refusal(folder)
+
+    start, end = entry["data_offsets"]
+    assert "[12, 8]" in write(data_offsets=[start, end - 4])
+    assert "bytes -4 to" in write(data_offsets=[-4, end - start - 4])
+    assert "'F8_E4M3'" in write(dtype="F8_E4M3")
+    assert "not a whole safetensors file" in write(shape="large")
+    assert "its header says" in write(data_offsets=[start + 10**6, end + 10**6])
+    file.write_bytes((1 << 60).to_bytes(8, "little") + data[8:])
+    assert "cannot hold a header" in refusal(folder)
+    file.write_bytes(data + b"more")
+    assert "its header says" in refusal(folder)
+
+
+def test_the_same_name_in_two_files_is_refused(folder):
+    tensors = tiny_t5.weights(SHAPE, 0)
+    split(folder, tensors)
+    save_file(tensors, str(folder / "model-00003-of-00003.safetensors"))
+    assert "in another file too" in refusal(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 300, -100])

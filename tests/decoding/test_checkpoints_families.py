@@ -1,0 +1,121 @@
+"""What the families' configs say: tables of relative positions per layer, rotary frequencies, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+import decoding
+from decoding import CheckpointError
+from decoding.checkpoints.architecture import parse_config
+from decoding.models.decoder_only import Rotary
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 10,
+    "hidden_size": 64,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "eos_token_id": 2,
+}
+GPT2 = {"model_type": "gpt2", "vocab_size": 10, "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 16}
+
+
+@pytest.fixture(scope="module")
+def umt5(golden):
+    arrays = dict(np.load(golden / "umt5" / "golden.npz"))
+    return decoding.load_model(str(golden / "umt5")), arrays, arrays["attention_mask"].sum(axis=1).astype(np.int32)
+
+
+def test_umt5_logits(umt5):
+    model, arrays, lengths = umt5
+    logits = np.asarray(model.logits(arrays["decoder_input_ids"], arrays["input_ids"], lengths))
+    assert np.abs(logits - arrays["logits"]).max() < 1e-4
+
+
+def test_umt5_greedy_tokens_with_ragged_rows(umt5):
+    """The draft is the target, so every block of 3 is kept and the rows end at their own times."""
+    model, arrays, lengths = umt5
+    config = decoding.DecodingConfig(gamma=3, temperature=0.0, max_decode_tokens=24, num_slots=2, input_buckets=(40,))
+    inputs = [row[:length].tolist() for row, length in zip(arrays["input_ids"], lengths)]
+    for result, wanted in zip(decoding.Generator(model, model, config).generate(inputs, ["a", "b"]), arrays["greedy"]):
+        np.testing.assert_array_equal(result.tokens, wanted[1 : 1 + len(result.tokens)])
+        assert np.all(result.accepted[:-1] == 3)
+
+
+# transformers 5.23's ROPE_INIT_FUNCTIONS for heads of 16.
+FREQUENCIES = {
+    "linear": (
+        {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        [0.25, 0.07905694, 0.025, 0.007905695, 0.0025, 0.00079056947, 0.00025, 7.9056947e-05],
+    ),
+    "llama3": (
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "rope_theta": 500000.0,
+        },
+        [1.0, 0.079403013, 0.0047007538, 0.00091158313, 0.00017677668, 3.4281024e-05, 6.6478697e-06, 1.2891732e-06],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FREQUENCIES)
+def test_rotary_frequencies_agree_with_the_reference_in_both_forms_of_config(kind):
+    newer, wanted = FREQUENCIES[kind]
+    older = {key: value for key, value in newer.items() if key != "rope_theta"}
+    older["type"] = older.pop("rope_type")
+    for raw in ({"rope_parameters": newer}, {"rope_scaling": older, "rope_theta": newer["rope_theta"]}):
+        config = parse_config(LLAMA | raw, "config")
+        np.testing.assert_allclose(config.rotary.frequencies(config.head_dim), wanted, rtol=1e-6)
+    assert parse_config(LLAMA | {"rope_scaling": None}, "config").rotary == Rotary()
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'.*default, linear, llama3"),
+        (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+        (LLAMA | {"rope_parameters": {"rope_type": "longrope"}}, "'longrope'"),
+        (LLAMA | {"rope_scaling": {"rope_type": "linear"}}, "config lacks 'factor'"),
+        (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (LLAMA | {"model_type": "mistral", "sliding_window": 4096}, "sliding-window"),
+        (LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, "sliding-window"),
+        (LLAMA | {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        (LLAMA | {"hidden_act": "mish"}, "hidden_act is 'mish'.*silu"),
+        (LLAMA | {"quantization_config": {"bits": 4}}, "quantised"),
+        (LLAMA | {"model_type": "gemma3"}, "'gemma3'; supported: t5, mt5, umt5, gpt2, llama"),
+        (LLAMA | {"num_attention_heads": "four"}, "cannot be used"),
+        ({key: value for key, value in LLAMA.items() if key != "hidden_size"}, "lacks 'hidden_size'"),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "attention scores"),
+        (GPT2 | {"activation_function": "tanh"}, "activation_function is 'tanh'"),
+        ({key: value for key, value in GPT2.items() if key != "n_embd"}, "lacks 'n_embd'"),
+    ],
+)
+def test_what_is_not_supported_is_refused(raw, said):
+    with pytest.raises(CheckpointError, match=said):
+        parse_config(raw, "here")
+
+
+def test_differences_of_the_llama_family():
+    qwen2 = parse_config(LLAMA | {"model_type": "qwen2"}, "")
+    assert (qwen2.qkv_bias, qwen2.out_bias, qwen2.qk_norm) == (True, False, False)
+    qwen3 = parse_config(LLAMA | {"model_type": "qwen3", "head_dim": 32, "num_key_value_heads": 2}, "")
+    assert (qwen3.qkv_bias, qwen3.qk_norm, qwen3.head_dim, qwen3.num_kv_heads) == (False, True, 32, 2)
+    biased = parse_config(LLAMA | {"attention_bias": True, "mlp_bias": True}, "")
+    assert biased.qkv_bias and biased.out_bias and biased.feed_forward_bias
+    assert parse_config(GPT2 | {"activation_function": "gelu_pytorch_tanh"}, "").activation == "gelu_new"
+
+
+def test_lamda_has_no_safetensors(tmp_path):
+    from decoding.models.presets import PRESETS
+    from tests import tiny_t5
+
+    tiny_t5.write(tmp_path / "model", {}, {"a": np.zeros(1, np.float32)})
+    (tmp_path / "model" / "config.json").write_text(json.dumps(PRESETS["lamda-100m"]))
+    with pytest.raises(CheckpointError, match="T5X and Orbax"):
+        decoding.load_model(str(tmp_path / "model"))
