@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 SHARDS, WARM_UP = 2000, 500
-KIB_PER_SHARD = 1.0
+KIB_PER_SHARD = 1.5
 
 PROGRAM = """
 import json, pathlib, resource, sys

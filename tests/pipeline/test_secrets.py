@@ -81,7 +81,9 @@ def test_queries_are_cut_and_globs_are_not():
     assert without_query("https://me:secret@host/x") == "https://...@host/x"
 
 
-HOSTILE = ["../../x", "/etc/passwd", "a\nb", "..", ".", " ", "a\u0000b", "part-00000-of-00009.parquet", "\u202eevil", "x" * 5000]
+HOSTILE = [
+    "../../x", "/etc/passwd", "a\nb", "..", ".", " ", "a\u0000b", "part-00000-of-00009.parquet", "\u202eevil", "x" * 5000,
+]  # fmt: skip
 
 
 def test_ids_cannot_leave_the_folder(command, tmp_path):
