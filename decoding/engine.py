@@ -35,6 +35,9 @@ from decoding.sampling import row_key
 # [P, H, L, L] scores.
 _PREFILL_TOKENS = 4096
 
+# How often γ = "auto" measures: at least and at most so many rounds, and no new one after so many seconds.
+_COST_ROUNDS, _COST_SECONDS = (3, 12), 4.0
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineReport:
@@ -205,22 +208,32 @@ class Generator:
         self._programs = self._compiler.compile()
 
     def _measure_costs(self) -> Costs:
-        """Seconds per iteration of every γ, all rows decoding: the median of a few short chunks."""
-        config, costs = self.config, {}
+        """Seconds per iteration of every γ, all rows decoding.
+
+        Rounds over all γ, so that a machine that slows down for a while slows all of them; of each γ the fastest chunk,
+        since whatever else runs can only add.
+        """
+        config, choices = self.config, self._choices()
         row = new_row(self.start_id, self.start_id, 0, config.max_decode_tokens, row_key(config.seed, "", 0))
         iterations = np.int32(max(1, min(8, config.max_decode_tokens // (max(config.gammas) + 1))))
-        for choice in self._choices():
-            seconds = []
-            states = self._programs["empty"]()
-            for _ in range(6):
-                packed = np.tile(row, (config.num_slots, 1))
-                started = time.perf_counter()
-                states, _, log = self._programs["chunk", choice[1]](
-                    self._params, states, packed, iterations, np.int32(config.num_slots + 1)
-                )
-                ran = int(np.sum(np.any(jax.device_get(log.count) > 0, axis=1)))
-                seconds.append((time.perf_counter() - started) / max(ran, 1))
-            costs[choice] = float(np.median(seconds[1:]))
+        states = self._programs["empty"]()
+
+        def seconds(gamma: int) -> float:
+            nonlocal states
+            packed, started = np.tile(row, (config.num_slots, 1)), time.perf_counter()
+            states, _, log = self._programs["chunk", gamma](
+                self._params, states, packed, iterations, np.int32(config.num_slots + 1)
+            )
+            ran = int(np.sum(np.any(jax.device_get(log.count) > 0, axis=1)))
+            return (time.perf_counter() - started) / max(ran, 1)
+
+        costs, began = {}, time.perf_counter()
+        for number in range(_COST_ROUNDS[1] + 1):
+            measured = {choice: seconds(choice[1]) for choice in choices}
+            if number:  # the first round touches memory for the first time
+                costs = {choice: min(measured[choice], costs.get(choice, np.inf)) for choice in choices}
+            if number >= _COST_ROUNDS[0] and time.perf_counter() - began > _COST_SECONDS:
+                break
         return costs
 
     def _models(self, params) -> list[LanguageModel]:
