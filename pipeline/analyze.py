@@ -11,8 +11,10 @@ inputs and nothing was written.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -86,6 +88,9 @@ def main(args: Sequence[str]) -> int:
         print(f"error: {'; '.join(sorted(results['problems'])[:3])}", file=sys.stderr)
         return 2
     write(results, OutputFolder(output))
+    if not storage.is_remote(output):
+        with contextlib.suppress(OSError):  # where atomic writes began
+            os.rmdir(OutputFolder(output).path(storage.ATTEMPTS))
     for note in results["notes"]:
         console.print(f"note: {note}", style="bold", highlight=False, markup=False)
     console.print(f"Output: {OutputFolder(output).path('report.html')}", soft_wrap=True, highlight=False, markup=False)

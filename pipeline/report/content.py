@@ -149,9 +149,9 @@ def two_definitions(results: Mapping[str, Any]) -> Table | None:
         for one in results["two_definitions"]
     ]
     note = (
-        "On policy: the mean over positions that the run examined. A call examines at most one position after a success's "
-        "end and never its bonus position, so positions that follow successes weigh less than over the whole text "
-        "(Corollary 3.6)."
+        "On policy: the mean over the positions that the run examined. A call examines positions up to its first rejection, "
+        "and never its bonus position, which follows successes; over the whole text (Corollary 3.6) every position counts "
+        "once. The two differ where acceptance goes together along a text."
     )
     return table("two_definitions", "The two definitions of α", columns, rows, note)
 

@@ -129,7 +129,7 @@ class Series:
         for lag in LAGS:
             count = self.sums.count(f"lag/{lag}/xy#")
             if count[0] < 30:
-                break
+                continue
             x, y, xx, yy, xy = (ratio(self.sums.fraction(f"lag/{lag}/{s}"), count) for s in ("x", "y", "xx", "yy", "xy"))
             variances = (xx - x * x) * (yy - y * y)
             correlation = ratio(xy - x * y, np.sqrt(np.where(variances > 1e-12, variances, 0.0)))

@@ -39,6 +39,7 @@ _STYLE = {
     "grid.color": _GRID,
 }
 _ALPHAS = np.linspace(0, 0.98, 99)
+_GAMMAS = (1, 3, 5, 7, 10)
 _MOST_LINES = 6
 
 
@@ -119,14 +120,16 @@ def _point(axes: Axes, x: Estimate, y: Estimate, number: int, label: str | None)
     )  # fmt: skip
 
 
-def _curves(axes: Axes, values: Sequence[Any], curve: Callable, label: Callable[[Any], str]) -> None:
-    """Theory's curves: grey, told apart by line style and named at their ends."""
-    for i, value in enumerate(values):
-        y = curve(value)
+def _curves(axes: Axes, curve: Callable[[int], np.ndarray], top: float, *, falling: bool = False) -> None:
+    """Theory's curves for several γ: grey, told apart by line style and named where they end or leave the axes."""
+    for i, gamma in enumerate(_GAMMAS):
+        y = curve(gamma)
         axes.plot(_ALPHAS, y, color="#8a8f98", linestyle=_LINES[i % len(_LINES)], linewidth=1.3, zorder=2)
+        inside = np.flatnonzero(y <= top)
+        at, place = (inside[0], {"xytext": (3, 6), "ha": "left"}) if falling else (inside[-1], {"xytext": (4, 0), "ha": "left"})
         axes.annotate(
-            label(value), (_ALPHAS[-1], y[-1]), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8.5,
-            annotation_clip=False,
+            f"γ={gamma}", (_ALPHAS[at], y[at]), textcoords="offset points", va="center", fontsize=8.5, annotation_clip=False,
+            **place,
         )  # fmt: skip
 
 
@@ -153,7 +156,7 @@ def _labels(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
 
 
 def tokens_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
-    _curves(axes, (1, 3, 5, 7, 10), lambda g: theory.expected_tokens(_ALPHAS, g), lambda g: f"γ={g}")
+    _curves(axes, lambda gamma: theory.expected_tokens(_ALPHAS, gamma), 9)
     rows = [row for row in results["tokens_per_call"] if "iid on policy" in row["predicted"]]
     alphas = {(one["run"], one["draft"]): one["alpha"] for one in results["series"]}
     for number, (row, label) in enumerate(zip(rows, _labels(rows, "gamma", "verification"))):
@@ -185,7 +188,7 @@ def gamma_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
 
 
 def speed_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
-    _curves(axes, (1, 3, 5, 7, 10), lambda g: theory.walltime_improvement(_ALPHAS, g, 0.0), lambda g: f"γ={g}")
+    _curves(axes, lambda gamma: theory.walltime_improvement(_ALPHAS, gamma, 0.0), 9)
     rows = [row for row in results["speedups"] if row["alpha"] and row["gamma"] != "auto"]
     for number, (row, label) in enumerate(zip(rows, _labels(rows, "gamma", "num_slots", "verification"))):
         _point(axes, row["alpha"], row["measured"], number, label if number < _MOST_LINES else None)
@@ -197,12 +200,12 @@ def speed_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
 
 
 def operations_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
-    _curves(axes, (1, 3, 5, 7, 10), lambda g: theory.operations_factor(_ALPHAS, g, 0.0), lambda g: f"γ={g}")
+    _curves(axes, lambda gamma: theory.operations_factor(_ALPHAS, gamma, 0.0), 11.5, falling=True)
     rows = [row for row in results["operations"] if row.get("observed")]
     for number, (row, label) in enumerate(zip(rows, _labels(rows, "gamma"))):
         _point(axes, row["alpha"], row["observed"], number, label)
     _alpha_axis(axes)
-    axes.set(ylabel="operations, factor", ylim=(0.9, 11))
+    axes.set(ylabel="operations, factor", ylim=(0.5, 12))
     _legend(axes, loc="upper right")
     return True
 

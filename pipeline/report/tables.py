@@ -1,7 +1,7 @@
 """Tables that say the same in HTML, Markdown and CSV: one value per cell, formatted once.
 
 CSV has the values in full; an estimate takes three columns there. HTML and Markdown show them rounded, an estimate as
-"0.497 [0.481, 0.513]".
+"0.497 [0.481, 0.513]", and `condensed`.
 """
 
 import csv
@@ -82,6 +82,20 @@ class Table:
         kept = [i for i in range(len(self.columns)) if any(row[i] not in (None, "") for row in self.rows)]
         rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
         return dataclasses.replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
+
+    def condensed(self) -> "Table":
+        """For readers: what is the same in every row of a column of text is said once, in the note."""
+        if len(self.rows) < 2:
+            return self
+        cells = self.shown()
+        same = [i for i, c in enumerate(self.columns) if not c.numeric and len({row[i] for row in cells}) == 1]
+        if not same:
+            return self
+        said = ", ".join(f"{self.columns[i].title} {cells[0][i]}" for i in same)
+        kept = [i for i in range(len(self.columns)) if i not in same]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        note = f"In every row: {said}. {self.note}".strip()
+        return Table(self.name, self.title, tuple(self.columns[i] for i in kept), rows, note)
 
     def to_csv(self) -> str:
         stream = io.StringIO()

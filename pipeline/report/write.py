@@ -27,7 +27,7 @@ SECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "speed": (
         "Predicted and measured speed",
         "What the paper's formulas make of α and the costs of single passes, beside what was measured, and how far they miss.",
-        ("tokens", "speed", "best_gamma", "operations", "trace"),
+        ("tokens", "speed", "best_gamma", "operations"),
     ),
     "iid": (
         "Is β i.i.d.?",
@@ -51,9 +51,9 @@ def write(results: Mapping[str, Any], folder: OutputFolder) -> None:
     """Writes the report of analysis.json's content into a folder."""
     drawn, tables = figures.all_figures(results), all_tables(results)
     texts = shown_texts(results)
-    for group in tables.values():
-        for table in group:
-            folder.put(f"tables/{table.name}.csv", table.to_csv().encode())
+    for table in (table for group in tables.values() for table in group):
+        folder.put(f"tables/{table.name}.csv", table.to_csv().encode())
+    tables = {section: [table.condensed() for table in group] for section, group in tables.items()}
     for name, (svg, _) in drawn.items():
         folder.put(f"figures/{name}.svg", figures.standalone(svg).encode())
     folder.put("report.md", to_markdown(results, tables, drawn, texts).encode())
@@ -73,7 +73,7 @@ def shown_texts(results: Mapping[str, Any]) -> list[ShownText]:
 
 
 def headlines(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The few numbers to see first: (value, what it is)."""
+    """The few numbers to see first, each once: (value, what it is)."""
     found, alpha, ratio = [], Column("", "estimate", 3), Column("", "estimate", 2)
     for one in results["two_definitions"][:2]:
         found.append((alpha.show(one["over_target_text"]), f"α of {one['draft']} over the target's text, {one['sampling']}"))
@@ -86,8 +86,8 @@ def headlines(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         best = max(measured, key=lambda one: one["measured"]["mean"])
         slots = f"{best['num_slots']} slot{'s' if best['num_slots'] > 1 else ''}"
         caption = f"largest measured speedup of {len(measured)} settings: γ = {best['gamma']}, {best['sampling']}, {slots}"
-        found.append((f"{ratio.show(best['measured'])}×", caption))
-    return found
+        found.append((ratio.show(best["measured"]).replace(" ", "× ", 1), caption))
+    return list(dict.fromkeys(found))
 
 
 def caveats(results: Mapping[str, Any]) -> list[str]:
@@ -125,8 +125,9 @@ def to_markdown(
             lines += [f"### {table.title}\n", table.to_markdown()]
             lines += [f"{escape_markdown(table.note)}\n"] if table.note else []
     if texts:
+        trace = [f"![{drawn['trace'][1]}](figures/trace.svg)\n"] if "trace" in drawn else []
         marks = ", ".join(f"{before}{name}{after}: {what}" for name, what, before, after in KINDS.values())
-        lines += ["## Texts\n", f"Each line is a target call. {escape_markdown(marks)}.\n"]
+        lines += ["## Texts\n", f"Each line is a target call. {escape_markdown(marks)}.\n", *trace]
         for text in texts:
             lines += [f"{escape_markdown(text.title)}: {escape_markdown(text.inputs)}\n", f"~~~~\n{text.to_plain()}~~~~\n"]
     return "\n".join(lines)
@@ -167,5 +168,6 @@ def to_html(
         sections=sections,
         texts=texts,
         kinds=list(KINDS.values()),
+        trace=(Markup(drawn["trace"][0]), drawn["trace"][1]) if "trace" in drawn else None,
         long=_LONG,
     )

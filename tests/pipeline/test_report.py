@@ -1,0 +1,296 @@
+"""The report: the same numbers in HTML, Markdown and CSV; nothing of others' text is markup; one page that needs nothing."""
+
+import csv
+import dataclasses
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from pipeline import analyze
+from pipeline.report import content, figures, paper, write
+from pipeline.report.tables import Column, Table, escape_markdown
+from pipeline.report.texts import direction, shown_text, tip, token_texts
+from tests.pipeline import analysis_folders as folders
+
+NASTY = "<script>alert(1)</script> <img src=x onerror=alert(1)> \" ' & | ~~~~ ‮abc"
+PIECES = ("<script>", "alert(1)", "</script>", " שלום", " \u202eevil", '"onmouseover="x', "&amp;", " `|`", "\n~~~~\n", " word")
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+
+
+class Pieces:
+    """A tokeniser of the nastiest pieces."""
+
+    def decode(self, tokens) -> str:
+        return "".join(PIECES[token % len(PIECES)] for token in tokens)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Folder of a report whose inputs, ids, outputs and folder names are hostile, and analysis.json's content."""
+    root = tmp_path_factory.mktemp("report")
+    folders.make_generations(
+        root / "a <b>|run", baseline=lambda shard: shard in (1, 2), inputs=lambda n: f"{NASTY} {n}", name="<i>data.jsonl"
+    )
+    folders.make_scores(root / "scores")
+    folders.make_benchmark(root / "bench")
+    inputs = ",".join(str(root / name) for name in ("a <b>|run", "scores", "bench"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "load_tokenizer", lambda path: Pieces())
+        assert analyze.main([f"--inputs={inputs}", f"--output={root / 'report'}"]) == 0
+    return root / "report", json.loads((root / "report" / "analysis.json").read_text())
+
+
+class Page(html.parser.HTMLParser):
+    """Tables by id, every tag with its attributes, and the text of tokens."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.tags: list[tuple[str, dict]] = []
+        self._table = self._cell = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        if tag == "table":
+            self._table = self.tables.setdefault(attrs["id"].removeprefix("table-"), [])
+        elif tag == "tr":
+            self._table.append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self._table[-1].append("".join(self._cell))
+            self._cell = None
+
+    def handle_data(self, data):
+        if self._cell is not None:
+            self._cell.append(data)
+
+
+def markdown_tables(text: str) -> dict[str, list[list[str]]]:
+    """Tables by the heading before them, cells unescaped."""
+    found, heading = {}, ""
+    for line in text.splitlines():
+        if line.startswith("### "):
+            heading = line[4:]
+        elif line.startswith("| "):
+            cells = re.split(r"(?<!\\) \| ", line[2:-2])
+            plain = [html.unescape(re.sub(r"\\([\\|`*_])", r"\1", cell)) for cell in cells]
+            found.setdefault(heading, []).append(plain)
+    return found
+
+
+def test_numbers_agree_in_html_markdown_and_csv(report):
+    folder, results = report
+    page = Page((folder / "report.html").read_text())
+    marked = markdown_tables((folder / "report.md").read_text())
+    tables = [table for group in content.all_tables(results).values() for table in group]
+    assert len(tables) >= 18
+    for table in tables:
+        shown = table.condensed()
+        rows = page.tables[table.name]
+        assert rows[0] == [column.title for column in shown.columns]
+        assert [[" ".join(cell.split()) for cell in row] for row in rows[1:]] == marked[table.title][1:], table.name
+        with open(folder / "tables" / f"{table.name}.csv", newline="") as stream:
+            raw = list(csv.DictReader(stream))
+        assert len(raw) == len(rows) - 1
+        for line, cells in zip(raw, rows[1:]):
+            for column, cell in zip(shown.columns, cells):
+                assert cell == column.show(from_csv(column, line)), (table.name, column.title)
+
+
+def from_csv(column: Column, line: dict[str, str]):
+    """The value of a cell, read back from the columns that CSV has for it."""
+    values = [line[title] for title in column.raw_titles()]
+    if values[0] == "":
+        return None
+    if column.kind == "text":
+        return values[0]
+    if column.kind == "whole":
+        return int(values[0])
+    if column.kind == "number":
+        return float(values[0])
+    return dict(zip(("mean", "low", "high"), (float(value) if value else None for value in values)))
+
+
+def test_nothing_of_others_text_is_markup(report):
+    folder, results = report
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "img", "iframe", "object", "embed", "form", "base"}
+    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+    assert "&lt;script&gt;" in text and "<script" not in text
+    tokens = [attrs for tag, attrs in page.tags if tag == "bdi" and "token" in attrs.get("class", "")]
+    assert len(tokens) == sum(len(one["row"]["output_tokens"]) for one in results["texts"])
+    assert all(attrs["data-tip"] for attrs in tokens)
+    # Right-to-left text and overrides are isolated: each token has a bdi of its own, which closes what it opened.
+    assert "\u202e" in text and re.search(r'<bdi class="token [a-z]+" tabindex="0" data-tip="[^"]*"> \u202eevil</bdi>', text)
+    for svg in (folder / "figures").iterdir():
+        root = ElementTree.fromstring(svg.read_text())
+        assert not [node for node in root.iter() if node.tag.endswith(("script", "image", "foreignObject"))]
+
+
+def test_markdown_is_not_broken_by_texts(report):
+    text = (report[0] / "report.md").read_text()
+    fences = [line for line in text.splitlines() if line.startswith("~~~")]
+    assert len(fences) == 2 * len(report[1]["texts"])
+    outside = re.sub(r"^~~~~\n.*?^~~~~\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert "<script" not in outside and "<b>" not in outside and "<img" not in outside
+
+
+def test_the_page_asks_for_nothing(report):
+    page = Page((report[0] / "report.html").read_text())
+    for tag, attrs in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
+            value = attrs.get(name) or "#"
+            assert value.startswith(("#", "data:")), (tag, name, value)
+    css = re.search(r"<style>(.*?)</style>", (report[0] / "report.html").read_text(), re.DOTALL).group(1)
+    assert "@import" not in css and "url(" not in css
+    for rule in ("prefers-color-scheme: dark", "@media print", "max-width: 40rem"):
+        assert rule in css
+
+
+def test_ids_are_distinct_and_references_lead_somewhere(report):
+    text = (report[0] / "report.html").read_text()
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    used = {*re.findall(r'href="#([^"]+)"', text), *re.findall(r"url\(#([^)]+)\)", text)}
+    assert used <= set(ids)
+
+
+def test_figures(report):
+    folder, _ = report
+    names = {path.stem for path in (folder / "figures").iterdir()}
+    assert names == {
+        "tokens", "best_gamma", "speed", "operations", "trace", "autocorrelation", "lengths", "position", "place", "frequency",
+        "widths",
+    }  # fmt: skip
+    for path in (folder / "figures").iterdir():
+        text = path.read_text()
+        assert "currentColor" in text and figures._INK not in text and figures._GRID not in text
+        assert "prefers-color-scheme" in text
+    assert (folder / "figures" / "tokens.svg").read_text().count("γ=") == 5
+
+
+def test_figures_are_the_same_bytes_each_time(report):
+    _, results = report
+    assert figures.all_figures(results) == figures.all_figures(results)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_in_a_browser(report, tmp_path):
+    """Opened in headless Chromium: laid out, no error on the console, and no address but the page's own looked up."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+             "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--log-level=0"]  # fmt: skip
+    page, log = report[0] / "report.html", tmp_path / "net.json"
+    found = subprocess.run(
+        [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--virtual-time-budget=3000",
+         "--window-size=400,900", f"--screenshot={tmp_path / 'page.png'}", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+    assert [line for line in found.stderr.splitlines() if "CONSOLE" in line] == []
+    assert requested(log) == set()
+
+
+def requested(log: pathlib.Path) -> set[str]:
+    """Addresses that Chromium's network log says it asked for, the file itself aside."""
+    text = log.read_text()
+    found = set(re.findall(r'"url":"([^"]+)"', text))
+    return {url for url in found if not url.startswith(("file:", "data:", "chrome", "about:", "devtools:"))
+            and "googleapis.com" not in url and "google.com" not in url and "gvt1.com" not in url}  # fmt: skip
+
+
+# Parts of it.
+
+
+def test_columns_and_cells():
+    value = {"mean": 0.49731, "low": 0.4812, "high": 0.5131}
+    assert Column("α", "estimate", 3).show(value) == "0.497 [0.481, 0.513]"
+    assert Column("α", "estimate", 3).show({**value, "low": None}) == "0.497"
+    assert Column("miss", "percent", 1).show({"mean": -0.1234, "low": -0.2, "high": 0.01}) == "-12.3% [-20.0%, +1.0%]"
+    assert Column("n", "whole").show(1234567) == "1,234,567"
+    assert Column("n", "whole").show(0) == "0"
+    assert Column("x", "number", 2).show(None) == ""
+
+
+def test_constant_columns_are_said_once():
+    columns = (Column("run"), Column("draft"), Column("n", "whole"))
+    table = Table("t", "T", columns, (("a", "x", 1), ("a", "y", 1)), "Note.")
+    assert [column.title for column in table.condensed().columns] == ["draft", "n"]
+    assert table.condensed().note == "In every row: run a. Note."
+    one = dataclasses.replace(table, rows=table.rows[:1])
+    assert one.condensed() is one
+
+
+def test_markdown_cells_are_text():
+    assert escape_markdown("a|b*c_d`e<f>&\n g\\") == "a\\|b\\*c\\_d\\`e&lt;f&gt;&amp; g\\\\"
+
+
+def test_texts_by_iteration():
+    row = {
+        "example_id": "e", "inputs": "in", "output_tokens": [9, 19, 29, 3], "source": [1, 0, 2, 3], "iteration": [0, 0, 1, 2],
+        "target_logprob": [-0.5, -1.0, -0.1, -0.2], "draft_logprob": [-0.25, float("nan"), float("nan"), None],
+        "beta": [0.9, 0.3, float("nan"), float("nan")],
+    }  # fmt: skip
+    text = shown_text({"run": "r", "draft": "d", "sampling": "T = 1", "row": row}, Pieces().decode)
+    assert [[token.kind for token in line] for line in text.lines] == [["accepted", "corrected"], ["bonus"], ["plain"]]
+    assert text.lines[0][0].tip == "p 0.607, q 0.779, β 0.900: accepted"
+    assert text.lines[0][1].tip == "p 0.368, β 0.300: corrected"
+    assert text.to_plain() == "  1   word[ word]\n  2  { word}\n  3   שלום\n"
+    assert tip(3, None, None, None) == "plain"
+    assert text.direction == "ltr" and direction(" 1. שלום word") == "rtl" and direction("") == "ltr"
+
+
+def test_tokens_whose_bytes_make_one_character():
+    decode = lambda tokens: bytes(tokens).decode("utf-8", errors="replace")
+    assert token_texts(list("aü€b".encode()), decode) == ["a", "·", "ü", "·", "·", "€", "b"]
+    assert token_texts([5, 6], None) == [" ‹5›", " ‹6›"]
+
+
+def test_the_papers_numbers_stand_only_beside_the_papers_settings(report):
+    _, results = report
+    for table in (content.table_3(results), content.table_5(results)):
+        assert not [column.title for column in table.columns if "paper" in column.title]
+    xxl = dict(d_model=4096, d_ff=10240, num_layers=24, num_decoder_layers=24, gated=True)
+    small = dict(d_model=512, d_ff=1024, num_layers=8, num_decoder_layers=8, gated=True)
+    assert paper.setting(xxl, small, "any name", "wmt14_translate/de-en") == ("T5-XXL", "EnDe", "T5-small")
+    assert paper.setting(xxl, None, "bigram", "cnn_dailymail") == ("T5-XXL", "CNN/DM", "bigram")
+    assert paper.setting(xxl, None, "lookup", "cnn_dailymail") is None
+    assert paper.setting(xxl, small, "", "opus_books/de-en") is None
+    assert paper.setting({**xxl, "num_layers": 12}, small, "", "wmt14_translate/de-en") is None
+    one = next(series for series in results["series"] if series["kind"] == "scores" and series["draft"] == "small")
+    shapes = {"x": {"name": one["target"], "shape": xxl}, "y": {"name": "small", "shape": small}}
+    same = {**results, "models": shapes, "series": [{**one, "task": "wmt14_translate/de-en"}]}
+    (row,) = content.table_3(same).rows
+    assert row[-2:] == (0.75, 0.62)
+    assert [cell for cell in content.table_5(same).rows[0] if isinstance(cell, float)] == [0.62, 0.71, 0.84]
+
+
+def test_the_papers_tables_are_those_that_theory_is_tested_with():
+    from tests.decoding import test_theory
+
+    assert list(paper.TABLE_1) == test_theory.TABLE_1
+    assert [(g, a, c, predicted) for _, _, _, g, a, c, predicted, _ in paper.TABLE_4] == test_theory.TABLE_4
+    for row in content.table_1().rows:
+        assert f"{row[2]:.2f}" == f"{row[3]:.2f}" and f"{row[4]:.2f}" == f"{row[5]:.2f}"
+
+
+def test_without_the_extra_the_message_names_it(monkeypatch, capsys):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pipeline.report.write", None)
+    assert analyze.main(["--inputs=x", "--output=y"]) == 2
+    assert "the extra `report`" in capsys.readouterr().err
