@@ -319,7 +319,8 @@ def setting_row(
         )
     if setting.gamma not in (0, "auto") and alpha:
         mean, gamma = alpha["mean"], setting.gamma
-        c = measurement.draft_cost(passes, slots).mean
+        draft = measurement.draft_cost(passes, slots)
+        c = draft.mean if draft else 0.0  # a draft that is no model costs next to nothing
         cost = measurement.pass_cost(passes, slots, gamma + 1).mean
         row["predicted"] = {
             "theorem_3_8": theory.walltime_improvement(mean, gamma, c),
@@ -574,7 +575,14 @@ def measure(
     if len(inputs.examples) < settings.examples:
         console.print(f"The input has {len(inputs.examples)} examples: fewer than --examples={settings.examples}.")
     target = decoding.load_model(config.model.target, dtype=config.model.dtype)
-    draft = decoding.load_model(config.model.draft, dtype=config.model.dtype) if config.model.draft else None
+    draft = decoding.load_draft(
+        config.model.draft,
+        target,
+        vocab_size=models.vocab_size,
+        max_ngram=config.model.prompt_lookup_max_ngram,
+        min_ngram=config.model.prompt_lookup_min_ngram,
+        dtype=config.model.dtype,
+    )
     base = dataclasses.replace(
         config.decoding, input_buckets=used_buckets(config.decoding.input_buckets, inputs.lengths)
     )
@@ -608,6 +616,7 @@ def measure(
             groups,
             inputs.examples,
             lambda text: console.print(text, highlight=False, markup=False),
+            vocab_size=models.vocab_size,
         )
         with _Progress((settings.repeats + 1) * runner.num_runs, settings.repeats) as progress:
             for repeat in runner.run(settings.repeats, settings.seed, progress.show):

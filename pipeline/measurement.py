@@ -32,6 +32,7 @@ from scipy.special import stdtrit
 
 import decoding
 from decoding import DecodingConfig
+from decoding.drafts import Draft
 from decoding.models.base import LanguageModel, State
 from decoding.sampling import argmax
 from transforms.aggregate import DecodedText, Statistics, shard_statistics
@@ -321,21 +322,23 @@ class Runner:
     def __init__(
         self,
         target: LanguageModel,
-        draft: LanguageModel | None,
+        draft: Draft | LanguageModel | None,
         base: DecodingConfig,
         groups: Sequence[Group],
         examples: Sequence[Example],
         announce: Callable[[str], None] = lambda text: None,
         min_seconds: float = MIN_SECONDS,
+        vocab_size: int | None = None,
     ):
         """
         Args:
-          target, draft: the models.
+          target, draft: the models. Of a draft that is no language model no single pass is measured.
           base: settings that all have in common; its input buckets are compiled.
           groups: what is compared.
           examples: what is decoded, at least one.
           announce: told what is being compiled.
           min_seconds: of one timed run of single passes, about.
+          vocab_size: as of `decoding.Generator`.
         """
         self._groups, self._examples, self.base = groups, examples, base
         every = [setting for group in groups for setting in group.settings]
@@ -344,14 +347,16 @@ class Runner:
         self.generators: dict[Setting, decoding.Generator] = {}
         for number, setting in enumerate(every, 1):
             announce(f"compiling {number}/{len(every)}: {setting}")
-            self.generators[setting] = decoding.Generator(target, draft, setting.config(base))
+            self.generators[setting] = decoding.Generator(
+                target, draft, setting.config(base), vocab_size=vocab_size
+            )
         self._timers: dict[tuple[int, str], PassTimer] = {}
         self._pass_groups: list[list[Pass]] = []
         for num_slots in sorted({setting.num_slots for setting in every}):
             announce(f"compiling single passes, {slots(num_slots)}")
             group = []
             for name, model, positions in (("target", target, widths), ("draft", draft, [1])):
-                if model is not None:
+                if hasattr(model, "step"):
                     self._timers[num_slots, name] = PassTimer(
                         model,
                         num_slots=num_slots,

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -133,8 +134,9 @@ def check_draft(
         is_ngram = ngram.is_ngram(draft)
         info = ngram.read_info(draft) if is_ngram else decoding.inspect_checkpoint(draft)
     except (decoding.CheckpointError, OSError) as error:
-        others = f'; a draft without a directory is "{PROMPT_LOOKUP}" or "{UNIFORM}"' if "/" not in draft else ""
-        raise ConfigError(f"{setting} is {draft!r}: {error}{others}") from error
+        close = difflib.get_close_matches(draft.rsplit("/", 1)[-1], (PROMPT_LOOKUP, UNIFORM), 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{setting} is {draft!r}: {error}{hint}") from error
     same = ("start_id", "eos_id") if is_ngram else ("eos_id", "encoder_decoder")
     for name in same:
         mine, other = getattr(target, name), getattr(info, name)

@@ -116,6 +116,8 @@ class NGramDraft(nnx.Module):
             raise ValueError(f"starts must rise from 0 to {pairs}, the number of followers")
         if pairs and not 0 <= followers.min() <= followers.max() < size:
             raise ValueError(f"followers are {followers.min()} to {followers.max()}; allowed: 0 to {size - 1}")
+        if np.setdiff1d(np.flatnonzero(np.diff(followers) <= 0) + 1, starts).size:
+            raise ValueError("followers must increase within a row")
         self.unigram = nnx.Param(jnp.asarray(unigram, jnp.float32))
         self.starts = nnx.Param(jnp.asarray(starts, jnp.int32))
         self.followers = nnx.Param(jnp.asarray(followers, jnp.int32))

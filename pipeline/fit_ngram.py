@@ -1,0 +1,213 @@
+"""Fits a unigram or bigram draft to the target's tokens: from text, or from what the target generated.
+
+    python -m pipeline.fit_ngram --config=FILE --output=DIR [--text_field=NAME | --generations=FOLDER] [--order=2]
+        [--min_count=1] [--held_out=0.01] [--config.path.to.setting=value] [Beam options]
+
+The text is the config's input: the field --text_field, by default the reference where the input has one. With
+--generations it is a finished folder of `pipeline.generate` instead. DIR then is what model.draft may be. The same texts
+give the same file, however they are cut into shards and whatever runs the job.
+
+Exit status: 0 when the model is written, 1 when the job failed, 2 when something is wrong with the command or its input.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+
+import apache_beam as beam
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import decoding
+from decoding.models import ngram
+from decoding.version import __version__
+from pipeline.config import ConfigError, JobConfig, absolute, parse_command_line
+from pipeline.generate import beam_options
+from pipeline.manifest import FolderError, committed_shards, open_folder, plan_of
+from pipeline.preflight import CheckedModels, check_models, pieces_sha256
+from transforms import storage
+from transforms.ngram import FitNGram, FitSettings, ReadGenerations, ReadTexts
+from transforms.tokenize import load_tokenizer
+
+_EXAMPLES_PER_SHARD = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes:
+      items: shard numbers, or paths of parts.
+      reader: makes `transforms.ngram.Texts` of them.
+      settings: of the fit.
+      beam_args: options for Beam.
+    """
+
+    items: tuple
+    reader: beam.DoFn
+    settings: FitSettings
+    beam_args: tuple[str, ...]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ConfigError(message)
+
+
+def parse(args: Sequence[str]) -> Job:
+    """Parses `args`, which exclude the program's name, and checks what they name.
+
+    Raises:
+      ConfigError, FolderError: with the setting, its value and what is allowed.
+    """
+    parser = _Parser(
+        prog="python -m pipeline.fit_ngram",
+        usage="%(prog)s --config=FILE --output=DIR [--config.path.to.setting=value] [options] [Beam options]",
+        description=__doc__.splitlines()[0],
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--generations", default="", help="a finished output folder of pipeline.generate, instead of the config's input")
+    add("--text_field", default="", help="field of the input's records (default: its reference, else its text)")
+    add("--order", default="2", help="2 for a bigram, 1 for a unigram (default: %(default)s)")
+    add("--min_count", default="1", help="pairs seen less often are not stored (default: %(default)s)")
+    add("--held_out", default="0.01", help="share of the texts kept apart for a perplexity (default: %(default)s)")
+    own, others = parser.parse_known_args(list(args))
+    # The config's own draft plays no part, and may be the very folder that is to be written.
+    command = parse_command_line([*others, "--config.model.draft=", "--config.decoding.gamma=0"])
+    if own.generations and own.text_field:
+        raise ConfigError(f"--text_field is {own.text_field!r}; allowed with --generations: nothing")
+    order, min_count = _number("order", own.order, int, 1, 2), _number("min_count", own.min_count, int, 1)
+    held_out = _number("held_out", own.held_out, float, 0, 0.5)
+    _refuse_foreign(command.output)
+    models, target = check_models(command.config), decoding.inspect_checkpoint(command.config.model.target)
+    if own.generations:
+        items, source = _parts(absolute(own.generations), models)
+        reader: beam.DoFn = ReadGenerations(target.start_id if target.encoder_decoder else None)
+    else:
+        items, source, reader = _shards(command.config, own.text_field, models, target)
+    pieces = load_tokenizer(models.tokenizer).pieces()
+    settings = FitSettings(
+        output=command.output,
+        vocab_size=models.vocab_size or target.vocab_size,
+        start_id=target.start_id,
+        eos_id=target.eos_id,
+        order=order,
+        min_count=min_count,
+        held_out=held_out,
+        about={"specbeam": __version__, "source": source, "pieces_sha256": pieces_sha256(pieces)},
+    )
+    return Job(items, reader, settings, command.beam_args)
+
+
+def _number(name: str, text: str, convert: type, low: float, high: float = float("inf")):
+    what = "a whole number" if convert is int else "a number"
+    allowed = f"{what} of at least {low}" if high == float("inf") else f"{what} from {low} to {high}"
+    try:
+        value = convert(text)
+    except ValueError as error:
+        raise ConfigError(f"--{name} is {text!r}; allowed: {allowed}") from error
+    if not low <= value <= high:
+        raise ConfigError(f"--{name} is {text!r}; allowed: {allowed}")
+    return value
+
+
+def _refuse_foreign(output: str) -> None:
+    """An earlier n-gram is replaced; a model's or a run's folder is not written into."""
+    try:
+        foreign = sorted(name for name in storage.list_tree(output) if name != ngram.FILE)
+    except OSError as error:
+        raise FolderError(f"the output folder {output!r} cannot be read: {error}") from error
+    if foreign:
+        raise FolderError(f"the output folder {output!r} holds other files, for example {foreign[0]!r}; give one of its own")
+
+
+def _parts(folder: str, models: CheckedModels) -> tuple[tuple[str, ...], dict]:
+    """Paths of all parts of a finished generations folder, and what it is."""
+    opened = open_folder(folder)
+    manifest = opened.manifest or {}
+    total = manifest.get("num_shards", 0)
+    done = committed_shards(opened.listing, total)
+    if not total or len(done) < total:
+        raise FolderError(
+            f"--generations is {folder!r}, of whose {total} shards {len(done)} are there; allowed: a finished output folder "
+            "of pipeline.generate"
+        )
+    if manifest["identity"]["model"]["tokenizer"] != models.tokenizer_sha256:
+        raise ConfigError(
+            f"--generations is {folder!r}, which was generated with another tokeniser than that of the config's target"
+        )
+    paths = (opened.folder.path(storage.part_name(shard, total)) for shard in sorted(done))
+    return tuple(paths), {"kind": "generations", "fingerprint": manifest["fingerprint"]}
+
+
+def _shards(
+    config: JobConfig, text_field: str, models: CheckedModels, target: decoding.CheckpointInfo
+) -> tuple[tuple[int, ...], dict, beam.DoFn]:
+    """Numbers of the input's shards, what it is, and what reads it."""
+    field = text_field or config.input.target_field or config.input.fields.inputs
+    config = dataclasses.replace(
+        config,
+        input=dataclasses.replace(config.input, input_field=field, target_field="", id_field="", prefix=""),
+        shards=dataclasses.replace(config.shards, examples_per_shard=_EXAMPLES_PER_SHARD),
+    )
+    plan, spec = plan_of(config, models), config.input.spec(models.tokenizer)
+    reader = ReadTexts(plan, spec, models.tokenizer, start_id=target.start_id, eos_id=target.eos_id)
+    files = [{"name": file.name, "digest": file.digest} for file in plan.files]
+    return tuple(range(plan.num_shards)), {"kind": "text", "field": field, "files": files}, reader
+
+
+def build_pipeline(root: beam.Pipeline, job: Job) -> None:
+    """Adds the job to an empty pipeline."""
+    texts = root | beam.Create(job.items) | beam.Reshuffle() | "Read" >> beam.ParDo(job.reader)
+    _ = texts | FitNGram(job.settings)
+
+
+def print_fitted(console: Console, directory: str) -> None:
+    """Prints what a fitted model is made of."""
+    about = ngram.read_info(directory).about
+    kind = {1: "unigram", 2: "bigram"}[about["order"]]
+    pairs = f"{about['stored_pairs']:,} of {about['distinct_pairs']:,} distinct pairs"
+    rows = [
+        ("fitted", f"{kind} of {about['texts']:,} texts, {about['tokens']:,} tokens"),
+        ("stored", f"{pairs}, {storage.list_tree(directory)[ngram.FILE]:,} bytes"),
+    ]
+    if about["failed"]:
+        rows.append(("left out", f"{about['failed']:,} records that cannot be read"))
+    if about["held_out_perplexity"] is not None:
+        texts, tokens = about["held_out_texts"], about["held_out_tokens"]
+        rows.append(("perplexity", f"{about['held_out_perplexity']:.1f} on {texts:,} held-out texts, {tokens:,} tokens"))
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"--config.model.draft={directory}", soft_wrap=True, highlight=False, markup=False)
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        job = parse(args)
+        options = beam_options(job.beam_args)
+    except (ConfigError, FolderError) as error:
+        print("error:", storage.without_query(str(error)), file=sys.stderr)
+        return 2
+    pipeline = beam.Pipeline(options=options)
+    build_pipeline(pipeline, job)
+    try:
+        pipeline.run().wait_until_finish()
+    except Exception as error:  # what the runner reports, often with the worker's traceback in its message
+        print("error: the job failed:", storage.without_query(str(error)), file=sys.stderr)
+        return 1
+    print_fitted(Console(), job.settings.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
