@@ -61,3 +61,19 @@ def test_an_encoder_decoder_draft_is_refused(family):
     draft = decoding.load_model(str(GOLDEN / "t5_v1_1_draft"))
     with pytest.raises(ValueError, match="both"):
         decoding.Generator(model, draft, decoding.DecodingConfig(num_slots=1))
+
+
+@pytest.mark.parametrize("gamma", [0, 3])
+def test_a_text_from_the_start_token_alone(family, gamma):
+    """Unconditional generation: position 0, where nothing stands before the last token."""
+    _, model, _, _ = family
+    config = decoding.DecodingConfig(
+        gamma=gamma, temperature=0.0, max_decode_tokens=8, num_slots=2, input_buckets=(4,)
+    )
+    generator = decoding.Generator(model, model if gamma else None, config)
+    (result,) = generator.generate([[model.start_id]], ["a"])
+    text = np.zeros((1, 9), np.int32)
+    text[0, : len(result.tokens) + 1] = [model.start_id, *result.tokens]
+    best = np.asarray(model.logits(text)).argmax(-1)[0]
+    np.testing.assert_array_equal(result.tokens, best[: len(result.tokens)])
+    assert len(result.tokens) == 8 or result.tokens[-1] == model.eos_id
