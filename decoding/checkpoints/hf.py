@@ -29,6 +29,8 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     """
     config_file = storage.join(path, "config.json")
     own = storage.read_json(config_file) if "config.json" in names or given is None else None
+    if own is not None and isinstance(own.get("eos_token_id"), list) and "tokenizer_config.json" in names:
+        own["eos_token_id"] = _end_of_turn(storage.read_json(storage.join(path, "tokenizer_config.json")), own["eos_token_id"])
     if own is not None:  # An unknown family is worth more of a message than its lack of weights.
         architecture.parse_config(own, config_file)
     files = weight_files(path, names)
@@ -40,6 +42,15 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
         return stream(path, found, tensors, dtype, ignored)
 
     return Checkpoint(raw, config, tuple(files), parameters)
+
+
+def _end_of_turn(tokenizer: Mapping, candidates: list[int]) -> int:
+    """Of several tokens that end a text, the one that the tokeniser names: with an instruct model it ends the answer."""
+    eos = tokenizer.get("eos_token")
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    added = tokenizer.get("added_tokens_decoder", {})
+    named = [int(i) for i, token in added.items() if token.get("content") == eos and int(i) in candidates]
+    return (named or candidates)[0]
 
 
 def sources(config: Config, shown: str) -> tuple[dict[str, Source], frozenset[str]]:

@@ -1,6 +1,7 @@
 """What the families' configs say: tables of relative positions per layer, rotary frequencies, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -119,3 +120,16 @@ def test_lamda_has_no_safetensors(tmp_path):
     (tmp_path / "model" / "config.json").write_text(json.dumps(PRESETS["lamda-100m"]))
     with pytest.raises(CheckpointError, match="T5X and Orbax"):
         decoding.load_model(str(tmp_path / "model"))
+
+
+def test_of_several_end_tokens_the_tokenisers_own_counts(tmp_path, golden):
+    """As in Llama 3's instruct models, whose answers end with the second of three."""
+    shutil.copytree(golden / "llama", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"eos_token_id": [7, 8, 9]}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert decoding.inspect_checkpoint(str(tmp_path / "model")).eos_id == 7
+    added = {str(i): {"content": f"<{i}>"} for i in (5, 7, 8)}
+    for named, expected in (("<8>", 8), ({"content": "<8>"}, 8), ("<5>", 7)):
+        tokenizer = {"eos_token": named, "added_tokens_decoder": added}
+        (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+        assert decoding.inspect_checkpoint(str(tmp_path / "model")).eos_id == expected
