@@ -23,6 +23,9 @@ from transforms.records import WorkShard
 def plan(spec: InputSpec) -> list[InputFile]:
     files = []
     for task in tasks(spec.name, spec.module, spec.data_dir, spec.tokenizer):
+        dataset = getattr(task.source, "tfds_dataset", None)
+        if dataset is not None and not dataset.tfds_splits:
+            tfds.builder(*(part or "" for part in dataset.get_split_params()))  # raises where it is not prepared
         if spec.split.partition("[")[0] not in task.splits:
             raise InputError(f"the task {task.name!r} has no split {spec.split!r}; allowed: {', '.join(task.splits)}")
         files += _plan_task(task, spec.split)
@@ -104,31 +107,35 @@ def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
 
 
 def _preprocess(task, dataset, count: int) -> list[list[dict[str, Any]] | Exception]:
-    """What the task makes of each of `count` records: its rows, or what was raised for this one."""
+    """What the task makes of each of `count` records: its rows, or what was raised for this one.
+
+    Raises:
+      InputError: the preprocessors fit no record at all.
+    """
     results: list = [[] for _ in range(count)]
     start = 0
     while start < count:
-        reached = start
+        rows, reached = _numbered(task, dataset, start, count), start
         try:
-            for number, row in _numbered(task, dataset, start, count):
-                reached = number
-                results[number].append(row)
+            for number, row in rows.as_numpy_iterator():
+                reached = int(number)
+                results[reached].append(row)
             return results
         except Exception:  # whatever a preprocessor raises, for one of the records from `reached` on
             start = reached
-        while start < count:
+        failed = False
+        while start < count and not failed:
+            one = _numbered(task, dataset, start, start + 1)
             try:
-                results[start] = [row for _, row in _numbered(task, dataset, start, start + 1)]
-                start += 1
+                results[start] = [row for _, row in one.as_numpy_iterator()]
             except Exception as error:
-                results[start] = error
-                start += 1
-                break
+                results[start], failed = error, True
+            start += 1
     return results
 
 
-def _numbered(task, dataset, start: int, end: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of the record, row) for every row that the task makes of records start to end."""
+def _numbered(task, dataset, start: int, end: int):
+    """tf.data.Dataset of (number of the record, row): every row that the task makes of records start to end."""
     import tensorflow as tf
 
     def rows_of(number, record):
@@ -138,6 +145,7 @@ def _numbered(task, dataset, start: int, end: int) -> Iterator[tuple[int, dict[s
         rows = task.preprocess_postcache(task.preprocess_precache(one, seed=0), sequence_length=None, seed=0)
         return rows.map(lambda row: (number, row))
 
-    numbered = dataset.enumerate().skip(start).take(end - start).flat_map(rows_of)
-    for number, row in numbered.as_numpy_iterator():
-        yield int(number), row
+    try:
+        return dataset.enumerate().skip(start).take(end - start).flat_map(rows_of)
+    except Exception as error:  # whatever is raised while a preprocessor is traced
+        raise InputError(f"the preprocessors of the task {task.name!r} cannot be applied: {error}") from error

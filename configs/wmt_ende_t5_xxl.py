@@ -1,0 +1,50 @@
+"""The paper's English-German setting: T5 v1.1 XXL (11B) on WMT14's test set, drafted by T5-small.
+
+    python -m pipeline.generate --config=configs/wmt_ende_t5_xxl.py --output=gs://BUCKET/wmt_ende \\
+        --config.input.data_dir=gs://BUCKET/tensorflow_datasets \\
+        --config.model.target=gs://BUCKET/t5_v1_1_xxl --config.model.draft=gs://BUCKET/t5_v1_1_small
+
+`data_dir` holds `wmt14_translate/de-en/1.0.0` as TFDS prepares it (`tfds build wmt14_translate/de-en`); nothing is
+downloaded. The models are fine-tuned checkpoints of your own, with T5's `spiece.model` beside the target. WMT16:
+`--config.input.name=specbeam_wmt16_ende`.
+
+Tables 2 and 4 of 2211.17192, batch 1; c is that of a TPU v4:
+
+| draft | temperature | gamma | alpha | c | speedup |
+|---|---|---|---|---|---|
+| small (77M) | 0 | 7 | 0.75 | 0.02 | 3.4 |
+| base (250M) | 0 | 7 | 0.80 | 0.04 | 2.8 |
+| large (800M) | 0 | 7 | 0.82 | 0.11 | 1.7 |
+| small | 1 | 7 | 0.62 | 0.02 | 2.6 |
+| base | 1 | 5 | 0.68 | 0.04 | 2.4 |
+| large | 1 | 3 | 0.71 | 0.11 | 1.4 |
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict()
+
+    config.input = config_dict.ConfigDict()
+    config.input.format = "seqio"
+    config.input.name = "specbeam_wmt14_ende"  # transforms/tasks.py: T5's prefix is the task's
+    config.input.split = "test"
+    config.input.data_dir = ""
+    config.input.target_field = "targets_pretokenized"
+
+    config.model = config_dict.ConfigDict()
+    config.model.target = "gs://BUCKET/wmt_ende/t5_v1_1_xxl"
+    config.model.draft = "gs://BUCKET/wmt_ende/t5_v1_1_small"
+    config.model.dtype = "bfloat16"
+
+    config.decoding = config_dict.ConfigDict()
+    config.decoding.gamma = 7
+    config.decoding.temperature = 0.0
+    config.decoding.max_decode_tokens = 256
+    config.decoding.num_slots = 1  # as in the paper; more for throughput, then with gamma = "auto"
+    config.decoding.input_buckets = (32, 64, 128, 256, 512)
+
+    config.shards = config_dict.ConfigDict()
+    config.shards.examples_per_shard = 64
+    return config
