@@ -65,6 +65,11 @@ class Source:
     results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def seed(self) -> int | None:
+        """Of what was sampled: for scores, of the texts."""
+        return self.text.get("seed") if self.kind == SCORES else self.decoding.get("seed")
+
+    @property
     def sampling(self) -> tuple:
         """Temperature, top_k, top_p, lenience: what p and q are standardised by."""
         return tuple(self.decoding.get(name) for name in _SAMPLING)
@@ -136,7 +141,6 @@ def _open(folder: str, allow_unfinished: bool) -> Source:
             "command again, or add --allow_unfinished to analyse what there is"
         )
     config, identity = manifest["config"], manifest["identity"]
-    summary = _json(output, storage.SUMMARY) if storage.SUMMARY in listing else {}
     return Source(
         folder=folder,
         label=_base(folder),
@@ -150,7 +154,7 @@ def _open(folder: str, allow_unfinished: bool) -> Source:
         identity=identity,
         parts=tuple(output.path(name) for name in parts),
         missing=max(missing, 0),
-        text=summary.get("text", {}) if kind == SCORES else {},
+        text=manifest["text"] if kind == SCORES else {},
     )
 
 
@@ -196,7 +200,7 @@ def _draft_of(model: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str
 
 def _drafts_of_scores(manifest: Mapping[str, Any]) -> dict[str, Model]:
     paths = manifest["config"]["score"]["drafts"] or {"draft": manifest["config"]["model"]["draft"]}
-    known = manifest["identity"]["score"]["drafts"]
+    known = manifest["identity"]["drafts"]
     found = {}
     for name in manifest["drafts"]:
         found[name] = dataclasses.replace(_model(paths[name], known[name]), name=name.replace("_", " "))
@@ -298,7 +302,8 @@ def _same_settings(sources: Sequence[Source]) -> list[tuple[Source, Source]]:
 
     def settings(source: Source) -> str:
         drafts = sorted((name, draft.digest) for name, draft in source.drafts.items())
-        return json.dumps([source.kind, source.target.digest, drafts, dict(source.decoding), source.task], sort_keys=True)
+        told = [source.kind, source.target.digest, drafts, dict(source.decoding), source.task, source.text.get("fingerprint")]
+        return json.dumps(told, sort_keys=True)
 
     found: dict[str, Source] = {}
     pairs = []

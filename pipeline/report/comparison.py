@@ -84,7 +84,7 @@ def identify(source: Source, draft: str) -> dict:
         "draft": source.drafts[draft].name,
         "temperature": source.decoding.get("temperature"),
         "sampling": sampling_label(source.decoding),
-        "seed": source.decoding.get("seed"),
+        "seed": source.seed,
     }
 
 
@@ -282,12 +282,12 @@ def seeds(sources: Sequence[Source], series: SeriesOf, in_job: Mapping[int, dict
         groups.setdefault(key, []).append((number, name))
     found = []
     for members in groups.values():
-        if len({sources[number].decoding.get("seed") for number, _ in members}) < 2:
+        if len({sources[number].seed for number, _ in members}) < 2:
             continue
         row: dict[str, Any] = {
             **identify(sources[members[0][0]], members[0][1]),
             "runs": [sources[number].label for number, _ in members],
-            "seeds": [sources[number].decoding.get("seed") for number, _ in members],
+            "seeds": [sources[number].seed for number, _ in members],
         }
         del row["run"], row["seed"]
         row["alpha"] = spread([series[member].alpha() for member in members])

@@ -138,12 +138,12 @@ def make_scores(folder: pathlib.Path, *, temperature: float = 1.0, constant: flo
         table = pa.table(arrays).replace_schema_metadata({FOOTER_KEY: footer})
         pq.write_table(table, folder / "scores" / f"part-{shard:05d}-of-{shards:05d}.parquet")
     paths = {"small": PAIR["draft"], "lookup": "prompt_lookup"}
-    score = {"drafts": {"small": IDENTITY["draft"], "lookup": {"copies": 3}}, "lenience": lenience}
+    identity = {"model": {"target": IDENTITY["target"]}, "drafts": {"small": IDENTITY["draft"], "lookup": {"copies": 3}},
+                "score": {"lenience": lenience}}  # fmt: skip
     write_manifest(
-        folder, fingerprint, shards, decoding, "data.jsonl", {"model": {"target": IDENTITY["target"]}, "score": score},
-        {"model": PAIR, "score": {"drafts": paths}}, job="score", drafts=list(drafts),
+        folder, fingerprint, shards, decoding, "data.jsonl", identity, {"model": PAIR, "score": {"drafts": paths}},
+        job="score", drafts=list(drafts), text={"source": "generations", "of_target": True, "same_sampling": True, "seed": 0},
     )  # fmt: skip
-    (folder / "summary.json").write_text(json.dumps({"text": {"of_target": True, "same_sampling": True}}))
     return folder
 
 

@@ -193,16 +193,25 @@ def test_in_a_browser(report, tmp_path):
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
              "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
              "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--log-level=0"]  # fmt: skip
-    page, log = report[0] / "report.html", tmp_path / "net.json"
-    found = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--virtual-time-budget=3000",
-         "--window-size=400,900", f"--screenshot={tmp_path / 'page.png'}", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
-    )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    assert (tmp_path / "page.png").stat().st_size > 10_000
-    assert [line for line in found.stderr.splitlines() if "CONSOLE" in line] == []
-    assert requested(log) == set()
+
+    def opened(page: pathlib.Path) -> tuple[list[str], set[str], int]:
+        """Lines of its console, addresses that it asked for, and the size of its picture."""
+        log, picture = tmp_path / "net.json", tmp_path / "page.png"
+        found = subprocess.run(
+            [CHROMIUM, *flags, f"--user-data-dir={tmp_path / page.stem}", f"--log-net-log={log}", "--window-size=400,900",
+             "--virtual-time-budget=3000", f"--screenshot={picture}", page.as_uri()],
+            capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        return [line for line in found.stderr.splitlines() if "CONSOLE" in line], requested(log), picture.stat().st_size
+
+    lines, addresses, size = opened(report[0] / "report.html")
+    assert (lines, addresses) == ([], set())
+    assert size > 10_000
+    bad = tmp_path / "bad.html"
+    bad.write_text("<img src='http://example.invalid/x.png'><script>console.error('no')</script>")
+    lines, addresses, _ = opened(bad)  # the check sees what it must
+    assert len(lines) == 1 and addresses == {"http://example.invalid/x.png"}
 
 
 def requested(log: pathlib.Path) -> set[str]:
