@@ -2,9 +2,10 @@
 
 An exception in a shard is caught where it happens. A segmentation fault, or the kernel's out-of-memory killer, takes the
 whole process along, and Beam's in-process runner with it. So on Linux `python -m pipeline.generate` forks once
-everything is imported, and before any thread or accelerator is in use. When the child dies of a signal, the next one
-continues the folder. A shard that was begun three times in one launch and never finished is set aside with that as its
-error, and the others go on. After a first death one thread decodes, so that a shard is not blamed for its neighbour.
+everything is imported, and before any thread or accelerator is in use. When the child dies of a signal, or a library
+calls exit in its middle, the next one continues the folder. A shard that was begun three times in one launch and never
+finished is set aside with that as its error, and the others go on. After a first death one thread decodes, so that a
+shard is not blamed for its neighbour.
 """
 
 import ctypes
@@ -47,17 +48,17 @@ def supervise(job: Callable[[Sequence[str], Launch], int], args: Sequence[str]) 
     launch, output = Launch(), _output_of(args)
     begun = _begun(output)
     while True:
-        death = _run_in_child(functools.partial(job, args, launch))
-        if death >= 0:
-            return death
+        status, ended = _run_in_child(functools.partial(job, args, launch))
+        if ended:
+            return status
         launch = dataclasses.replace(launch, deaths=launch.deaths + 1)
-        cause = signal.Signals(-death)
-        print(f"warning: the job's process died of {cause.name}", file=sys.stderr, flush=True)
+        cause = f"of {signal.Signals(-status).name}" if status < 0 else f"by exit({status}) in its middle"
+        print(f"warning: the job's process died {cause}", file=sys.stderr, flush=True)
         before, begun = begun, _begun(output)
-        if cause in _WANTED or begun == before or launch.deaths >= _MAX_DEATHS:
+        if -status in _WANTED or begun == before or launch.deaths >= _MAX_DEATHS:
             why = "no shard was begun" if begun == before else "so it ends here"
             print(f"error: {why}; committed shards are kept, the same command continues", file=sys.stderr)
-            return 128 - death
+            return 128 - status if status < 0 else status or 1
         if launch.deaths == 1:
             args = [*args, "--direct_num_workers=1"]
 
@@ -80,18 +81,24 @@ def _begun(output: str) -> dict[str, int]:
         return {}
 
 
-def _run_in_child(job: Callable[[], int]) -> int:
-    """Exit status of `job` in a fork of this process, or the negative number of the signal that it died of."""
+def _run_in_child(job: Callable[[], int]) -> tuple[int, bool]:
+    """Runs `job` in a fork of this process.
+
+    Returns:
+      The child's exit status, or the negative number of the signal that it died of; and whether `job` came to its end.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child as well
-    child = os.fork()
+    reader, writer = os.pipe()  # an exit status alone does not tell an end from an exit in the middle
+    parent, child = os.getpid(), os.fork()
     if child == 0:
         status = 1
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            status = job()
+            if os.getppid() == parent:  # else it died before it could be said to die with it
+                status = job()
         except KeyboardInterrupt:
             status = 130
         except BaseException:
@@ -99,10 +106,19 @@ def _run_in_child(job: Callable[[], int]) -> int:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+            os.write(writer, b"ended")
             os._exit(status)
+    os.close(writer)
     terminate = signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.set_blocking(reader, False)  # what the child has started may still hold the other end
+        try:
+            ended = os.read(reader, 5) == b"ended"
+        except BlockingIOError:
+            ended = False
+        return status, ended
     finally:
+        os.close(reader)
         signal.signal(signal.SIGTERM, terminate)
         signal.signal(signal.SIGINT, interrupt)

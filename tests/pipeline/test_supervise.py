@@ -72,6 +72,25 @@ def test_status_and_arguments_pass_through(tmp_path):
     assert json.loads((tmp_path / "seen").read_text()) == [["--a=b"], 0]
 
 
+@forks
+@pytest.mark.parametrize("status", [0, 3])
+def test_an_exit_in_the_middle_is_a_death(tmp_path, capfd, status):
+    """As a library may call it: the job has not ended, whatever the status says."""
+    notes = tmp_path / "attempts"
+    notes.mkdir()
+
+    def job(args, launch):
+        (notes / "0.json").write_text(str(launch.deaths))
+        if launch.deaths < 2:
+            os._exit(status)
+        return 0
+
+    assert supervise(job, ["--output", str(tmp_path)]) == 0
+    assert (notes / "0.json").read_text() == "2"
+    assert capfd.readouterr().err.count(f"died by exit({status}) in its middle") == 2
+    assert supervise(lambda args, launch: os._exit(status), [f"--output={tmp_path}"]) == (status or 1)
+
+
 def test_other_runners_are_left_alone():
     here = os.getpid()
     assert supervise(lambda args, launch: os.getpid() == here and launch.deaths == 0, ["--runner=Flink"])
