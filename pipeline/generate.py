@@ -148,7 +148,7 @@ def run_job(
         run = prepare(command, device, launch or Launch())
         if run.pending:
             run.folder.delete([storage.SUCCESS])  # there only if somebody has removed parts of a finished run
-    except (ConfigError, FolderError) as error:
+    except (ConfigError, FolderError, OSError) as error:
         print("error:", _one_line(error), file=sys.stderr)
         return 2
     if run.finished:

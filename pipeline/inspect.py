@@ -85,8 +85,9 @@ def _describe(folder: OutputFolder, listing: Mapping[str, int], manifest: dict, 
         errors = _count_errors(folder, errors_names)
         totals = parts.totals or totals
     problems = list(parts.problems) if parts else []
-    if parts and totals and errors["total"] != totals["errors"]["total"]:
-        problems.append(f"errors/ holds {errors['total']} records, the parts count {totals['errors']['total']}")
+    counted = (totals or {}).get("errors", {}).get("total")
+    if parts and counted is not None and errors["total"] != counted:
+        problems.append(f"errors/ holds {errors['total']} records, the parts count {counted}")
     known = {storage.MANIFEST, storage.SUMMARY, storage.SUCCESS}
     for shard in range(num_shards):
         known |= {storage.part_name(shard, num_shards, kind), storage.errors_name(shard, num_shards)}

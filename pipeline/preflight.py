@@ -131,8 +131,9 @@ def check_draft(
     if draft == UNIFORM:
         return CheckedDraft({"kind": draft}, target.vocab_size)
     try:
-        is_ngram = ngram.is_ngram(draft)
-        info = ngram.read_info(draft) if is_ngram else decoding.inspect_checkpoint(draft)
+        with storage.store_errors(draft):
+            is_ngram = ngram.is_ngram(draft)
+            info = ngram.read_info(draft) if is_ngram else decoding.inspect_checkpoint(draft)
     except (decoding.CheckpointError, OSError) as error:
         close = difflib.get_close_matches(draft.rsplit("/", 1)[-1], (PROMPT_LOOKUP, UNIFORM), 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -198,7 +199,8 @@ def pieces_sha256(pieces: Sequence[str]) -> str:
 
 def _inspect(setting: str, path: str) -> decoding.CheckpointInfo:
     try:
-        return decoding.inspect_checkpoint(path)
+        with storage.store_errors(path):
+            return decoding.inspect_checkpoint(path)
     except (decoding.CheckpointError, OSError) as error:
         raise ConfigError(f"{setting} is {path!r}: {error}") from error
 

@@ -69,7 +69,7 @@ def exists(path: str) -> bool:
 
 @contextlib.contextmanager
 def store_errors(path: str) -> Iterator[None]:
-    """While the body runs, makes what Google's clients raise for `path` on gs:// an OSError that names it.
+    """While the body runs, makes what the clients of gs:// (Google's, gcsfs) raise for `path` an OSError that names it.
 
     Raises:
       FileNotFoundError: no such bucket or object.
@@ -79,12 +79,14 @@ def store_errors(path: str) -> Iterator[None]:
     if not path.startswith("gs://"):
         yield
         return
+    import aiohttp
+    from gcsfs.retry import HttpError
     from google.api_core.exceptions import GoogleAPIError
     from google.auth.exceptions import GoogleAuthError
 
     try:
         yield
-    except (GoogleAPIError, GoogleAuthError) as error:
+    except (GoogleAPIError, GoogleAuthError, HttpError, aiohttp.ClientError) as error:
         kinds = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
         kind = kinds.get(getattr(error, "code", None), OSError)
         raise kind(f"{path!r}: {type(error).__name__}: {without_query(str(error))}") from error

@@ -28,6 +28,7 @@ def test_counts_what_this_launch_commits(command, tmp_path):
     assert (done.examples, done.parts) == (6, 1)
     text = progress.describe(run, done, 2.0)
     assert text.startswith(f"shards 3/4, {done.tokens / 2:,.0f} tok/s, α 0.")
+    assert text.endswith(", 0:00:02 left")  # one of this launch's two shards took two seconds
     assert counter.update() == done
 
 
