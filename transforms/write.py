@@ -190,6 +190,7 @@ def commit_shard(
     if won:  # with tokens_generated: α so far on the runner's own page
         Metrics.counter("specbeam", "positions_examined").inc(statistics.beta_count)
         Metrics.counter("specbeam", "beta_sum_millionths").inc(statistics.beta_sum * 10**6 >> 30)
+        Metrics.counter("specbeam", "errors_decode").inc(statistics.errors.get(records.DECODE, 0))
     return won
 
 
