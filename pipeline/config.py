@@ -256,7 +256,7 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
     """
     args = sorted(args, key=lambda arg: not arg.startswith("--config="))  # the file comes before what overrides it
     allowed = _check_overrides(args)
-    args, of_several_types = _take_overrides_of_several_types(args)
+    args, taken = _take_overrides(args)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "Config file with get_config().", lock_config=False, accept_new_attributes=True,
@@ -268,9 +268,12 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
     try:
         rest = values(["", *args], known_only=True)[1:]
         settings = values.config and values.config.to_dict()
-        for path, value in of_several_types.items() if settings else ():
-            section, name = path.split(".")
-            settings.setdefault(section, {})[name] = value
+        for path, value in taken.items() if settings else ():
+            *sections, name = path.split(".")
+            inner = settings
+            for section in sections:
+                inner = inner.setdefault(section, {})
+            inner[name] = value
     except Exception as error:  # absl, ml_collections and the config file itself raise whatever they like
         message = _one_line(error)
         hints = [f"; allowed: {types_}" for flag, types_ in allowed.items() if f"{flag}=" in message]
@@ -311,8 +314,9 @@ def _check_overrides(args: Sequence[str]) -> dict[str, str]:
     return allowed
 
 
-def _take_overrides_of_several_types(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Takes out overrides like decoding.gamma, a number or "auto": config flags parse by the type in the file alone.
+def _take_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Takes out the overrides that config flags cannot parse, since they go by the file's own value alone: settings of
+    several types, like decoding.gamma, a number or "auto", and those of `score`, which files need not have.
 
     Returns:
       The other arguments, and the values taken by path: Python literals, or text as it is.
@@ -324,11 +328,12 @@ def _take_overrides_of_several_types(args: Sequence[str]) -> tuple[list[str], di
         cls = JobConfig
         for name in path if flag != arg and flag.startswith("--config.") else ():
             cls = typing.get_type_hints(cls).get(name) if dataclasses.is_dataclass(cls) else cls
-        if not isinstance(cls, types.UnionType):
+        if not isinstance(cls, types.UnionType) and (path[0] != "score" or flag == arg):
             others.append(arg)
             continue
+        is_text = cls is str or typing.get_args(cls) == (str, str)
         try:
-            taken[".".join(path)] = ast.literal_eval(text)
+            taken[".".join(path)] = text if is_text else ast.literal_eval(text)
         except (SyntaxError, ValueError):
             taken[".".join(path)] = text
     return others, taken

@@ -58,17 +58,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             min_ngram=config.model.prompt_lookup_min_ngram,
             baseline_fraction=config.shards.baseline_fraction,
         )
-        settings = ReadSettings(
-            spec=config.input.spec(models.tokenizer),
-            tokenizer=models.tokenizer,
-            prefix=config.input.prefix,
-            eos_id=models.input_eos_id,
-            max_input_tokens=config.decoding.max_input_tokens,
-            chat_template=models.chat_template,
-            empty_id=models.empty_id,
-            launch=run.launch,
-        )
-        read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> ReadShards(output, settings)
+        read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> ReadShards(output, read_settings(run))
         commit = CommitShards(output, tokenizer=models.tokenizer, eos_id=models.eos_id, fingerprint=run.fingerprint)
         decoded = read.shards | "Decode" >> DecodeShards(handler) | "Commit" >> commit
         failed = (read[ReadShards.FAILED], decoded[CommitShards.FAILED]) | "Failed" >> beam.Flatten()
@@ -83,6 +73,21 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
         fingerprint=run.fingerprint,
         exact=config.decoding.exact,
         after=settled,
+    )
+
+
+def read_settings(run: Run) -> ReadSettings:
+    """How the run's input is read."""
+    config, models = run.config, run.models
+    return ReadSettings(
+        spec=config.input.spec(models.tokenizer),
+        tokenizer=models.tokenizer,
+        prefix=config.input.prefix,
+        eos_id=models.input_eos_id,
+        max_input_tokens=config.decoding.max_input_tokens,
+        chat_template=models.chat_template,
+        empty_id=models.empty_id,
+        launch=run.launch,
     )
 
 

@@ -1,0 +1,372 @@
+"""Scores drafts against the target, teacher forced, over the target's own texts: α as Corollary 3.6 of the paper has it.
+
+    python -m pipeline.score --config=configs/quickstart.py --output=DIR --config.score.generations=GENERATED
+        [--config.score.drafts.NAME=draft ...] [--config.score.lenience="(0.5,)"] [Beam options]
+
+The texts are those of a finished folder of `pipeline.generate`, or, where `score.generations` is empty, the references of
+the config's input. `config.decoding` gives the sampling method, and the longest input and text. docs/alpha_datasets.md
+describes what is written. The same command on the same folder continues where an earlier one stopped.
+
+Exit status: as of `pipeline.generate`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+
+import apache_beam as beam
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import decoding
+from pipeline.config import CommandLine, ConfigError, JobConfig
+from pipeline.generate import read_settings, run_job
+from pipeline.manifest import (
+    FolderError,
+    Run,
+    code_digest,
+    continue_run,
+    new_manifest,
+    open_folder,
+    plan_of,
+    ranges,
+    run_identity,
+)
+from pipeline.preflight import CheckedModels, check_draft, check_models, shared_vocab_size
+from pipeline.supervise import Launch, supervise
+from pipeline.terminal import print_missing
+from transforms import storage
+from transforms.finish import FinishRun
+from transforms.plan import Plan
+from transforms.read import ReadShards
+from transforms.score import ReadGenerations, References, ScoreModelHandler, ScorerFactory, ScoreSettings, ScoreShards
+from transforms.score_statistics import ScoreStatistics
+from transforms.storage import OutputFolder
+from transforms.tokenize import load_tokenizer
+from transforms.write_scores import CommitScores
+
+SAMPLING = ("temperature", "top_k", "top_p")
+_LENGTHS = ("input_buckets", "max_decode_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationsPlan:
+    """In the place of a `Plan` of an input: the parts of a generations folder, of these sizes, are the work shards."""
+
+    folder: str
+    fingerprint: str
+    part_bytes: tuple[int, ...]
+
+    num_records = None  # nobody has counted
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.part_bytes)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the texts come from.
+
+    Attributes:
+      plan: their shards.
+      identity: what tells them from other texts, for the fingerprint.
+      facts: about them, for manifest and summary: docs/alpha_datasets.md.
+      recorded: the draft whose β they record in a way that can be compared, or None.
+    """
+
+    plan: Plan | GenerationsPlan
+    identity: dict
+    facts: dict
+    recorded: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreRun(Run):
+    """A `Run` of this job, with what it is over and what it scores."""
+
+    source: Source | None = None
+    settings: ScoreSettings | None = None
+
+
+def prepare(command: CommandLine, device: dict | None, launch: Launch) -> ScoreRun:
+    """Checks the models, the drafts and the texts, and plans or continues the run.
+
+    Raises:
+      ConfigError: a setting is wrong.
+      FolderError: the output folder, or the generations, are not what is needed.
+    """
+    config = command.config
+    models, drafts = check_score_models(config)
+    opened = open_folder(command.output)
+    source = find_generations(config, models, drafts) if config.score.generations else _references(config, models, opened)
+    fresh = new_manifest(config, source.plan, _identity(config, models, drafts, source), device) | {
+        "job": "score",
+        "exact": source.facts["exact"],
+        "drafts": list(drafts),
+        "lenience": list(config.score.lenience),
+        "text": source.facts,
+    }
+    run = continue_run(
+        opened, fresh, config, source.plan, models, allow_code_change=command.allow_code_change, launch=launch,
+        parts=storage.SCORES, statistics=ScoreStatistics,
+    )  # fmt: skip
+    settings = ScoreSettings(
+        target=config.model.target,
+        drafts=tuple(named_drafts(config).items()),
+        config=config.decoding,
+        lenience=config.score.lenience,
+        batch_tokens=config.score.batch_tokens,
+        vocab_size=models.vocab_size,
+        dtype=config.model.dtype,
+        max_ngram=config.model.prompt_lookup_max_ngram,
+        min_ngram=config.model.prompt_lookup_min_ngram,
+    )
+    return ScoreRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(Run)},
+                    source=source, settings=settings)  # fmt: skip
+
+
+def named_drafts(config: JobConfig) -> dict[str, str]:
+    """The drafts to score, by name.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    drafts = config.score.drafts or ({"draft": config.model.draft} if config.model.draft else {})
+    if not drafts:
+        raise ConfigError("score.drafts is {}; allowed: at least one draft, or model.draft")
+    return drafts
+
+
+def check_score_models(config: JobConfig) -> tuple[CheckedModels, dict[str, dict]]:
+    """Checks target and drafts as generation does. Returns what it found out, and the identity of every draft."""
+    named = named_drafts(config)
+    alone = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, draft=""),
+        decoding=dataclasses.replace(config.decoding, gamma=0),
+    )
+    models = check_models(alone)
+    target = decoding.inspect_checkpoint(config.model.target)
+    pieces = load_tokenizer(models.tokenizer).pieces()
+    setting = "score.drafts.{}" if config.score.drafts else "model.{}"
+    found = {
+        name: check_draft(setting.format(name), path, config.model, target, pieces) for name, path in named.items()
+    }
+    vocab_size = shared_vocab_size(config.model, target, list(found.values()), pieces)
+    return dataclasses.replace(models, vocab_size=vocab_size), {name: one.identity for name, one in found.items()}
+
+
+def find_generations(config: JobConfig, models: CheckedModels, drafts: Mapping[str, dict]) -> Source:
+    """Looks into the generations folder, by one listing and its manifest.
+
+    Raises:
+      FolderError: it is not a finished folder of `pipeline.generate`, or its texts cannot be scored with these models.
+    """
+    folder = OutputFolder(config.score.generations)
+    shown = f"score.generations is {folder.root!r}"
+    try:
+        listing = folder.list()
+        manifest = json.loads(folder.read(storage.MANIFEST)) if storage.MANIFEST in listing else {}
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{shown}, which cannot be read: {error}") from error
+    allowed = "allowed: a finished folder of pipeline.generate"
+    if not manifest or manifest.get("job", "generate") != "generate":
+        what = f"a folder of pipeline.{manifest['job']}" if manifest else "which has no manifest.json"
+        raise FolderError(f"{shown}, {what}; {allowed}")
+    num_shards = manifest["num_shards"]
+    sizes = [listing.get(storage.part_name(shard, num_shards), 0) for shard in range(num_shards)]
+    if storage.SUCCESS not in listing or not all(sizes):
+        done = sum(size > 0 for size in sizes)
+        raise FolderError(
+            f"{shown}, which is unfinished: {done} of {num_shards} shards are committed; {allowed}: the command that began "
+            "it completes it"
+        )
+    _check_fits(shown, manifest, config, models)
+    was, now = manifest["identity"], config.decoding
+    sampling = {name: was["decoding"][name] for name in SAMPLING}
+    of_target = was["model"]["target"] == models.identity["target"] and was["model"]["dtype"] == config.model.dtype
+    same_sampling = sampling == {name: getattr(now, name) for name in SAMPLING}
+    facts = {
+        "source": "generations",
+        "folder": folder.root,
+        "fingerprint": manifest["fingerprint"],
+        "of_target": of_target,
+        "sampling": sampling,
+        "same_sampling": same_sampling,
+        "exact": bool(manifest["exact"] and of_target and same_sampling),
+        "seed": was["decoding"]["seed"],
+    }
+    comparable = manifest["exact"] and of_target and same_sampling and was["decoding"]["gamma"] != 0
+    same = [name for name, identity in drafts.items() if comparable and identity == was["model"].get("draft")]
+    identity = {
+        "generations": manifest["fingerprint"],
+        "parts": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
+    }
+    plan = GenerationsPlan(folder.root, manifest["fingerprint"], tuple(sizes))
+    return Source(plan, identity, facts, recorded=same[0] if same else None)
+
+
+def _check_fits(shown: str, manifest: dict, config: JobConfig, models: CheckedModels) -> None:
+    """Refuses texts of another tokeniser, and longer ones than the config allows."""
+    if manifest["identity"]["model"]["tokenizer"] != models.tokenizer_sha256:
+        raise FolderError(f"{shown}, whose texts were made with another tokeniser than model.target has; allowed: the same")
+    was, now = manifest["identity"]["decoding"], config.decoding
+    for name, longest, mine in (
+        ("input_buckets", was["input_buckets"][-1], now.max_input_tokens),
+        ("max_decode_tokens", was["max_decode_tokens"], now.max_decode_tokens),
+    ):
+        if longest > mine:
+            raise ConfigError(
+                f"decoding.{name} is {getattr(now, name)!r}; allowed: up to {longest} at least, since {shown}, which was made "
+                "with that"
+            )
+
+
+def _references(config: JobConfig, models: CheckedModels, opened) -> Source:
+    if not config.input.target_field:
+        raise ConfigError(
+            "input.target_field is ''; allowed: the field of the references that are to be scored, or a folder of "
+            "generations as score.generations"
+        )
+    plan = plan_of(config, models, Plan.from_json(opened.manifest["plan"]) if _plans_input(opened.manifest) else None)
+    identity = run_identity(config, plan, models)
+    facts = {"source": "references", "of_target": False, "sampling": None, "same_sampling": False, "exact": False}
+    return Source(plan, {"input": identity["input"], "shards": identity["shards"]}, facts)
+
+
+def _plans_input(manifest: dict | None) -> bool:
+    return manifest is not None and "files" in manifest["plan"]
+
+
+def _identity(config: JobConfig, models: CheckedModels, drafts: Mapping[str, dict], source: Source) -> dict:
+    settings = {name: getattr(config.decoding, name) for name in (*SAMPLING, *_LENGTHS)}
+    identity = {
+        "job": "score",
+        "text": source.identity,
+        "model": {**models.identity, "vocab_size": models.vocab_size, "tokenizer": models.tokenizer_sha256,
+                  "dtype": config.model.dtype},
+        "drafts": drafts,
+        "decoding": settings,
+        "score": {"lenience": config.score.lenience, "batch_tokens": config.score.batch_tokens},
+        "code": code_digest(),
+    }  # fmt: skip
+    return json.loads(json.dumps(identity))
+
+
+def build_pipeline(root: beam.Pipeline, *, run: ScoreRun, factory: ScorerFactory | None = None) -> None:
+    """Adds the job to `root`: the pending shards, if any, and then the end of the run.
+
+    Args:
+      root: an empty pipeline.
+      run: what to do.
+      factory: builds the scorer on workers; None loads the models.
+    """
+    output, source, settings = run.folder.root, run.source, run.settings
+    settled = None
+    if run.pending:
+        pending = root | "PendingRanges" >> beam.Create(ranges(run.pending))
+        if isinstance(source.plan, GenerationsPlan):
+            plan = source.plan
+            read = pending | "Read" >> ReadGenerations(
+                output, plan.folder, fingerprint=plan.fingerprint, num_shards=plan.num_shards, launch=run.launch
+            )
+            texts = read.shards
+        else:
+            read = pending | "Read" >> ReadShards(output, read_settings(run))
+            longest = run.config.decoding.max_decode_tokens
+            references = References(run.models.tokenizer, eos_id=run.models.eos_id, max_tokens=longest)
+            texts = read.shards | "References" >> beam.ParDo(references)
+        commit = CommitScores(output, settings, fingerprint=run.fingerprint, recorded=source.recorded)
+        scored = texts | "Score" >> ScoreShards(ScoreModelHandler(settings, factory)) | "Commit" >> commit
+        failed = (read[ReadShards.FAILED], scored[CommitScores.FAILED]) | "Failed" >> beam.Flatten()
+        settled = (
+            (scored.committed, failed | "FailedShards" >> beam.Map(lambda failure: failure.shard))
+            | "Settled" >> beam.Flatten()
+            | "CountSettled" >> beam.combiners.Count.Globally()
+        )
+    _ = root | "Finish" >> FinishRun(
+        output,
+        num_shards=run.plan.num_shards,
+        fingerprint=run.fingerprint,
+        exact=source.facts["exact"],
+        after=settled,
+        parts=storage.SCORES,
+        statistics=ScoreStatistics,
+        facts={"text": source.facts, "lenience": list(settings.lenience)},
+    )
+
+
+# What is said at the end.
+
+
+def show_summary(console: Console, summary: dict, output: str, seconds: float | None = None) -> None:
+    """Prints α of every draft, and where the results are."""
+    found = {name: draft for name, draft in summary["drafts"].items() if draft["alpha"]}
+    rows = [
+        (name, *_estimate(draft["alpha"]), f"{draft['proposed']:.0%}", f"{draft['agreement']['mean']:.3f}")
+        for name, draft in found.items()
+    ]
+    _print_table(console, ("draft", "α", "95% interval", "proposed", "argmaxes agree"), rows)
+    if summary["lenience"]:
+        values = [f"{value:g}" for value in summary["lenience"]]
+        rows = [(name, *(f"{draft['lenient'][value]['mean']:.3f}" for value in values)) for name, draft in found.items()]
+        _print_table(console, ("draft", *(f"α at l={value}" for value in values)), rows)
+    both = [(name, draft["alpha"], draft["on_policy"]) for name, draft in found.items() if draft["on_policy"]]
+    if both:
+        rows = [
+            (name, f"{alpha['mean']:.3f}", f"{policy['alpha']['mean']:.3f}", *_estimate(policy["difference"], "+"))
+            for name, alpha, policy in both
+        ]
+        _print_table(console, ("draft", "α over the text", "α on policy", "difference", "95% interval"), rows)
+        console.print("They differ where acceptance is correlated along a text: docs/alpha_datasets.md", highlight=False)
+    for name in summary["drafts"].keys() - found.keys():
+        console.print(f"{name} proposed nothing", highlight=False, markup=False)
+    console.print(
+        f"{summary['texts']:,} texts, {summary['tokens']:,} tokens, {_described(summary['text'])}", highlight=False
+    )
+    if summary["errors"]["total"]:
+        console.print(f"{summary['errors']['total']:,} texts could not be scored, see errors/", style="bold red")
+    if seconds is not None:
+        console.print(f"this launch: {seconds:.1f} s, loading and compiling included", highlight=False)
+    console.print(f"Output: {output}", soft_wrap=True, highlight=False, markup=False)
+    print_missing(console, summary["shards"]["missing"], summary["shards"]["total"])
+
+
+def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not rows:
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _estimate(found: dict, sign: str = "") -> tuple[str, str]:
+    return f"{found['mean']:{sign}.3f}", f"[{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
+
+
+def _described(text: dict) -> str:
+    if text["source"] == "references":
+        return "references, not the target's own texts"
+    kind = "generated by this target" if text["of_target"] else "generated by another model"
+    return kind + (" under the same sampling" if text["same_sampling"] else f", sampled with {text['sampling']}")
+
+
+def main(args: Sequence[str], factory: ScorerFactory | None = None, launch: Launch | None = None) -> int:
+    """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
+    build = functools.partial(build_pipeline, factory=factory)
+    return run_job(args, prepare=prepare, build=build, show=show_summary, launch=launch)
+
+
+if __name__ == "__main__":
+    sys.exit(supervise(lambda args, launch: main(args, launch=launch), sys.argv[1:]))

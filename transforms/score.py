@@ -1,0 +1,325 @@
+"""Scoring as Beam transforms: texts of one shard in, one Parquet object of their scores out.
+
+The texts are a part of a generations folder, or the references of a work shard. A shard stays together, as in
+generation; the models are loaded once per process.
+"""
+
+import collections
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import ModelHandler, RunInference
+
+import decoding
+from decoding.scoring import Scorer, TextScores
+from transforms import attempts, records, storage
+from transforms.read import ReadShards
+from transforms.records import ExampleError, ShardFailure, TokenizedShard
+from transforms.storage import OutputFolder
+from transforms.tokenize import load_tokenizer
+from transforms.write import FOOTER_KEY, Footer
+
+SCORE = "score"  # a stage, beside those of transforms.records
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What is scored.
+
+    Attributes:
+      example_id, index: of the input that it belongs to.
+      sample: its number among the texts of that input, from 0.
+      input_tokens: int32[n].
+      tokens: int32[T], EOS included where reached.
+      truncated: whether it was cut.
+      recorded_beta: float32[T] as generation recorded it, None for references.
+      place, record: for errors/.
+    """
+
+    example_id: str
+    index: int
+    sample: int
+    input_tokens: np.ndarray
+    tokens: np.ndarray
+    truncated: bool = False
+    recorded_beta: np.ndarray | None = None
+    place: str = ""
+    record: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextShard:
+    """The texts of a shard, and those of its records that yielded none."""
+
+    shard: int
+    num_shards: int
+    attempt: int
+    texts: tuple[Text, ...]
+    errors: tuple[ExampleError, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredShard:
+    """A `TextShard` with the scores of its texts; texts that cannot be scored have become errors.
+
+    Attributes:
+      texts: what was scored.
+      scores: one per text.
+      seconds, compilations, device: of scoring.
+      failure: set where the shard as a whole failed; `scores` are then of no use.
+    """
+
+    texts: TextShard
+    scores: tuple[TextScores, ...]
+    seconds: float
+    compilations: int
+    device: str
+    failure: ShardFailure | None = None
+
+
+# Reading.
+
+
+class ReadGenerations(beam.PTransform):
+    """Ranges of shard numbers, (first, end), to `TextShard`s: the parts of a generations folder with these numbers.
+
+    Parts that cannot be read go to `ReadShards.FAILED` as `ShardFailure`s.
+    """
+
+    def __init__(self, output: str, generations: str, *, fingerprint: str, num_shards: int, launch: str):
+        """
+        Args:
+          output: folder of this run, where attempts are noted.
+          generations, fingerprint, num_shards: the folder that is read, and of what run.
+          launch: names the launch in attempts/.
+        """
+        super().__init__()
+        self._do = _ReadPart(output, generations, fingerprint, num_shards, launch)
+
+    def expand(self, shard_ranges):
+        return (
+            shard_ranges
+            | "Expand" >> beam.FlatMapTuple(lambda first, end: range(first, end))
+            | "Spread" >> beam.Reshuffle()
+            | "ReadPart" >> beam.ParDo(self._do).with_outputs(ReadShards.FAILED, main="shards")
+        )
+
+
+class _ReadPart(beam.DoFn):
+    def __init__(self, output: str, generations: str, fingerprint: str, num_shards: int, launch: str):
+        self._folder, self._generations = OutputFolder(output), OutputFolder(generations)
+        self._fingerprint, self._num_shards, self._launch = fingerprint, num_shards, launch
+
+    def process(self, shard: int):
+        texts = TextShard(shard, self._num_shards, 0, ())
+        try:
+            attempt = attempts.begin(self._folder, texts, self._launch)
+            path = self._generations.path(storage.part_name(shard, self._num_shards))
+            yield dataclasses.replace(texts, attempt=attempt, texts=tuple(read_part(path, self._fingerprint)))
+        except Exception as error:  # the shard is set aside, the others go on
+            failure = records.shard_failure(shard, records.READ, error)
+            attempts.set_aside(self._folder, shard, self._num_shards, failure)
+            yield beam.pvalue.TaggedOutput(ReadShards.FAILED, failure)
+
+
+def read_part(path: str, fingerprint: str) -> list[Text]:
+    """The texts of a committed part of a generations folder, in its order.
+
+    Raises:
+      ValueError: the part is of another run than the one with this fingerprint.
+    """
+    columns = ["example_id", "index", "input_tokens", "output_tokens", "beta"]
+    with storage.open_raw(path) as stream:
+        table = pq.read_table(stream, columns=columns)
+    footer = Footer.from_bytes(table.schema.metadata[FOOTER_KEY])
+    if footer.fingerprint != fingerprint:
+        raise ValueError(f"{path!r} belongs to another run: its fingerprint is {footer.fingerprint}, not {fingerprint}")
+    seen, texts = collections.Counter(), []
+    ids, indices = table["example_id"].to_pylist(), table["index"].to_pylist()
+    arrays = (_arrays(table[name]) for name in columns[2:])
+    for example_id, index, given, tokens, beta in zip(ids, indices, *arrays):
+        texts.append(Text(example_id, index, seen[example_id], given, tokens, recorded_beta=beta))
+        seen[example_id] += 1
+    return texts
+
+
+def _arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """Rows of a list column, in NumPy."""
+    return [row.values.to_numpy(zero_copy_only=False) for row in column]
+
+
+class References(beam.DoFn):
+    """`TokenizedShard`s to `TextShard`s of their references; records without one become errors."""
+
+    def __init__(self, tokenizer: str, *, eos_id: int, max_tokens: int):
+        """
+        Args:
+          tokenizer: path of the target's.
+          eos_id: ends every text that is not cut.
+          max_tokens: longest text; longer ones are cut and flagged.
+        """
+        self._tokenizer_path, self._eos_id, self._max_tokens = tokenizer, eos_id, max_tokens
+
+    def setup(self):
+        self._tokenizer = load_tokenizer(self._tokenizer_path)
+
+    def process(self, tokenized: TokenizedShard):
+        texts, errors = [], list(tokenized.errors)
+        for example in tokenized.examples:
+            try:
+                if not (example.targets or "").strip():
+                    raise ValueError("the record has no reference, or an empty one")
+                tokens = [*self._tokenizer.encode(example.targets), self._eos_id]
+            except Exception as error:  # whatever a tokeniser's library raises concerns this record only
+                errors.append(
+                    records.example_error(
+                        example.example_id, example.index, records.TOKENIZE, type(error).__name__, str(error),
+                        example.place, example.record,
+                    )
+                )  # fmt: skip
+                continue
+            cut = np.asarray(tokens[: self._max_tokens], np.int32)
+            truncated = len(cut) < len(tokens)
+            texts.append(
+                Text(
+                    example.example_id, example.index, 0, example.tokens, cut, truncated,
+                    place=example.place, record=example.record,
+                )
+            )  # fmt: skip
+        work = tokenized.work
+        yield TextShard(work.shard, work.num_shards, tokenized.attempt, tuple(texts), tuple(errors))
+
+
+# Scoring.
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSettings:
+    """Everything that determines scores.
+
+    Attributes:
+      target: directory of the target.
+      drafts: (name, what `decoding.load_draft` takes) in the order of the output.
+      config: its sampling method, input_buckets and max_decode_tokens.
+      lenience, batch_tokens, vocab_size: as of `Scorer`.
+      dtype: of the models' parameters.
+      max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
+    """
+
+    target: str
+    drafts: tuple[tuple[str, str], ...]
+    config: decoding.DecodingConfig
+    lenience: tuple[float, ...] = ()
+    batch_tokens: int = 2048
+    vocab_size: int | None = None
+    dtype: str = "float32"
+    max_ngram: int = 3
+    min_ngram: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.drafts)
+
+
+ScorerFactory = Callable[[ScoreSettings], Scorer]
+
+
+def load_scorer(settings: ScoreSettings) -> Scorer:
+    """Loads the models and compiles their programs, or finds them compiled by an earlier process on this machine."""
+    decoding.keep_programs()
+    target = decoding.load_model(settings.target, dtype=settings.dtype)
+    drafts = {
+        name: decoding.load_draft(
+            path,
+            target,
+            vocab_size=settings.vocab_size,
+            max_ngram=settings.max_ngram,
+            min_ngram=settings.min_ngram,
+            dtype=settings.dtype,
+        )
+        for name, path in settings.drafts
+    }
+    return Scorer(
+        target,
+        drafts,
+        settings.config,
+        lenience=settings.lenience,
+        batch_tokens=settings.batch_tokens,
+        vocab_size=settings.vocab_size,
+    )
+
+
+class ScoreModelHandler(ModelHandler[TextShard, ScoredShard, Scorer]):
+    """`TextShard`s in, `ScoredShard`s out; used with `with_no_batching` on lists of one shard."""
+
+    def __init__(self, settings: ScoreSettings, factory: ScorerFactory | None = None):
+        """`factory` builds the scorer in the worker, in place of `load_scorer`."""
+        super().__init__()
+        self._settings, self._factory = settings, factory or load_scorer
+
+    def load_model(self) -> Scorer:
+        return self._factory(self._settings)
+
+    def run_inference(
+        self, batch: Sequence[TextShard], model: Scorer, inference_args: Mapping[str, Any] | None = None
+    ) -> list[ScoredShard]:
+        return [score_shard(model, shard) for shard in batch]
+
+    def get_num_bytes(self, batch: Sequence[TextShard]) -> int:
+        return sum(text.tokens.nbytes + text.input_tokens.nbytes for shard in batch for text in shard.texts)
+
+    def get_metrics_namespace(self) -> str:
+        return "specbeam"
+
+    def share_model_across_processes(self) -> bool:
+        return False  # an accelerator belongs to one process
+
+
+def score_shard(scorer: Scorer, shard: TextShard) -> ScoredShard:
+    """Scores a shard. Texts that cannot be scored become errors; what fails all the same fails the shard."""
+    import jax
+
+    texts, errors = [], list(shard.errors)
+    for text in shard.texts:
+        if problem := scorer.problem(text.input_tokens, text.tokens):
+            error = records.example_error(
+                text.example_id, text.index, SCORE, "NotScorable", problem, text.place, text.record
+            )
+            errors.append(error)
+        else:
+            texts.append(text)
+    shard = dataclasses.replace(shard, texts=tuple(texts), errors=tuple(sorted(errors, key=lambda e: e.index)))
+    started, compiled = time.perf_counter(), scorer.compilations()
+    scores, failure = (), None
+    try:
+        scores = tuple(scorer.score([text.input_tokens for text in texts], [text.tokens for text in texts]))
+    except Exception as error:
+        logging.getLogger(__name__).warning("shard %d failed: %s", shard.shard, error)
+        failure = records.shard_failure(shard.shard, SCORE, error)
+    Metrics.counter("specbeam", "texts_scored").inc(len(scores))
+    Metrics.counter("specbeam", "tokens_scored").inc(sum(len(text.tokens) for text in texts))
+    seconds, compilations = time.perf_counter() - started, scorer.compilations() - compiled
+    return ScoredShard(shard, scores, seconds, compilations, jax.devices()[0].device_kind, failure)
+
+
+class ScoreShards(beam.PTransform):
+    """`TextShard`s to `ScoredShard`s, through RunInference."""
+
+    def __init__(self, handler: ScoreModelHandler):
+        super().__init__()
+        self._handler = handler
+
+    def expand(self, shards):
+        return (
+            shards
+            | "OneShardBatches" >> beam.Map(lambda shard: [shard])
+            | "RunInference" >> RunInference(self._handler.with_no_batching())
+        )
