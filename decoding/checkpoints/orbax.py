@@ -1,7 +1,8 @@
 """Orbax checkpoints of our own parameters: what `pipeline.convert` writes, a config.json beside a tree of arrays.
 
-The tree's keys are the paths of the parameters, as `decoding.models` names them. Orbax is imported where it is used:
-it takes longer than the rest of `decoding`.
+The tree's keys are the paths of the parameters, as `decoding.models` names them. Orbax writes; what it wrote is read
+through tensorstore, in which it lies, because importing Orbax takes longer than the rest of `decoding`, and because on
+gs:// it would go through TensorFlow wherever that is installed.
 """
 
 import json
@@ -11,13 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from decoding.checkpoints import architecture, storage
+from decoding.checkpoints.arrays import Arrays
 from decoding.checkpoints.checkpoint import Checkpoint
 from decoding.checkpoints.fill import as_is, parameter_shapes, stream
 from decoding.checkpoints.storage import CheckpointError
 
 FOLDER = "orbax"
 _METADATA = "_CHECKPOINT_METADATA"
-_GROUP_BYTES = 256 << 20  # read or written by one call of Orbax
+_GROUP_BYTES = 256 << 20  # written by one call of Orbax
+_INDEX_CACHE_BYTES = 64 << 20
 
 
 def is_orbax(names: list[str]) -> bool:
@@ -39,7 +42,7 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     config_file = storage.join(path, "config.json")
     own = storage.read_json(config_file) if "config.json" in names else None
     root = storage.join(path, FOLDER) if FOLDER in names else path
-    arrays = _Arrays(root)
+    arrays = _open(root)
     raw, config = architecture.settle(own, config_file, given, tied="head" not in arrays.shapes)
     shapes = parameter_shapes(architecture.abstract(config))
     sources = {name: as_is(name, *shape) for name, shape in shapes.items()}
@@ -50,63 +53,27 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     return Checkpoint(raw, config, tuple(storage.list_files(root)), parameters)
 
 
-class _Arrays:
-    """`decoding.checkpoints.fill.Tensors` over an Orbax checkpoint; neighbours are read together.
+def _open(root: str) -> Arrays:
+    """The arrays of an Orbax checkpoint, which lie in one OCDBT store; their names there are our parameters' paths."""
+    import tensorstore
 
-    Raises:
-      CheckpointError: not a finished Orbax checkpoint of a tree of arrays.
-    """
-
-    def __init__(self, root: str):
-        import jax
-        import orbax.checkpoint.experimental.v1 as ocp
-
-        storage.use_emulator_in_tensorstore()
-        self._root, self._ahead = root, {}
-        try:
-            self._tree = ocp.metadata(root).metadata
-            leaves = jax.tree_util.tree_flatten_with_path(self._tree)[0]
-            self._leaves = {".".join(str(_key(k)) for k in keys): leaf for keys, leaf in leaves}
-            self.shapes = {name: tuple(leaf.shape) for name, leaf in self._leaves.items()}
-            if not leaves:
-                raise ValueError("no array in it can be read")
-        except Exception as error:  # Orbax raises whatever an unfinished or foreign directory leads it to
-            raise CheckpointError(f"{root} is not a finished Orbax checkpoint of arrays: {error}") from error
-
-    def read(self, name: str) -> np.ndarray:
-        if name not in self._ahead:
-            self._read_from(name)
-        return self._ahead.pop(name)
-
-    def _read_from(self, name: str) -> None:
-        """Reads `name` and what follows it, up to the size of a group."""
-        import jax
-        import orbax.checkpoint.experimental.v1 as ocp
-
-        names = list(self._leaves)
-        wanted, size = set(), 0
-        for other in names[names.index(name) :]:
-            size += np.dtype(self._leaves[other].dtype).itemsize * int(np.prod(self.shapes[other]))
-            if wanted and size > _GROUP_BYTES:
-                break
-            wanted.add(other)
-
-        def abstract(keys, leaf):
-            if ".".join(str(_key(k)) for k in keys) not in wanted:
-                return ocp.PLACEHOLDER
-            return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
-
-        try:
-            found = ocp.load(self._root, jax.tree_util.tree_map_with_path(abstract, self._tree))
-        except Exception as error:
-            raise CheckpointError(f"{self._root}: {name} cannot be read: {error}") from error
-        leaves = jax.tree_util.tree_flatten_with_path(found)[0]
-        self._ahead = {path: leaf for keys, leaf in leaves if (path := ".".join(str(_key(k)) for k in keys)) in wanted}
-
-
-def _key(key) -> object:
-    """The name or number in one of JAX's tree keys."""
-    return getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))
+    manifests = [file for file in storage.list_files(root) if file.endswith("/manifest.ocdbt")]
+    if not manifests:
+        raise CheckpointError(f"{root} is not a finished Orbax checkpoint: it has no manifest.ocdbt")
+    # Every process that wrote has a store of its own below the one that joins them all.
+    store = min(manifests, key=lambda file: file.count("/")).removesuffix("manifest.ocdbt")
+    base = storage.tensorstore_spec(store)
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _INDEX_CACHE_BYTES}})
+    try:
+        keys = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}, context=context).result().list().result()
+    except ValueError as error:
+        raise CheckpointError(f"{root} is not a finished Orbax checkpoint: {error}") from error
+    for driver, metadata in (("zarr3", "/zarr.json"), ("zarr", "/.zarray")):
+        names = [key.decode().removesuffix(metadata) for key in keys if key.decode().endswith(metadata)]
+        if names:
+            kvstores = {name: {"driver": "ocdbt", "base": base, "path": f"{name}/"} for name in names}
+            return Arrays(root, driver, kvstores, context)
+    raise CheckpointError(f"{root} is not an Orbax checkpoint of arrays: its store has none")
 
 
 def write(
@@ -118,7 +85,7 @@ def write(
     """Writes a converted model: the arrays, then config.json, without which the directory is not a checkpoint.
 
     Args:
-      output: directory, local or gs://; must not hold a converted model.
+      output: directory, must not hold a converted model. For gs:// the arrays are written to local disk first.
       raw: the config, in Hugging Face's keys.
       parameters: path and value of each; at most a group of them is held at a time.
       beside: more files for the directory, by name: the tokeniser's.
@@ -129,9 +96,6 @@ def write(
     Raises:
       CheckpointError: the directory holds a model already.
     """
-    import orbax.checkpoint.experimental.v1 as ocp
-
-    storage.use_emulator_in_tensorstore()
     names = storage.list_names(output)
     present = [name for name in (FOLDER, "config.json") if name in names]
     if present:
@@ -139,19 +103,26 @@ def write(
     for name in names:  # what an interrupted conversion left; Orbax would go on with it
         if name.startswith(f"{FOLDER}."):
             storage.remove_directory(storage.join(output, name))
-    root = storage.absolute(storage.join(output, FOLDER))
-    group, size, count = {}, 0, 0
-    for path, value in parameters:
-        if group and size + value.nbytes > _GROUP_BYTES:
-            ocp.partial.save(root, _nested(group))
-            group, size = {}, 0
-        group[path] = value
-        size, count = size + value.nbytes, count + value.size
-    ocp.partial.save(root, _nested(group))
-    ocp.partial.finalize(root)
+    with storage.written_locally(storage.join(output, FOLDER)) as local:
+        count = _write_arrays(local, parameters)
     for name, content in beside.items():
         storage.write_bytes(storage.join(output, name), content)
     storage.write_bytes(storage.join(output, "config.json"), (json.dumps(dict(raw), indent=2) + "\n").encode())
+    return count
+
+
+def _write_arrays(directory: str, parameters: Iterable[tuple[str, np.ndarray]]) -> int:
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    group, size, count = {}, 0, 0
+    for path, value in parameters:
+        if group and size + value.nbytes > _GROUP_BYTES:
+            ocp.partial.save(directory, _nested(group))
+            group, size = {}, 0
+        group[path] = value
+        size, count = size + value.nbytes, count + value.size
+    ocp.partial.save(directory, _nested(group))
+    ocp.partial.finalize(directory)
     return count
 
 

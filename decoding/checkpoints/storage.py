@@ -18,11 +18,6 @@ def join(directory: str, name: str) -> str:
     return directory.rstrip("/") + "/" + name
 
 
-def absolute(path: str) -> str:
-    """The path itself where it is a URL, else an absolute one."""
-    return path if "://" in path else os.path.abspath(path)
-
-
 def exists(path: str) -> bool:
     filesystem, inner = fsspec.core.url_to_fs(path)
     return filesystem.exists(inner)
@@ -60,19 +55,14 @@ def tensorstore_spec(directory: str) -> dict:
       CheckpointError: some other kind of storage.
     """
     if directory.startswith("gs://"):
-        use_emulator_in_tensorstore()
+        if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):  # TensorStore has a variable of its own for it
+            host = emulator if "://" in emulator else f"http://{emulator}"
+            os.environ["TENSORSTORE_GCS_HTTP_URL"] = host.rstrip("/")
         bucket, _, inner = directory.removeprefix("gs://").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": inner}
     if "://" in directory:
         raise CheckpointError(f"{directory}: arrays are read from local directories and gs:// only")
     return {"driver": "file", "path": os.path.abspath(directory) + ("/" if directory.endswith("/") else "")}
-
-
-def use_emulator_in_tensorstore() -> None:
-    """TensorStore has a variable of its own for what Beam and gcsfs call STORAGE_EMULATOR_HOST."""
-    if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
-        host = emulator if "://" in emulator else f"http://{emulator}"
-        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", host.rstrip("/"))
 
 
 def read_json(path: str) -> dict:
@@ -104,6 +94,22 @@ def local_file(path: str) -> Iterator[str]:
         copy = os.path.join(directory, os.path.basename(inner))
         filesystem.get_file(inner, copy)
         yield copy
+
+
+@contextlib.contextmanager
+def written_locally(directory: str) -> Iterator[str]:
+    """A local path at which to make a directory: the directory itself, or a place from which it is then copied."""
+    filesystem, inner = fsspec.core.url_to_fs(directory)
+    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+        yield inner
+        return
+    with tempfile.TemporaryDirectory(prefix="specbeam-") as scratch:
+        local = os.path.join(scratch, "directory")
+        yield local
+        for folder, _, names in os.walk(local):
+            for name in names:
+                file = os.path.join(folder, name)
+                filesystem.put_file(file, join(inner, os.path.relpath(file, local).replace(os.sep, "/")))
 
 
 def write_bytes(path: str, data: bytes) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from decoding.checkpoints import architecture, storage, t5x_names
+from decoding.checkpoints.arrays import Arrays
 from decoding.checkpoints.checkpoint import Checkpoint
 from decoding.checkpoints.fill import stream
 from decoding.checkpoints.storage import CheckpointError
@@ -44,7 +45,7 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     config_file = config_files[-1] if config_files else storage.join(path, "config.json")
     own = storage.read_json(config_file) if config_files else None
     raw, config = architecture.settle(own, config_file, given)
-    arrays = Arrays(path, names)
+    arrays = _Target(path, names)
     if isinstance(config, T5Config):
         layouts = t5x_names.t5_layouts(config, arrays.shapes, path)
         config = dataclasses.replace(config, bias_per_layer=layouts[0].bias_per_layer)
@@ -60,7 +61,7 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
         return stream(path, sources, arrays, dtype)
 
-    files = [f for name in arrays.on_disk for f in storage.list_files(storage.join(path, _TARGET + name))]
+    files = [file for file in storage.list_files(path) if file.split("/")[-2].startswith(_TARGET)]
     return Checkpoint(raw, config, (storage.join(path, INDEX), *files), parameters)
 
 
@@ -73,50 +74,26 @@ def _newest(path: str, names: list[str]) -> tuple[str, list[str]]:
     raise CheckpointError(f"{path}: none of {[name for _, name in steps]} has the file {INDEX!r} of a finished checkpoint")
 
 
-class Arrays:
+class _Target:
     """`decoding.checkpoints.fill.Tensors` over a checkpoint's target, by names without "target.".
 
     Attributes:
       shapes: by name.
-      on_disk: names of the arrays that have their own directory.
 
     Raises:
       CheckpointError: the index or an array is not what T5X writes.
     """
 
     def __init__(self, path: str, names: list[str]):
-        self._path = path
         self._inline = _inline_arrays(storage.join(path, INDEX))
-        self.on_disk = [name.removeprefix(_TARGET) for name in names if name.startswith(_TARGET)]
-        self._stores = self._open()
-        self.shapes = {name: tuple(store.shape) for name, store in self._stores.items()}
-        self.shapes |= {name: array.shape for name, array in self._inline.items()}
-
-    def _open(self) -> dict[str, object]:
-        import tensorstore
-
-        def begin(name: str):
-            kvstore = storage.tensorstore_spec(storage.join(self._path, _TARGET + name) + "/")
-            # Without the flag a chunk that is not there reads as zeros.
-            spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
-            return tensorstore.open(spec, open=True, read=True)
-
-        opening = {name: begin(name) for name in self.on_disk}
-        stores = {}
-        for name, future in opening.items():
-            try:
-                stores[name] = future.result()
-            except ValueError as error:
-                raise CheckpointError(f"{self._path}/{_TARGET}{name} is not a zarr array: {error}") from error
-        return stores
+        own = [name.removeprefix(_TARGET) for name in names if name.startswith(_TARGET)]
+        directories = {name: storage.join(path, _TARGET + name) + "/" for name in own}
+        kvstores = {name: storage.tensorstore_spec(directory) for name, directory in directories.items()}
+        self._arrays = Arrays(path, "zarr", kvstores)
+        self.shapes = self._arrays.shapes | {name: array.shape for name, array in self._inline.items()}
 
     def read(self, name: str) -> np.ndarray:
-        if name in self._inline:
-            return self._inline[name]
-        try:
-            return self._stores[name].read().result()
-        except ValueError as error:
-            raise CheckpointError(f"{self._path}/{_TARGET}{name} cannot be read: {error}") from error
+        return self._inline[name] if name in self._inline else self._arrays.read(name)
 
 
 def _inline_arrays(path: str) -> dict[str, np.ndarray]:

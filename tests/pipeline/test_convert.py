@@ -81,7 +81,7 @@ def test_bfloat16_is_half_as_large_and_loads_as_either(golden, tmp_path):
         np.testing.assert_array_equal(value, parameters(half)[name].astype(np.float32))
 
 
-def test_a_model_larger_than_a_group_is_written_and_read_in_parts(golden, tmp_path, monkeypatch):
+def test_a_model_larger_than_a_group_is_written_in_parts(golden, tmp_path, monkeypatch):
     monkeypatch.setattr(orbax, "_GROUP_BYTES", 40_000)  # of 350,000
     convert.convert(str(golden / "gpt2"), str(tmp_path / "out"), dtype="float32")
     converted = parameters(decoding.load_model(str(tmp_path / "out")))
@@ -200,7 +200,7 @@ def test_damaged_orbax_checkpoints_are_refused(golden, tmp_path):
     (out / "config.json").write_text(json.dumps(config))
     for file in (out / "orbax").rglob("d/*"):
         file.unlink()
-    assert "not a finished Orbax checkpoint" in load()
+    assert str(out / "orbax") in load()
     shutil.rmtree(out / "orbax")
     (out / "orbax").mkdir()
     assert "not a finished Orbax checkpoint" in load()
