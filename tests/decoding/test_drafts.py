@@ -1,10 +1,14 @@
-"""Prompt lookup: what it proposes, worked out by hand, and that the output stays the target's."""
+"""Drafts without a model: what they propose, worked out by hand, and that the output stays the target's.
+
+Transformer drafts have tests/decoding/test_exactness.py, n-grams their own.
+"""
 
 import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import decoding
 from decoding.rows import Rows
@@ -87,53 +91,32 @@ def test_a_repeating_text_is_copied():
     assert np.all(result.accepted[5:-1] == 3)
 
 
-def bigram(texts, order=2):
-    return decoding.NGramDraft.fit(texts, 6, start_id=0, eos_id=1, order=order)
+def test_uniform_guesses_are_uniform():
+    draft, config = decoding.UniformDraft(7), decoding.DecodingConfig(gamma=4)
+    keys = jnp.stack([jnp.arange(5000, dtype=jnp.uint32), jnp.zeros(5000, jnp.uint32)], axis=1)
+    rows = rows_at(*np.zeros((3, 5000), np.int32))._replace(keys=keys)
+    proposal, _ = draft.propose({}, rows, 4, config)
+    assert proposal.count.tolist() == [4] * 5000
+    np.testing.assert_allclose(proposal.probs, 1 / 7, rtol=1e-6)
+    counts = np.bincount(np.asarray(proposal.tokens).reshape(-1), minlength=7)
+    assert len(counts) == 7 and stats.chisquare(counts).pvalue > 1e-6
+    again, _ = draft.propose({}, rows._replace(position=rows.position + 1), 4, config)
+    assert np.mean(np.asarray(again.tokens) == np.asarray(proposal.tokens)) < 0.2
+    assert draft.propose({}, rows, 4, decoding.DecodingConfig(gamma=4, temperature=0.0))[0].probs is None
 
 
-def test_bigram_probabilities_are_those_of_the_formula():
-    draft = bigram([[2, 3, 2, 3, 1], [2, 4, 1]])
-    # Eight tokens: 1 twice, 2 three times, 3 twice, 4 once; four kinds of six.
-    unigram = (np.array([0, 2, 3, 2, 1, 0]) + 4 / 6) / 12
-    np.testing.assert_allclose(draft.unigram[...], unigram, rtol=1e-6)
-    logits, _ = draft.step(jnp.array([[2, 5]]), jnp.array([0]), {})
-    # 2 was followed by 3 twice and by 4 once: c = 3, n = 2.  5 was never seen.
-    after_two = (np.array([0, 0, 0, 2, 1, 0]) + 2 * unigram) / 5
-    np.testing.assert_allclose(np.exp(logits[0, 0]), after_two, rtol=1e-5)
-    np.testing.assert_allclose(np.exp(logits[0, 1]), unigram, rtol=1e-5)
-    at_last, _ = draft.step(jnp.array([[5, 2]]), jnp.array([0]), {}, at=jnp.array([1]))
-    np.testing.assert_array_equal(at_last[:, 0], logits[:, 0])
-
-
-def test_rows_are_distributions_and_survive_saving(tmp_path):
-    for order in (1, 2):
-        draft = bigram([[2, 3, 2, 3, 1], [4, 4, 1], []], order)
-        tokens = jnp.arange(6)[None]
-        logits, _ = draft.step(tokens, jnp.array([0]), {})
-        np.testing.assert_allclose(np.exp(logits).sum(axis=-1), 1.0, rtol=1e-5)
-        draft.save(str(tmp_path / str(order)))
-        loaded = decoding.NGramDraft.load(str(tmp_path / str(order)))
-        np.testing.assert_array_equal(loaded.step(tokens, jnp.array([0]), {})[0], logits)
-        assert (loaded.start_id, loaded.eos_id) == (0, 1)
-
-
-def test_bad_texts_are_refused():
-    with pytest.raises(ValueError, match="allowed: 0 to 5"):
-        bigram([[6]])
-    with pytest.raises(ValueError, match="order is 3"):
-        bigram([[2]], order=3)
-
-
-def test_a_bigram_draft_leaves_greedy_output_alone():
-    target = decoding.load_model(str(GOLDEN / "t5_v1_1_target"))
-    inputs, ids = [[5, 9, 200, 1], [7, 1]], ["a", "b"]
-    settings = {"temperature": 0.0, "max_decode_tokens": 24, "num_slots": 2, "input_buckets": (4,)}
-    plain = decoding.Generator(target, None, decoding.DecodingConfig(gamma=0, **settings)).generate(inputs, ids)
-    draft = decoding.NGramDraft.fit([result.tokens for result in plain], 384, start_id=0, eos_id=1)
-    results = decoding.Generator(target, draft, decoding.DecodingConfig(gamma=2, **settings)).generate(inputs, ids)
-    for result, expected in zip(results, plain):
-        np.testing.assert_array_equal(result.tokens, expected.tokens)
-    assert sum(result.accepted.sum() for result in results) > 0
+def test_drafts_by_name(tmp_path):
+    target = reciting([3, 4], vocab_size=16)
+    assert decoding.load_draft("", target) is None
+    lookup = decoding.load_draft("prompt_lookup", target, vocab_size=12, max_ngram=2)
+    assert isinstance(lookup, decoding.PromptLookupDraft)
+    assert (lookup.vocab_size, lookup.max_ngram, lookup.encoder_decoder) == (12, 2, True)
+    assert decoding.load_draft("uniform", target).vocab_size == 16
+    decoding.NGramDraft.fit([[2, 3]], 16, start_id=0, eos_id=1).save(str(tmp_path))
+    assert isinstance(decoding.load_draft(str(tmp_path), target), decoding.NGramDraft)
+    assert decoding.load_draft(str(GOLDEN / "llama"), target, dtype="bfloat16").vocab_size == 384
+    with pytest.raises(decoding.CheckpointError, match="nowhere"):
+        decoding.load_draft("nowhere", target)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +127,7 @@ def tiny(tmp_path_factory):
 
 def narrow_bigram() -> decoding.NGramDraft:
     """Rows that miss some tokens altogether: p is positive where q is 0."""
-    follows = {0: {2: 0.5, 3: 0.5}, 2: {2: 0.2, 4: 0.8}, 3: {1: 0.3, 5: 0.7}, 4: {3: 1.0}, 5: {2: 0.6, 1: 0.4}}
+    follows = {0: {2: 0.5, 3: 0.5}, 2: {2: 0.2, 4: 0.8}, 3: {1: 0.3, 5: 0.7}, 4: {3: 1.0}, 5: {1: 0.4, 2: 0.6}}
     starts = np.cumsum([0] + [len(follows.get(token, {})) for token in range(6)])
     followers = [x for token in range(6) for x in follows.get(token, {})]
     shares = [share for token in range(6) for share in follows.get(token, {}).values()]
@@ -152,7 +135,11 @@ def narrow_bigram() -> decoding.NGramDraft:
     return decoding.NGramDraft(np.full(6, 1 / 6), starts, followers, shares, backoff, start_id=0, eos_id=1)
 
 
-DRAFTS = {"bigram": narrow_bigram, "lookup": lambda: decoding.PromptLookupDraft(6, max_ngram=2)}
+DRAFTS = {
+    "bigram": narrow_bigram,
+    "lookup": lambda: decoding.PromptLookupDraft(6, max_ngram=2),
+    "uniform": lambda: decoding.UniformDraft(6),
+}
 
 
 def check_law(target, draft, rounds: int, **settings):
@@ -168,9 +155,9 @@ def check_law(target, draft, rounds: int, **settings):
     assert found > 1e-6
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
-def test_samples_have_the_targets_law(tiny, draft):
-    check_law(tiny, DRAFTS[draft](), 20_000, gamma=3, verification="token")
+@pytest.mark.parametrize(("draft", "verification"), [("bigram", "token"), ("lookup", "block"), ("uniform", "block")])
+def test_samples_have_the_targets_law(tiny, draft, verification):
+    check_law(tiny, DRAFTS[draft](), 20_000, gamma=3, verification=verification)
 
 
 @pytest.mark.slow
