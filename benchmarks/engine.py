@@ -67,8 +67,8 @@ def measure_refill(target, inputs: list[list[int]], slots: int, repeats: int) ->
     systems = {"refill": refill, "fixed": fixed}
     runs, outputs = [], {}
     for repeat, system, _ in interleaved([(name, slots) for name in systems], repeats, seed=0):
-        seconds, outputs[system] = timed(systems[system])
-        runs.append(Run(system, slots, repeat, seconds, sum(map(len, outputs[system]))))
+        seconds, cpu_seconds, outputs[system] = timed(systems[system])
+        runs.append(Run(system, slots, repeat, seconds, cpu_seconds, sum(map(len, outputs[system]))))
     speeds = {name: seconds_per_token(runs, name, slots) for name in systems}
     ratio = paired_ratio(speeds["fixed"], speeds["refill"])
     return {

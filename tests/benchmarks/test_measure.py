@@ -49,9 +49,12 @@ def test_the_interval_of_a_ratio_covers_its_geometric_mean_and_narrows_with_repe
 
     few, many = ratio(4), ratio(64)
     assert few.median == many.median == pytest.approx(2.0)
-    assert 1.0 <= few.low < many.low < 2.0 < many.high < few.high <= 4.0
-    # The mean of 64 logs of 0 and log 4 has a standard error of log(4) / 2 / 8.
-    assert math.log(many.high / many.low) == pytest.approx(2 * 1.96 * math.log(4) / 16, rel=0.1)
+    assert few.low < many.low < 2.0 < many.high < few.high
+    # Logs of 0 and log 4 in turn; Student's t with 63 and with 3 degrees of freedom: 1.998 and 3.182.
+    spread = lambda repeats: math.log(4) / 2 * math.sqrt(repeats / (repeats - 1)) / math.sqrt(repeats)
+    assert math.log(many.high / many.median) == pytest.approx(1.998 * spread(64), rel=1e-3)
+    assert math.log(few.high / few.median) == pytest.approx(3.182 * spread(4), rel=1e-3)
+    assert (ratio(1).low, ratio(1).high) == (0.0, math.inf)
 
 
 def test_tokens_end_with_the_first_eos_or_at_the_limit():

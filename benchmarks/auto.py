@@ -1,0 +1,128 @@
+"""Is gamma = "auto" as good as the best fixed γ, which nobody knows beforehand?
+
+    python -m benchmarks.auto [--pair=examples/models/ende_software] [--batches=1,2,4,8,16,32,64] [--temperatures=0,1]
+        [--repeats=12] [--output=FILE]
+
+For every batch size and temperature, interleaved in one process on the same sentences: plain decoding, every fixed γ of
+auto's set, and auto with costs that it measured itself. The first repeat is dropped. The best fixed γ is picked on the
+even repeats and compared with auto on the odd ones, so that it is not picked by luck. Fixed γ run auto's own programs
+with a policy that does not choose; plain decoding is a Generator without a draft. A fixed γ that needs more than 1.4
+times the fastest's time in each of the first three repeats is not run again.
+
+Prints a Markdown table with t intervals, and the geometric mean of all settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+import decoding
+import decoding.engine
+from benchmarks.engine import INPUT_TOKENS, NEW_TOKENS, ROOT, repeated
+from benchmarks.machine import describe
+from benchmarks.measure import Run, Spread, paired_ratio, seconds_per_token, timed
+from benchmarks.workloads import read_sentences
+from decoding.adaptive import GammaPolicy
+
+HOPELESS = 1.4
+
+
+class Fixed:
+    """In place of `GammaPolicy`: one γ."""
+
+    def __init__(self, gamma: int):
+        self._gamma = gamma
+
+    def choose(self) -> tuple[int, bool]:
+        return self._gamma, False
+
+    def observe(self, gamma, accepted, examined) -> None:
+        pass
+
+
+def measure_setting(target, draft, inputs, batch: int, temperature: float, repeats: int) -> dict:
+    """One row of the table."""
+    settings = dict(
+        temperature=temperature, num_slots=batch, max_decode_tokens=NEW_TOKENS, input_buckets=(INPUT_TOKENS,)
+    )
+    auto = decoding.Generator(target, draft, decoding.DecodingConfig(gamma="auto", **settings))
+    plain = decoding.Generator(target, None, decoding.DecodingConfig(gamma=0, **settings))
+    inputs, ids = repeated(inputs, max(16, 2 * batch))
+    used = {}
+
+    def run(name: str):
+        generator = plain if name == "0" else auto
+        decoding.engine.GammaPolicy = GammaPolicy if name in ("0", "auto") else lambda costs: Fixed(int(name))
+        results, report = generator.generate_with_report(inputs, ids)
+        if name == "auto":
+            used.update(report.gammas)
+        return [result.tokens for result in results]
+
+    names = [str(gamma) for gamma in auto.config.gammas] + ["auto"]
+    order, runs = np.random.default_rng(0), []
+    for repeat in range(repeats + 1):
+        for name in order.permutation(names):
+            seconds, cpu_seconds, outputs = timed(lambda name=name: run(name))
+            runs.append(Run(name, batch, repeat, seconds, cpu_seconds, sum(map(len, outputs))))
+        if repeat == 3:
+            times = {name: seconds_per_token(runs, name, batch) for name in names}
+            best = min(np.median(list(per_repeat.values())) for per_repeat in times.values())
+            names = [name for name in names if name == "auto" or min(times[name].values()) <= HOPELESS * best]
+    times = {name: seconds_per_token(runs, name, batch) for name in names}
+    half = lambda name, odd: {repeat: t for repeat, t in times[name].items() if repeat % 2 == odd}
+    best = min((name for name in names if name != "auto"), key=lambda name: np.median(list(half(name, 0).values())))
+    ratio: Spread = paired_ratio(half(best, 1), half("auto", 1))
+    return {
+        "batch": batch,
+        "temperature": temperature,
+        "tokens_per_second": {name: 1 / float(np.median(list(times[name].values()))) for name in names},
+        "best": best,
+        "ratio": [ratio.median, ratio.low, ratio.high],
+        "gammas_of_auto": used,
+        "costs": {gamma: seconds for (_, gamma), seconds in auto.costs.items()},
+        "runs": [[r.system, r.repeat, r.seconds, r.cpu_seconds, r.tokens] for r in runs],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pair", default=str(ROOT / "examples" / "models" / "ende_software"))
+    parser.add_argument("--data", default=str(ROOT / "examples" / "data" / "ende_software.test.jsonl"))
+    parser.add_argument("--batches", default="1,2,4,8,16,32,64")
+    parser.add_argument("--temperatures", default="0,1")
+    parser.add_argument("--repeats", type=int, default=12, help="repeats that count, half of them for picking")
+    parser.add_argument("--output", default="", help="JSON file")
+    args = parser.parse_args()
+    if args.repeats < 4:
+        parser.error(f"--repeats={args.repeats}: at least 4, two to pick by and two to compare")
+    decoding.keep_programs()
+    target, draft = (decoding.load_model(f"{args.pair}/{name}") for name in ("target", "draft"))
+    inputs = read_sentences(Path(args.data), Path(args.pair) / "target" / "spiece.model", INPUT_TOKENS)
+    result = {"machine": describe(threads=len(os.sched_getaffinity(0))), "settings": []}
+    print("| batch | temperature | best fixed γ | its tokens/s | auto's | auto over best (95%) | γ that auto used |")
+    print("|--:|--:|--:|--:|--:|--:|---|")
+    for temperature in map(float, args.temperatures.split(",")):
+        for batch in map(int, args.batches.split(",")):
+            row = measure_setting(target, draft, inputs, batch, temperature, args.repeats)
+            result["settings"].append(row)
+            speeds, (ratio, low, high) = row["tokens_per_second"], row["ratio"]
+            used = ", ".join(f"{gamma}: {n}" for gamma, n in sorted(row["gammas_of_auto"].items()))
+            print(
+                f"| {batch} | {temperature:g} | {row['best']} | {speeds[row['best']]:.0f} | {speeds['auto']:.0f} "
+                f"| {ratio:.3f} ({low:.3f} to {high:.3f}) | {used} |",
+                flush=True,
+            )
+            if args.output:
+                Path(args.output).write_text(json.dumps(result, indent=1))
+    ratios = [row["ratio"][0] for row in result["settings"]]
+    print(f"\nGeometric mean over {len(ratios)} settings: {math.exp(np.mean(np.log(ratios))):.3f}")
+
+
+if __name__ == "__main__":
+    main()
