@@ -15,6 +15,7 @@ _DATA_SETS = {
     "specbeam_wmt16_ende": "wmt16_translate/de-en:1.0.0",
     "specbeam_cnn_dm": "cnn_dailymail:3.4.0",
     "specbeam_lm1b": "lm1b:1.1.0",
+    "specbeam_lm1b_prompted": "lm1b:1.1.0",
 }
 NAMES = tuple(_DATA_SETS)
 
@@ -31,7 +32,8 @@ def register(vocabulary: str = "") -> None:
         "specbeam_wmt14_ende": _translation,
         "specbeam_wmt16_ende": _translation,
         "specbeam_cnn_dm": _summary,
-        "specbeam_lm1b": _continuation,
+        "specbeam_lm1b": _unconditional,
+        "specbeam_lm1b_prompted": _continuation,
     }
     for name, data_set in _DATA_SETS.items():
         if name in seqio.TaskRegistry.names():
@@ -59,6 +61,10 @@ def _translation(row):
 
 def _summary(row):
     return {"inputs": "summarize: " + row["article"], "targets": row["highlights"]}
+
+
+def _unconditional(row):
+    return {"inputs": "", "targets": row["text"]}
 
 
 def _continuation(row):

@@ -16,6 +16,8 @@ PAIRS = RecordFields("en", "de")
 
 
 class Letters:
+    begin = ()
+
     def encode(self, text):
         return [ord(letter) for letter in text]
 

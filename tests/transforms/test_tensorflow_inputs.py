@@ -18,6 +18,8 @@ WMT = "wmt14_translate/de-en:1.0.0"
 
 
 class Letters:
+    begin = ()
+
     def encode(self, text):
         return [ord(letter) for letter in text]
 
@@ -205,7 +207,7 @@ def test_summaries_and_continuations(tmp_path):
     spec = InputSpec("seqio", TEXTS, name="specbeam_cnn_dm", split="test", data_dir=str(tmp_path))
     expected = sorted(("summarize: " + row["article"], row["highlights"]) for row in datasets.articles())
     assert sorted((e.inputs, e.targets) for e in read_all(spec, 5)[0]) == expected
-    spec = InputSpec("seqio", TEXTS, name="specbeam_lm1b", split="test[:10]", data_dir=str(tmp_path))
+    spec = InputSpec("seqio", TEXTS, name="specbeam_lm1b_prompted", split="test[:10]", data_dir=str(tmp_path))
     examples, _ = read_all(spec, 4)
     assert len(examples) == 10
     assert {len(e.inputs.split()) for e in examples} == {tasks.PROMPT_WORDS}

@@ -182,8 +182,16 @@ def changed(path: str, was: int, found: int) -> InputError:
 
 @contextlib.contextmanager
 def needs_tensorflow(what: str) -> Iterator[None]:
-    """Around imports of TensorFlow, TFDS and SeqIO, which a job over plain files does without."""
+    """Around imports of TensorFlow, TFDS and SeqIO, which a job over plain files does without.
+
+    TensorFlow reads and preprocesses on the processor; left alone it would take the whole memory of every accelerator.
+    """
     try:
+        import tensorflow as tf
+
+        with contextlib.suppress(RuntimeError):  # somebody has used its devices before
+            for kind in ("GPU", "TPU"):
+                tf.config.set_visible_devices([], kind)
         yield
     except ImportError as error:
         raise InputError(f"{what} needs {error.name or 'TensorFlow'}: install the extra 'tasks' (specbeam[tasks])") from error

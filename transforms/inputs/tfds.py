@@ -43,7 +43,6 @@ def builder(name: str, data_dir: str):
       InputError: it is not there.
     """
     with needs_tensorflow("a TFDS data set"):
-        import tensorflow  # noqa: F401  (TFDS imports it late, and then fails in other ways)
         import tensorflow_datasets as tfds
     try:
         found = tfds.builder(name, data_dir=data_dir or None) if name else tfds.builder_from_directory(data_dir)
