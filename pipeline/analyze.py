@@ -21,6 +21,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 
 from decoding.version import __version__
@@ -183,7 +184,14 @@ def _measure(part: tuple, sources: Sequence[Source], gammas: Sequence[int], rank
         temperature, top_k, top_p, _ = source.sampling
         raw = temperature == 1 and top_k == 0 and top_p == 1
         lenience = tuple(source.identity["score"]["lenience"])
-        for name, texts in analysis_parts.read_scores(path, dict.fromkeys(source.drafts, raw), lenience).items():
+        try:
+            read = analysis_parts.read_scores(path, dict.fromkeys(source.drafts, raw), lenience)
+        except pa.ArrowInvalid as error:
+            what = str(error).split(" in ")[0]
+            missing = f"the input {source.folder!r}: {path!r} lacks what its manifest promises: {what}"
+            yield beam.pvalue.TaggedOutput("problem", missing)
+            return
+        for name, texts in read.items():
             yield (number, name), analysis.sums_of_scores(texts, ranks[number], gammas)
         return
     statistics, baseline = footer["statistics"], footer.get("baseline", False)
@@ -245,7 +253,7 @@ def analysed(sources: Sequence[Source], gammas: Sequence[int], notes: Sequence[s
         "specbeam": __version__,
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "problems": list(found["problems"]),
-        "notes": [*notes, *unknown],
+        "notes": [*notes, *comparison.unmatched(sources, series), *unknown],
         "interval": {"level": estimates.LEVEL, "method": "Poisson bootstrap over examples, Student's t"},
         "models": models,
         "sources": [source.describe() for source in sources],

@@ -34,6 +34,21 @@ def scores_of(sources: Sequence[Source], series: SeriesOf, target: str, draft: s
     ]
 
 
+def unmatched(sources: Sequence[Source], series: SeriesOf) -> list[str]:
+    """Notes on generations whose draft is not among the scores that were given."""
+    notes = []
+    for number, name in series if any(source.kind == SCORES for source in sources) else ():
+        source = sources[number]
+        if source.kind != GENERATIONS:
+            continue
+        if not scores_of(sources, series, source.target.digest, source.drafts[name].digest, source.sampling):
+            notes.append(
+                f"{source.label}: none of the scores are of {source.drafts[name].name} under "
+                f"{sampling_label(source.decoding)}; its predictions are from its own α alone."
+            )
+    return notes
+
+
 def fixed_gamma(source: Source) -> int | None:
     """The γ of a folder of generations with one, None where it is 0 or varies."""
     gamma = source.decoding.get("gamma")

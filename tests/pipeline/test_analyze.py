@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from decoding import theory
@@ -248,6 +249,17 @@ def test_parts_of_another_run(tmp_path, capsys):
     assert not (tmp_path / "report" / "report.html").exists()
 
 
+def test_a_draft_that_is_missing(tmp_path, capsys):
+    made, scores = folders.make_generations(tmp_path / "a", temperature=0.5), folders.make_scores(tmp_path / "s")
+    results = run(capsys, made, scores, output=tmp_path / "report")
+    assert "a: none of the scores are of small under T = 0.5; its predictions are from its own α alone." in results["notes"]
+    assert any(note.startswith("ĉ is not known for small") for note in results["notes"])
+    part = scores / "scores" / "part-00001-of-00004.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["beta_lookup"]), part)
+    message = run(capsys, scores, output=tmp_path / "other", expect=2)
+    assert "lacks what its manifest promises" in message and "beta_lookup" in message
+
+
 def test_the_same_run_twice(tmp_path, capsys):
     made = folders.make_generations(tmp_path / "a")
     shutil.copytree(made, tmp_path / "b")
@@ -269,8 +281,6 @@ def test_the_same_settings_with_other_fingerprints_stand_apart(tmp_path, capsys)
     manifest["identity"]["code"], old = "c1", manifest["fingerprint"]
     text = json.dumps({**manifest, "fingerprint": "f" * len(old)})
     (b / "manifest.json").write_text(text)
-    import pyarrow.parquet as pq
-
     for part in (b / "generations").iterdir():
         table = pq.read_table(part)
         footer = table.schema.metadata[b"specbeam"].replace(old.encode(), b"f" * len(old))
