@@ -269,7 +269,7 @@ def _line(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], number:
     axes.plot(x, [one["mean"] for one in estimates], label=label, linestyle=_LINES[number % len(_LINES)], **style)
     if all(one["low"] is not None for one in estimates):
         axes.fill_between(
-            x, [one["low"] for one in estimates], [one["high"] for one in estimates], color=style["color"], alpha=0.15,
+            x, [one["low"] for one in estimates], [one["high"] for one in estimates], color=style["color"], alpha=0.12,
             linewidth=0,
         )  # fmt: skip
 
