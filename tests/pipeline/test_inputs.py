@@ -78,7 +78,7 @@ def test_three_ways_of_the_same_bytes(command, tmp_path, sentences):
 def test_three_ways_with_a_real_pair(command, tmp_path, sentences):
     small = (
         "--config.decoding.num_slots=2", "--config.decoding.input_buckets=(64,)",
-        "--config.decoding.max_decode_tokens=6", "--config.decoding.gamma=2", "--config.input.id_field=k",
+        "--config.decoding.max_decode_tokens=8", "--config.decoding.gamma=2", "--config.input.id_field=k",
     )  # fmt: skip
     lines = sentences.read_text().splitlines()
     sentences.write_text("\n".join(lines[:8]))

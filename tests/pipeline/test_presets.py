@@ -8,17 +8,18 @@ import pytest
 from pipeline import generate
 from pipeline.config import parse_command_line
 from tests import datasets
+from tests.pipeline import fakes
 from tests.pipeline.helpers import rows, summary
 from transforms import tasks
 
-SMALL = ("--config.decoding.max_decode_tokens=8", "--config.decoding.num_slots=2", "--config.decoding.input_buckets=(64,128)",
+SMALL = ("--config.decoding.max_decode_tokens=8", "--config.decoding.num_slots=2", "--config.decoding.input_buckets=(64,)",
          "--config.model.dtype=float32", "--config.shards.examples_per_shard=4")  # fmt: skip
 
 
-def launch(name, data_dir, out, target, draft, *overrides) -> None:
+def launch(name, data_dir, out, target, draft, *overrides, factory=None) -> None:
     models = (f"--config.model.target={target}", f"--config.model.draft={draft}")
     args = [f"--config=configs/{name}.py", f"--output={out}", f"--config.input.data_dir={data_dir}", *models, *SMALL]
-    assert generate.main([*args, *overrides]) == 0
+    assert generate.main([*args, *overrides], factory=factory) == 0
     assert summary(out)["complete"] and summary(out)["errors"] == {"total": 0}
 
 
@@ -54,11 +55,12 @@ def test_wmt(tmp_path, models):
         "wmt_ende_t5_xxl", tmp_path / "data", tmp_path / "mapped", *pair,
         "--config.input.format=tfds", "--config.input.name=wmt16_translate/de-en:1.0.0", "--config.input.input_field=en",
         "--config.input.target_field=de", "--config.input.prefix=translate English to German: ",
+        factory=fakes.factory(),
     )  # fmt: skip
     mapped = rows(tmp_path / "mapped")
-    assert {text: list(tokens) for text, tokens in zip(mapped["inputs"], mapped["output_tokens"])} == {
+    assert {text: list(tokens) for text, tokens in zip(mapped["inputs"], mapped["input_tokens"])} == {
         text.removeprefix("translate English to German: "): list(tokens)
-        for text, tokens in zip(frame["inputs"], frame["output_tokens"])
+        for text, tokens in zip(frame["inputs"], frame["input_tokens"])
     }
 
 

@@ -12,12 +12,15 @@ not fit.
 import functools
 import hashlib
 import importlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from transforms.inputs import tfds
 from transforms.inputs.base import InputError, InputFile, InputSpec, Raw, changed, needs_tensorflow
 from transforms.records import WorkShard
+
+_LOCK = threading.Lock()  # SeqIO's registry, and the seeds of its preprocessors, are one for all threads
 
 
 def plan(spec: InputSpec) -> list[InputFile]:
@@ -32,13 +35,18 @@ def plan(spec: InputSpec) -> list[InputFile]:
     return files
 
 
-@functools.cache
 def tasks(name: str, module: str, data_dir: str, tokenizer: str) -> tuple[Any, ...]:
     """The tasks that `name` stands for: itself, or those of a mixture, after `module` has registered it.
 
     Raises:
       InputError: there is none.
     """
+    with _LOCK:
+        return _find_tasks(name, module, data_dir, tokenizer)
+
+
+@functools.cache
+def _find_tasks(name: str, module: str, data_dir: str, tokenizer: str) -> tuple[Any, ...]:
     with needs_tensorflow("a SeqIO task"):
         import seqio
 
@@ -89,7 +97,7 @@ def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
         dataset = tfds.load(found[0], tfds.split_name(work.name), work)
     else:
         dataset = task.source.get_dataset(split=split, shuffle=False).skip(work.first_record).take(work.num_records)
-    records = [dict(row) for row in dataset.as_numpy_iterator()]
+    records = [dict(row) if isinstance(row, dict) else {"text": row} for row in dataset.as_numpy_iterator()]
     if len(records) != work.num_records:
         raise changed(work.path, work.num_records, len(records))
     results = _preprocess(task, dataset, len(records))
@@ -146,6 +154,7 @@ def _numbered(task, dataset, start: int, end: int):
         return rows.map(lambda row: (number, row))
 
     try:
-        return dataset.enumerate().skip(start).take(end - start).flat_map(rows_of)
+        with _LOCK:
+            return dataset.enumerate().skip(start).take(end - start).flat_map(rows_of)
     except Exception as error:  # whatever is raised while a preprocessor is traced
         raise InputError(f"the preprocessors of the task {task.name!r} cannot be applied: {error}") from error
