@@ -200,7 +200,7 @@ class ScoreConfig:
     generations: str = ""
     drafts: dict[str, str] = dataclasses.field(default_factory=dict)
     lenience: tuple[float, ...] = (0.5, 0.3, 0.1)
-    batch_tokens: int = 2048
+    batch_tokens: int = 512
 
     def __post_init__(self):
         for name, path in self.drafts.items():
