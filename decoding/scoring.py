@@ -102,7 +102,7 @@ class Scorer:
         config: DecodingConfig,
         *,
         lenience: Sequence[float] = (),
-        batch_tokens: int = 2048,
+        batch_tokens: int = 512,
         vocab_size: int | None = None,
     ):
         """

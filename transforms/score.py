@@ -218,7 +218,7 @@ class ScoreSettings:
     drafts: tuple[tuple[str, str], ...]
     config: decoding.DecodingConfig
     lenience: tuple[float, ...] = ()
-    batch_tokens: int = 2048
+    batch_tokens: int = 512
     vocab_size: int | None = None
     dtype: str = "float32"
     max_ngram: int = 3

@@ -99,7 +99,7 @@ class ScoreStatistics:
             "proposed": proposed / self.tokens if self.tokens else None,
             "agreement": self._mean(sums, f"agreement/{draft}", "share of these tokens whose argmaxes agree"),
             "lenient": {
-                value: self._mean(sums, start + value, f"as alpha, of sum_x min(p(x) / {value}, q(x))")
+                value: self._mean(sums, start + value, f"as alpha, under lenience {value} (section A.5)")
                 for value in reversed(lenient)
             },
             "on_policy": self._on_policy(sums, draft),
