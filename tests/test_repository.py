@@ -72,6 +72,8 @@ def test_the_lock_pins_every_dependency_within_its_bounds_and_names_no_host():
     assert "://" not in lock
     for text in [*project["dependencies"], *(t for ts in project["optional-dependencies"].values() for t in ts)]:
         requirement = Requirement(text)
+        if requirement.name == "specbeam":
+            continue   # an extra made of others
         assert requirement.name in pins, f"{text} is not in the lock: make lock"
         for version in pins[requirement.name]:
             assert version in requirement.specifier, f"{text} and {version} of the lock do not agree: make lock"
