@@ -199,13 +199,16 @@ def _write(text: jax.Array, tokens: jax.Array, positions: jax.Array) -> jax.Arra
 class UniformDraft(nnx.Module):
     """Draws every token of the vocabulary with the same probability (section 3.6).
 
-    The baseline of all drafts: α = 1 / V.  q and its logits are constants, which fuse into what reads them.
+    The baseline of all drafts: α = 1 / V.  q and its logits are one number each, broadcast into what reads them.  They are
+    parameters because XLA would evaluate sums over a constant [B, γ, V] while it compiles, for minutes.
     """
 
     encoder_decoder = None
 
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
+        self.logit = nnx.Param(jnp.zeros(()))
+        self.prob = nnx.Param(jnp.array(1.0 / vocab_size))
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         return {}
@@ -218,8 +221,8 @@ class UniformDraft(nnx.Module):
 
     def propose(self, state: State, rows: Rows, gamma: int, config: DecodingConfig) -> tuple[Proposal, State]:
         batch = rows.last.shape[0]
-        logits = jnp.zeros((batch, gamma, self.vocab_size))
-        probs = None if config.temperature == 0.0 else jnp.full(logits.shape, 1.0 / self.vocab_size)
+        logits = jnp.broadcast_to(self.logit[...], (batch, gamma, self.vocab_size))
+        probs = None if config.temperature == 0.0 else jnp.broadcast_to(self.prob[...], logits.shape)
         if probs is not None and config.verification == "coupled":
             tokens = jnp.stack([coupled_choice(probs[:, i], rows.noise, i) for i in range(gamma)], axis=1)
         else:
