@@ -21,8 +21,16 @@ def run(capsys, *inputs, output, expect=0, options=()) -> dict | str:
     return json.loads((output / "analysis.json").read_text()) if expect == 0 else capsys.readouterr().err
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_report():
+    """Figures and pages are test_report's matter, and take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analyze, "_report_writer", lambda: lambda results, folder: None)
+        yield
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, without_report):
     """Two seeds with a baseline within, scores of the same texts, a benchmark; and what the analysis makes of them."""
     root = tmp_path_factory.mktemp("folders")
     folders.make_generations(root / "sampled", baseline=lambda shard: shard == 1)
@@ -246,7 +254,7 @@ def test_parts_of_another_run(tmp_path, capsys):
     shutil.copy(other / part, made / part)
     message = run(capsys, made, output=tmp_path / "report", expect=2)
     assert "is a mixture" in message and "has fingerprint 351None" in message and "301None" in message
-    assert not (tmp_path / "report" / "report.html").exists()
+    assert not (tmp_path / "report" / "analysis.json").exists()
 
 
 def test_a_draft_that_is_missing(tmp_path, capsys):
