@@ -36,7 +36,7 @@ def get_config(task: str = "summarize") -> config_dict.ConfigDict:
         config.input.pattern = str(_DATA / "summarize_software.test.jsonl")
         config.input.input_field = "article"
         config.input.target_field = "highlights"
-        config.input.prefix = "Summarize this text in two sentences:\n\n"
+        config.input.prefix = "Summarize the following package description, keeping its wording:\n\n"
         config.input.chat_template = "model"
     else:
         config.input.pattern = str(_DATA / "prompts.jsonl")
@@ -48,9 +48,9 @@ def get_config(task: str = "summarize") -> config_dict.ConfigDict:
     config.model.draft = "prompt_lookup"
 
     config.decoding = config_dict.ConfigDict()
-    config.decoding.gamma = 4
+    config.decoding.gamma = 3
     config.decoding.temperature = 0.0
-    config.decoding.max_decode_tokens = 96
+    config.decoding.max_decode_tokens = 128
     config.decoding.num_slots = 1
     config.decoding.input_buckets = (256, 512) if task == "summarize" else (32,)
 

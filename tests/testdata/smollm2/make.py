@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from configs import smollm2  # noqa: E402
 
 NEW_TOKENS = 64
+PREFIX = "Summarize this text in two sentences:\n\n"
 
 
 def rows(name: str, count: int) -> list[dict]:
@@ -48,13 +49,13 @@ def main() -> None:
 
     prompts = [row["text"] for row in rows("prompts.jsonl", 3)]
     article = rows("summarize_software.test.jsonl", 1)[0]["article"]
-    content = smollm2.get_config("summarize").input.prefix + article
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    messages = [{"role": "user", "content": PREFIX + article}]
+    chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     reference = {
         "made_with": {name.__name__: name.__version__ for name in (torch, transformers)},
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
         "continuations": [generate(tokenizer(text, add_special_tokens=False).input_ids) for text in prompts],
-        "summary": generate(tokenizer(chat, add_special_tokens=False).input_ids),
+        "summary": {"prefix": PREFIX, **generate(tokenizer(chat, add_special_tokens=False).input_ids)},
     }
     path = pathlib.Path(__file__).with_name("reference.json")
     path.write_text(json.dumps(reference, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
