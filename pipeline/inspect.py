@@ -11,6 +11,7 @@ Exit status: 0 when the folder is complete, 1 when it is not, 2 when it is not t
 import argparse
 import collections
 import dataclasses
+import functools
 import json
 import statistics
 import sys
@@ -27,11 +28,14 @@ from pipeline.manifest import committed_shards
 from pipeline.terminal import print_missing, summary_rows
 from transforms import finish, storage
 from transforms.aggregate import Statistics
+from transforms.score_statistics import ScoreStatistics
 from transforms.storage import OutputFolder
 from transforms.write import Footer, read_footer
 
 _READERS = 16
 _SHOWN = 10
+_STATISTICS = {storage.GENERATIONS: Statistics, storage.SCORES: ScoreStatistics}
+_BUSY_SECONDS = {storage.GENERATIONS: "generate_seconds", storage.SCORES: "seconds"}
 _SHOWN_SETTINGS = ("input", "model", "decoding", "shards", "score")
 
 
@@ -73,21 +77,20 @@ def _read_json(folder: OutputFolder, name: str) -> dict:
 
 def _describe(folder: OutputFolder, listing: Mapping[str, int], manifest: dict, summary: dict, quick: bool) -> dict:
     num_shards = manifest["num_shards"]
-    kind = storage.SCORES if any(name.startswith(f"{storage.SCORES}/") for name in listing) else storage.GENERATIONS
+    kind = storage.SCORES if manifest.get("job") == "score" else storage.GENERATIONS
     committed = sorted(committed_shards(listing, num_shards, kind))
     missing = finish.missing_shards(folder, num_shards, kind, listing)
     part_names = [storage.part_name(shard, num_shards, kind) for shard in committed]
     errors_names = [name for shard in committed if (name := storage.errors_name(shard, num_shards)) in listing]
-    totals = summary if summary.get("shards", {}).get("committed") == len(committed) else None
-    parts, errors = None, None
-    if not quick:
+    parts, errors, problems = None, None, []
+    if quick:
+        totals = summary if summary.get("shards", {}).get("committed") == len(committed) else None
+    else:
         parts = _read_parts(folder, part_names, kind, manifest["fingerprint"])
-        errors = _count_errors(folder, errors_names)
-        totals = parts.totals or totals
-    problems = list(parts.problems) if parts else []
-    counted = (totals or {}).get("errors", {}).get("total")
-    if parts and counted is not None and errors["total"] != counted:
-        problems.append(f"errors/ holds {errors['total']} records, the parts count {counted}")
+        errors, unreadable = _count_errors(folder, errors_names)
+        totals, problems = parts.totals, [*parts.problems, *unreadable]
+        if not problems and errors["total"] != totals["errors"]["total"]:
+            problems.append(f"errors/ holds {errors['total']} records, the parts count {totals['errors']['total']}")
     known = {storage.MANIFEST, storage.SUMMARY, storage.SUCCESS}
     for shard in range(num_shards):
         known |= {storage.part_name(shard, num_shards, kind), storage.errors_name(shard, num_shards)}
@@ -125,29 +128,19 @@ _STATE = ("complete", "fingerprint", "exact", "finished", "shards")  # of summar
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """What the footers of the committed parts say together; `totals` is None for parts that are no generations."""
+    """What the footers of the committed parts say together; `seconds` are those that a shard kept the models busy."""
 
-    totals: dict | None
+    totals: dict
     retried: int
     seconds: dict | None
     devices: dict[str, int]
     problems: tuple[str, ...]
 
 
-class _AnyStatistics(dict):
-    """Statistics of another job's parts, as they stand there."""
-
-    @classmethod
-    def from_json(cls, values: dict) -> "_AnyStatistics":
-        return cls(values)
-
-
 def _read_parts(folder: OutputFolder, names: Sequence[str], kind: str, fingerprint: str) -> _Parts:
-    is_generations = kind == storage.GENERATIONS
-
     def read(name: str) -> Footer | str:
         try:
-            footer = read_footer(folder.path(name), Statistics if is_generations else _AnyStatistics)
+            footer = read_footer(folder.path(name), _STATISTICS[kind])
         except Exception as error:  # pyarrow, JSON and the store raise what they like at a file that is not a part
             return f"{name} cannot be read: {type(error).__name__}: {error}"
         if footer.fingerprint != fingerprint:
@@ -157,37 +150,34 @@ def _read_parts(folder: OutputFolder, names: Sequence[str], kind: str, fingerpri
     with ThreadPoolExecutor(_READERS) as pool:
         found = list(pool.map(read, names))
     footers = [footer for footer in found if isinstance(footer, Footer)]
-    totals, seconds = None, None
-    if is_generations:
-        merged = Statistics()
-        for footer in footers:
-            merged = merged.merge(footer.statistics)
-        totals = merged.summary()
-        times = [footer.statistics.generate_seconds for footer in footers]
-        if times:
-            seconds = {"min": min(times), "median": statistics.median(times), "max": max(times), "sum": sum(times)}
+    merged = functools.reduce(lambda a, b: a.merge(b), (footer.statistics for footer in footers), _STATISTICS[kind]())
+    times = [getattr(footer.statistics, _BUSY_SECONDS[kind]) for footer in footers]
     return _Parts(
-        totals=totals,
+        totals=merged.summary(),
         retried=sum(footer.attempt > 1 for footer in footers),
-        seconds=seconds,
+        seconds=dict(min=min(times), median=statistics.median(times), max=max(times), sum=sum(times)) if times else None,
         devices=dict(collections.Counter(footer.device for footer in footers)),
         problems=tuple(problem for problem in found if isinstance(problem, str)),
     )
 
 
-def _count_errors(folder: OutputFolder, names: Sequence[str]) -> dict:
-    """Records in errors/ by stage and type: {"total": 3, "read": {"MalformedJson": 2, "EmptyLine": 1}}."""
+def _count_errors(folder: OutputFolder, names: Sequence[str]) -> tuple[dict, list[str]]:
+    """Records in errors/ by stage and type, {"total": 3, "read": {"MalformedJson": 2, "EmptyLine": 1}}, and problems."""
 
-    def count(name: str) -> collections.Counter:
-        records = map(json.loads, folder.read(name).splitlines())
-        return collections.Counter((record["stage"], record["error_type"]) for record in records)
+    def count(name: str) -> collections.Counter | str:
+        try:
+            records = [json.loads(line) for line in folder.read(name).splitlines()]
+            return collections.Counter((record["stage"], record["error_type"]) for record in records)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            return f"{name} cannot be read: {type(error).__name__}: {error}"
 
     with ThreadPoolExecutor(_READERS) as pool:
-        counts = sum(pool.map(count, names), collections.Counter())
+        found = list(pool.map(count, names))
+    counts = sum((one for one in found if isinstance(one, collections.Counter)), collections.Counter())
     by_stage: dict[str, dict[str, int]] = {}
     for (stage, error_type), number in sorted(counts.items()):
         by_stage.setdefault(stage, {})[error_type] = number
-    return {"total": sum(counts.values()), **by_stage}
+    return {"total": sum(counts.values()), **by_stage}, [problem for problem in found if isinstance(problem, str)]
 
 
 def print_description(console: Console, found: Mapping[str, Any]) -> None:
@@ -202,6 +192,9 @@ def print_description(console: Console, found: Mapping[str, Any]) -> None:
         rows += [(name, escape(text)) for name, text in summary_rows({**totals, "exact": found["exact"]})]
     elif totals:
         rows += [(name, escape(json.dumps(value))) for name, value in totals.items() if not isinstance(value, dict)]
+        for draft, values in totals.get("drafts", {}).items():
+            if alpha := values["alpha"]:
+                rows.append((f"α {draft}", f"{alpha['mean']:.3f}  \\[{alpha['low']:.3f}, {alpha['high']:.3f}]"))
     for stage, types in (found["errors"] or {}).items():
         if stage != "total":
             rows.append((f"errors: {stage}", escape(", ".join(f"{kind} {n:,}" for kind, n in types.items()))))

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+from apache_beam.io.gcp import gcsio_retry
 
 import decoding
 from pipeline import generate
@@ -14,6 +15,8 @@ from tests import emulator
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
 from transforms.storage import OutputFolder
+
+ENDINGS = {"output": "", "input": ".jsonl", "target": "", "draft": ""}
 
 
 @pytest.fixture(scope="module")
@@ -130,20 +133,32 @@ def test_real_models_and_preconditions(command, models, sentences, tmp_path, mon
     assert_same_rows(rows(tmp_path / "out"), rows(tmp_path / "fetched"))
 
 
-@pytest.mark.parametrize("where", ["output", "input", "target", "draft"])
+@pytest.mark.parametrize("where", ENDINGS)
 def test_a_missing_bucket_stops_the_launch(where, command, models, sentences, server, tmp_path, monkeypatch, capsys):
     emulator.use(monkeypatch, server)
-    refused(where, "gs://no-such-bucket/x", command, capsys, tmp_path)
+    refused(where, f"gs://no-such-bucket/x{ENDINGS[where]}", command, capsys, tmp_path)
 
 
-@pytest.mark.parametrize("where", ["output", "input", "target", "draft"])
+@pytest.mark.parametrize("where", ENDINGS)
 def test_no_permission_stops_the_launch(where, command, models, sentences, server, tmp_path, monkeypatch, capsys):
     bucket = emulator.make_bucket(server)
     with emulator.FailingProxy(server, rate=0) as proxy:
         proxy.denied = bucket
         emulator.use(monkeypatch, proxy.url)
-        refused(where, f"gs://{bucket}/x", command, capsys, tmp_path)
-        assert 1 <= proxy.failures["403"] <= 4  # asked, and not again and again
+        refused(where, f"gs://{bucket}/x{ENDINGS[where]}", command, capsys, tmp_path)
+        assert 1 <= proxy.failures["403"] <= 12  # asked, for each kind of checkpoint, and not again and again
+
+
+@pytest.mark.parametrize("where", ENDINGS)
+def test_a_store_that_stays_away_stops_the_launch(where, command, models, server, tmp_path, monkeypatch, capsys, impatient):
+    bucket = emulator.make_bucket(server)
+    emulator.upload_tree(server, bucket, "x", models["target"])
+    with emulator.FailingProxy(server, rate=1) as proxy:
+        proxy.FAILURES = ("503",)
+        emulator.use(monkeypatch, proxy.url)
+        monkeypatch.setattr(gcsio_retry.DEFAULT_RETRY_WITH_THROTTLING_COUNTER, "_timeout", 1.0)
+        refused(where, f"gs://{bucket}/x{ENDINGS[where]}", command, capsys, tmp_path)
+        assert proxy.failures["503"] > 1
 
 
 def refused(where: str, path: str, command, capsys, tmp_path):

@@ -1,12 +1,14 @@
 """pipeline.inspect: what it says of complete, broken, foreign and half-done folders, and its exit status."""
 
 import json
+import re
 
 import pytest
 
-from pipeline import inspect
+from pipeline import inspect, score
 from tests import emulator
 from tests.pipeline.helpers import files, run, summary
+from tests.pipeline.score_fakes import fake
 
 
 def described(folder, capsys, *flags: str, expect: int) -> dict:
@@ -75,7 +77,7 @@ def test_only_the_end_is_missing(command, tmp_path, capsys):
     assert "only the end" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["cut", "other run", "empty", "errors lost", "part lost"])
+@pytest.mark.parametrize("damage", ["cut", "other run", "empty", "errors lost", "errors cut", "part lost"])
 def test_damage_is_found_in_a_folder_marked_complete(command, tmp_path, capsys, damage):
     out, part = tmp_path / "out", "generations/part-00001-of-00004.parquet"
     run(command(), poisoned=("input.jsonl:5",))
@@ -89,13 +91,20 @@ def test_damage_is_found_in_a_folder_marked_complete(command, tmp_path, capsys, 
         (out / part).write_bytes(b"")
     elif damage == "errors lost":
         (out / "errors" / "part-00000-of-00004.jsonl").unlink()
+    elif damage == "errors cut":
+        (out / "errors" / "part-00000-of-00004.jsonl").write_text('{"stage": ')
     else:
         (out / part).unlink()
     found = described(out, capsys, expect=1)
     if damage in ("empty", "part lost"):
         assert [shard["shard"] for shard in found["shards"]["missing"]] == [1]
     else:
-        wanted = {"cut": part, "other run": "another run", "errors lost": "errors/ holds 0 records, the parts count 1"}
+        wanted = {
+            "cut": part,
+            "other run": "another run",
+            "errors lost": "errors/ holds 0 records, the parts count 1",
+            "errors cut": "errors/part-00000-of-00004.jsonl cannot be read",
+        }
         (problem,) = found["problems"]
         assert wanted[damage] in problem
     (out / "thesis.txt").write_text("")
@@ -135,3 +144,17 @@ def test_on_gcs(command, tmp_path, capsys, monkeypatch):
     remote.pop("output"), local.pop("output")
     assert remote == local
     assert len(files(tmp_path / "out")) == 7
+
+
+def test_a_folder_of_scores(command, tmp_path, capsys):
+    run(command(output=tmp_path / "generated"))
+    out = tmp_path / "out"
+    assert score.main(command(f"--config.score.generations={tmp_path / 'generated'}"), fake()) == 0
+    found = described(out, capsys, expect=0)
+    assert found["totals"]["tokens"] == summary(out)["tokens"] > 0
+    assert found["totals"]["drafts"]["draft"]["alpha"] == summary(out)["drafts"]["draft"]["alpha"]
+    assert found["shards"]["committed"] == 4 and found["problems"] == [] and found["other_files"] == []
+    (out / "scores" / "part-00002-of-00004.parquet").unlink()
+    assert [shard["shard"] for shard in described(out, capsys, expect=1)["shards"]["missing"]] == [2]
+    assert inspect.main([str(out)]) == 1
+    assert re.search(r"α draft +0\.\d{3} +\[0\.\d{3}, 0\.\d{3}\]", capsys.readouterr().out)
