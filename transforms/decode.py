@@ -76,9 +76,13 @@ class DecodedShard:
 
 
 def is_baseline(shard: int, fraction: float, seed: int) -> bool:
-    """Whether a shard is among the `fraction` decoded plainly: a function of its number and the job's seed alone."""
-    digest = hashlib.blake2b(f"baseline {seed} {shard}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) < fraction * 2.0**64
+    """Whether a shard is among the `fraction` decoded plainly: a function of its number and the job's seed alone.
+
+    Fibonacci hashing: multiples of the golden ratio spread evenly, so that among any n consecutive shards there are close
+    to n * fraction, where independent draws would now and then leave a small job without any.
+    """
+    offset = int.from_bytes(hashlib.blake2b(f"baseline {seed}".encode(), digest_size=8).digest())
+    return (offset + shard * 0x9E3779B97F4A7C15) % 2**64 < fraction * 2.0**64
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,7 +104,8 @@ def test_a_shard_whose_examples_all_fail_is_set_aside(count, fails):
 
 def test_baseline_shards_are_a_share_chosen_by_hash():
     chosen = [is_baseline(shard, 0.25, 7) for shard in range(4000)]
-    assert 900 < sum(chosen) < 1100
+    assert 995 < sum(chosen) < 1005
+    assert all(4 <= sum(chosen[first : first + 20]) <= 6 for first in range(3980))  # a small job has its share too
     assert all(not c or is_baseline(shard, 0.3, 7) for shard, c in enumerate(chosen))  # more of them, the same ones
     assert chosen != [is_baseline(shard, 0.25, 8) for shard in range(4000)]
     assert not any(is_baseline(shard, 0.0, 7) for shard in range(100))
