@@ -190,7 +190,7 @@ class FakeGenerator:
 
     calls: list[tuple]
 
-    def __init__(self, target, draft, config):
+    def __init__(self, target, draft, config, vocab_size=None):
         self.config, self.costs = config, {}
 
     def generate_with_report(self, inputs, example_ids):

@@ -1,11 +1,24 @@
 """Counting for n-gram drafts: exact under any cutting and merging, and the same file."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import decoding
 from decoding.models import ngram
-from transforms.ngram import FIT, CountTexts, FitSettings, MergeCounts, Texts, Totals, fit, is_held_out, merge_counts
+from transforms.ngram import (
+    FIT,
+    CountTexts,
+    FitSettings,
+    MergeCounts,
+    ReadGenerations,
+    Texts,
+    Totals,
+    fit,
+    is_held_out,
+    merge_counts,
+)
 
 
 def texts(count=200, vocabulary=150):
@@ -88,3 +101,11 @@ def test_nothing_to_fit_to_and_nothing_held_out(tmp_path):
     counts = (np.array([2]), np.array([1]))
     fit(FitSettings(str(tmp_path), 6, 0, 1, 2, 1, 0.0, {}), [((FIT, 0), counts)], Totals(texts=1, tokens=1))
     assert ngram.read_info(str(tmp_path)).about["held_out_perplexity"] is None
+
+
+@pytest.mark.parametrize(("start_id", "before"), [(0, [0, 0]), (None, [6, 9])])
+def test_generations_follow_the_start_token_or_their_prompts(tmp_path, start_id, before):
+    path = str(tmp_path / "part.parquet")
+    pq.write_table(pa.table({"input_tokens": [[5, 6], [9]], "output_tokens": [[7, 1], [8]], "other": [1, 2]}), path)
+    (read,) = ReadGenerations(start_id).process(path)
+    assert [(previous, tokens.tolist()) for previous, tokens in read.texts] == list(zip(before, [[7, 1], [8]]))
