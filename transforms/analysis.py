@@ -206,13 +206,14 @@ def sums_of_generations(texts: Texts, ranks: np.ndarray) -> Sums:
     drafted = np.bincount(call, weights=texts.gammas, minlength=len(texts.lengths))
     columns.count("drafted", drafted)
     columns.count("accepted", np.bincount(call, weights=texts.accepted, minlength=len(texts.lengths)))
-    # The last call of a text is cut by its end: its accepted length is not one of the law's.
-    last = np.zeros(len(call), bool)
-    last[np.cumsum(texts.calls)[texts.calls > 0] - 1] = True
+    # Calls that a text's end may cut are left out, and told by where they start: leaving out those that were cut would
+    # leave out long ones more often.
+    start = texts.position[texts.place == 0]  # int64[I]
+    room = texts.lengths[call] - start
     for gamma in np.unique(texts.gammas):
         of_gamma = texts.gammas == gamma
         columns.count(f"calls/{gamma}", np.bincount(call[of_gamma], minlength=len(texts.lengths)))
-        whole = of_gamma & ~last
+        whole = of_gamma & (room > gamma)
         for k in range(gamma + 1):
             chosen = call[whole & (texts.accepted == k)]
             columns.count(f"lengths/{gamma}/{k}", np.bincount(chosen, minlength=len(texts.lengths)))

@@ -309,7 +309,8 @@ def accepted_lengths(results: Mapping[str, Any]) -> Table | None:
                estimated("total variation"), text("p-value"))  # fmt: skip
     note = (
         "The law that Eq. 1 sums, with the run's own α. The p-value is of a Wald test whose covariance comes from bootstrap "
-        "replicates over examples, so that it allows for clustering. A text's last call, which its end cuts, is left out."
+        "replicates over examples, so that it allows for clustering. Calls that begin within γ tokens of a text's end, which "
+        "may cut them, are left out."
     )
     return table("accepted_lengths", "Accepted tokens per target call", columns, rows, note)
 

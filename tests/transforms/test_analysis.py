@@ -135,9 +135,34 @@ def test_generations_by_hand():
     assert [count(f"beta/place#/{k}") for k in (0, 1)] == [4, 2]
     assert [one(f"beta/source/{k}") for k in (0, 1)] == [0.875, 2.25]
     assert [count(f"calls/{gamma}") for gamma in (0, 1, 2)] == [1, 1, 3]
-    assert [count(f"lengths/2/{k}") for k in range(3)] == [1, 0, 1]  # the last call of the text is not one of the law's
+    assert [count(f"lengths/2/{k}") for k in range(3)] == [1, 0, 1]  # the text's end may cut its last call
     assert [count(f"lengths/1/{k}") for k in range(2)] == [0, 1]
     assert count("beta/place@/1") == 1  # only the first text has examined a second guess
+
+
+def test_lengths_of_calls_that_the_end_may_cut_are_left_out_without_bias():
+    """Of independent acceptances in short texts, the lengths that are kept have the law's very shares."""
+    rng, texts, length, gamma = np.random.default_rng(2), 4000, 9, 3
+    source, place, gammas, accepted, calls = [], [], [], [], []
+    for _ in range(texts):
+        at, made = 0, 0
+        while at < length:
+            n = int(np.argmin([*(rng.random(gamma) < 0.7), False]))
+            emitted = min(n + 1, length - at)
+            accepted.append(min(n, emitted))
+            source += [1] * min(n, emitted) + [0] * (emitted - min(n, emitted))
+            place += range(emitted)
+            gammas.append(gamma)
+            at, made = at + emitted, made + 1
+        calls.append(made)
+    tokens = np.ones(texts * length, np.int64)
+    sums = analysis.sums_of_generations(
+        Texts([f"t{i}" for i in range(texts)], np.full(texts, length), tokens, np.full(texts * length, 0.7), None,
+              np.array(place), np.array(source), np.array(gammas), np.array(accepted), np.array(calls)), RANKS,
+    )  # fmt: skip
+    counts = np.array([sums.count(f"lengths/{gamma}/{k}")[0] for k in range(gamma + 1)])
+    error = np.sqrt(0.25 / counts.sum())
+    assert np.abs(counts / counts.sum() - theory.accepted_lengths(0.7, gamma)).max() < 4 * error
 
 
 # Predictions.
