@@ -9,6 +9,7 @@ Position in the text, place in the block, and so on are *dimensions*: a column p
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import apache_beam as beam
@@ -258,7 +259,8 @@ def _alpha_columns(columns: Columns, texts: Texts, ranks: np.ndarray) -> None:
 
 def _level(example_id: str) -> int:
     """Of the nested random subsets of texts, the smallest that holds this one: at least k with probability 2^-k."""
-    return next((k for k, weight in enumerate(poisson_weights(f"level {example_id}", LEVELS - 1)) if weight), LEVELS - 1)
+    digest = int.from_bytes(hashlib.blake2b(f"level {example_id}".encode(), digest_size=8).digest())
+    return next((k for k in range(LEVELS - 1) if digest >> k & 1), LEVELS - 1)
 
 
 def _lag_columns(columns: Columns, texts: Texts) -> None:

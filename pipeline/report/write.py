@@ -95,8 +95,9 @@ def caveats(results: Mapping[str, Any]) -> list[str]:
     found = list(results["notes"])
     for one in results["machines"]:
         machine, inputs = one["machine"], one["inputs"]
+        cores = f"{machine['usable_cores']} core{'s' if machine['usable_cores'] != 1 else ''}"
         found.append(
-            f"{one['run']} was measured on {machine['usable_cores']} cores of {machine['processor']} "
+            f"{one['run']} was measured on {cores} of {machine['processor']} "
             f"({machine['device']['kind']}), over {inputs['examples']} inputs of {inputs['shortest']} to "
             f"{inputs['longest']} tokens, with jax {machine['versions']['jax']}."
         )

@@ -95,6 +95,13 @@ def test_totals_and_replicates_against_their_definition():
     )
 
 
+def test_subsets_are_nested_and_halve():
+    levels = np.array([analysis._level(f"id{i}") for i in range(8000)])
+    assert levels.min() == 0 and levels.max() == analysis.LEVELS - 1
+    for k in range(1, analysis.LEVELS):
+        assert abs(np.mean(levels >= k) - 2.0**-k) < 4 * np.sqrt(2.0**-k / 8000)
+
+
 def test_large_columns_stay_exact():
     weights = np.ones((3, 2))
     weights[1:] = [[7, 18], [0, 3]]
