@@ -80,27 +80,29 @@ def table_3(results: Mapping[str, Any]) -> Table | None:
     """α in the form of the paper's Table 3: a row per draft, a column per way of sampling."""
     chosen = [one for one in results["series"] if one["kind"] == "scores"] or list(results["series"])
     samplings = sorted({one["sampling"] for one in chosen})
-    rows: dict[tuple, dict[str, Any]] = {}
+    rows: dict[tuple, dict[Any, Any]] = {}
     for one in chosen:
         key = (one["task"], one["target"], one["draft"], _KINDS[one["kind"]])
-        row = rows.setdefault(key, {"proposes": None, "paper": _paper_alpha(results, one)})
+        row = rows.setdefault(key, {"paper": _paper_alpha(results, one)})
         value = one.get("alpha_over_all") or one["alpha"]
         name = one["sampling"] if one["sampling"] not in row else f"{one['sampling']}, {one['run']}"
         row[name] = value
         if name not in samplings:
             samplings.append(name)
         if one.get("proposed") and one["proposed"]["mean"] < 1:
-            row["proposes"] = one["proposed"]
+            row["proposed", name] = one["proposed"]
     columns = (
         text("task"), text("target"), text("draft"), text("α is"), *(estimated(f"α, {s}") for s in samplings),
-        estimated("share proposed"), number("paper, T = 0"), number("paper, T = 1"),
+        *(estimated(f"proposed, {s}") for s in samplings), number("paper, T = 0"), number("paper, T = 1"),
     )  # fmt: skip
     cells = [
-        (*key, *(row.get(s) for s in samplings), row["proposes"], *(row["paper"] or (None, None))) for key, row in rows.items()
+        (*key, *map(row.get, samplings), *(row.get(("proposed", s)) for s in samplings), *(row["paper"] or (None, None)))
+        for key, row in rows.items()
     ]
     note = (
         "As the paper's Table 3: E[Σ min(p, q)] over texts of the target, a position at which the draft proposes nothing "
-        "counting 0. The paper's numbers stand beside ours only where target, draft and task are the paper's."
+        "counting 0; the share at which it does stands beside it. "
+        "The paper's numbers stand beside ours only where target, draft and task are the paper's."
     )
     return table("table_3", "Acceptance rate α of each draft", columns, cells, note)
 

@@ -145,7 +145,7 @@ def _legend(axes: Axes, **where: Any) -> None:
 def _labels(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
     """Labels of rows: the draft, and what of sampling, γ and run differs between them."""
     differing = [name for name in ("sampling", *names, "run") if len({str(row.get(name)) for row in rows}) > 1]
-    written = {"gamma": "γ = {}", "num_slots": "{} slots"}
+    written = {"gamma": "γ = {}", "num_slots": "num_slots {}"}
     labels = [
         ", ".join([row["draft"], *(written.get(n, "{}").format(row[n]) for n in differing if n != "run")]) for row in rows
     ]
@@ -157,7 +157,7 @@ def _labels(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
 
 def tokens_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
     _curves(axes, lambda gamma: theory.expected_tokens(_ALPHAS, gamma), 9)
-    rows = [row for row in results["tokens_per_call"] if "iid on policy" in row["predicted"]]
+    rows = [row for row in results["tokens_per_call"] if "iid on policy" in row["predicted"]][:_MOST_LINES]
     alphas = {(one["run"], one["draft"]): one["alpha"] for one in results["series"]}
     for number, (row, label) in enumerate(zip(rows, _labels(rows, "gamma", "verification"))):
         _point(axes, alphas[row["run"], row["draft"]], row["observed"], number, label)
@@ -179,6 +179,7 @@ def gamma_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
     ]
     seen: set[tuple] = set()
     shown = [row for row in rows if not ((key := (row["draft"], row["sampling"], row["num_slots"])) in seen or seen.add(key))]
+    shown = shown[:_MOST_LINES]
     for number, (row, label) in enumerate(zip(shown, _labels(shown, "num_slots"))):
         _point(axes, row["alpha"], row["gamma"], number, f"{label} (c = {row['c']['mean']:.2f})")
     _alpha_axis(axes)
@@ -190,8 +191,9 @@ def gamma_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
 def speed_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
     _curves(axes, lambda gamma: theory.walltime_improvement(_ALPHAS, gamma, 0.0), 9)
     rows = [row for row in results["speedups"] if row["alpha"] and row["gamma"] != "auto"]
+    rows = sorted(rows, key=lambda row: row["num_slots"])[:_MOST_LINES]
     for number, (row, label) in enumerate(zip(rows, _labels(rows, "gamma", "num_slots", "verification"))):
-        _point(axes, row["alpha"], row["measured"], number, label if number < _MOST_LINES else None)
+        _point(axes, row["alpha"], row["measured"], number, label)
     axes.axhline(1, color=_INK, linewidth=0.8, alpha=0.6)
     _alpha_axis(axes)
     axes.set(ylabel="speedup", ylim=(0, 9))
@@ -202,6 +204,7 @@ def speed_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
 def operations_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
     _curves(axes, lambda gamma: theory.operations_factor(_ALPHAS, gamma, 0.0), 11.5, falling=True)
     rows = [row for row in results["operations"] if row.get("observed")]
+    rows = rows[:_MOST_LINES]
     for number, (row, label) in enumerate(zip(rows, _labels(rows, "gamma"))):
         _point(axes, row["alpha"], row["observed"], number, label)
     _alpha_axis(axes)
@@ -251,7 +254,8 @@ def _pass_width(gamma: int, passes: Mapping[int, float]) -> float:
 
 
 def autocorrelation(axes: Axes, results: Mapping[str, Any]) -> bool:
-    rows = [one for one in results["series"] if one.get("autocorrelation")][:_MOST_LINES]
+    rows = [one for one in results["series"] if one.get("autocorrelation")]
+    rows = sorted(rows, key=lambda one: -one["positions"])[:_MOST_LINES]
     for number, (one, label) in enumerate(zip(rows, _labels(rows))):
         lags = [lag["lag"] for lag in one["autocorrelation"]]
         _line(axes, lags, [lag["correlation"] for lag in one["autocorrelation"]], number, label)

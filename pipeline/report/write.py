@@ -15,7 +15,7 @@ from transforms.storage import OutputFolder
 from transforms.tokenize import TokenizerError, load_tokenizer
 
 TITLE = "What the speculation did"
-_LONG = 12  # rows above which a table is folded in HTML
+_LONG = 20  # rows above which a table is folded in HTML
 
 # By section: heading, introduction, figures.
 SECTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
