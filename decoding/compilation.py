@@ -56,14 +56,18 @@ def keep_programs(directory: str | None = None) -> str:
 
 
 class Compiler:
-    """Collects programs with their argument shapes, then compiles them together."""
+    """Collects programs with their argument shapes, then compiles them together.
+
+    Attributes:
+      lowered: what lowers each program, by name; empty once they are compiled.
+    """
 
     def __init__(self):
-        self._lowered: dict[Hashable, Callable[[], jax.stages.Lowered]] = {}
+        self.lowered: dict[Hashable, Callable[[], jax.stages.Lowered]] = {}
 
     def add(self, name: Hashable, function, *arguments) -> None:
         """Registers a jitted function with abstract or concrete arguments."""
-        self._lowered[name] = lambda: function.lower(*arguments)
+        self.lowered[name] = lambda: function.lower(*arguments)
 
     def compile(self) -> dict[Hashable, jax.stages.Compiled]:
         """Compiles all programs, with progress on stderr where it is a terminal."""
@@ -71,14 +75,14 @@ class Compiler:
         with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             # Tracing holds Python's lock; the backend's compilation, which takes the time, does not.
             futures = {
-                pool.submit(lambda make=make: make().compile(options)): name for name, make in self._lowered.items()
+                pool.submit(lambda make=make: make().compile(options)): name for name, make in self.lowered.items()
             }
             for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
                 programs[futures[future]] = future.result()
                 if sys.stderr.isatty():
                     end = "\n" if done == len(futures) else ""
                     print(f"\rcompiling programs: {done}/{len(futures)}", end=end, file=sys.stderr, flush=True)
-        self._lowered.clear()
+        self.lowered.clear()
         return programs
 
     def events(self) -> int:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from decoding.models.base import LanguageModel
 from decoding.models.vocabulary import of_one_vocabulary
 from decoding.rows import WIDTH, Emission, idle_rows, new_row, pack, unpack
 from decoding.sampling import row_key
+from decoding.sharding import Placement, mesh_of
 
 # Tokens per prefill batch, about: enough to keep an accelerator's matrix units busy, small enough for attention's
 # [P, H, L, L] scores.
@@ -71,6 +72,15 @@ class _Staged:
     waiting: collections.deque
 
 
+def max_positions(config: DecodingConfig) -> int:
+    """Decoder positions that resident states have room for.
+
+    A row at its last position still has γ drafted tokens, or a block of catching up, written behind it.
+    """
+    beyond = max(config.gammas) + 1 if len(config.gammas) == 1 else max(*config.gammas, config.chunk_iterations) + 1
+    return config.max_decode_tokens + beyond
+
+
 class Generator:
     """Decodes token sequences with a target and, unless γ is 0, a draft.
 
@@ -96,9 +106,38 @@ class Generator:
           vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's: the logits of later
             ones are cut off in both.  None for all, and then target and draft must have as many.
 
+        Where the target lies on a mesh (`decoding.sharding`), so does everything: slots are shared out over its axis
+        "data", and a draft that was loaded without the mesh is copied to all of its devices.
+
         Raises:
-          ValueError: γ above 0 without a draft, vocabularies of different sizes, or costs that lack an entry.
+          ValueError: γ above 0 without a draft, vocabularies of different sizes, costs that lack an entry, or slots that
+            the mesh does not divide.
         """
+        self._prepare(target, draft, config, vocab_size)
+        self._programs = self._compiler.compile()
+        self.costs: Costs = self._measure_costs() if costs is None and len(config.gammas) > 1 else costs or {}
+        missing = [key for key in self._choices() if key not in self.costs]
+        if missing:
+            raise ValueError(f"costs lack the (longest input, gamma) pairs {missing}; they have {sorted(self.costs)}")
+
+    @classmethod
+    def lowered(
+        cls,
+        target: LanguageModel,
+        draft: Draft | LanguageModel | None,
+        config: DecodingConfig,
+        vocab_size: int | None = None,
+    ) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
+        """Every program of a Generator, to be lowered for the devices of the mesh that the target lies on.
+
+        Arguments are those of a Generator, but models may be abstract: nothing is allocated, nor compiled.
+        """
+        self = cls.__new__(cls)
+        self._prepare(target, draft, config, vocab_size)
+        return self._compiler.lowered
+
+    def _prepare(self, target, draft, config: DecodingConfig, vocab_size: int | None) -> None:
+        """Everything up to compilation."""
         if draft is None and config.gammas != (0,):
             raise ValueError(f"decoding.gamma is {config.gamma!r} without a draft model; allowed: 0")
         target, draft = of_one_vocabulary(target, draft, vocab_size)
@@ -109,16 +148,14 @@ class Generator:
         self._encoder_decoder = target.encoder_decoder
         # γ = 0 alone never calls the draft, so it is neither prefilled nor kept.
         models = (target,) if config.gammas == (0,) else (target, as_draft(draft))
+        self._placement = Placement(mesh_of(models[0]))
+        self._placement.check_slots(config.num_slots)
         self._graphs, params = zip(*(nnx.split(model) for model in models))
         # A flat list crosses into a program in C++; nnx's own tree would be flattened in Python at every call.
-        self._params, self._structure = jax.tree.flatten(params)
+        self._params, self._structure = jax.tree.flatten(self._placement.settle(params))
         self._lock = threading.Lock()
         self._compiler = Compiler()
-        self._compile()
-        self.costs: Costs = self._measure_costs() if costs is None and len(config.gammas) > 1 else costs or {}
-        missing = [key for key in self._choices() if key not in self.costs]
-        if missing:
-            raise ValueError(f"costs lack the (longest input, gamma) pairs {missing}; they have {sorted(self.costs)}")
+        self._add_programs()
 
     def plain(self) -> "Generator":
         """Plain decoding by the same target with the same settings; parameters are shared, programs compiled here."""
@@ -174,38 +211,33 @@ class Generator:
     # Compilation.
 
     def _prefill_rows(self, bucket: int) -> int:
-        return max(1, min(self.config.num_slots, _PREFILL_TOKENS // bucket))
+        rows = max(1, min(self.config.num_slots, _PREFILL_TOKENS // bucket))
+        return max(rows // self._placement.groups * self._placement.groups, 1)
 
-    @property
-    def _max_positions(self) -> int:
-        # A row at its last position still has γ drafted tokens, or a block of catching up, written behind it.
-        config = self.config
-        beyond = max(config.gammas) + 1 if len(config.gammas) == 1 else max(*config.gammas, config.chunk_iterations) + 1
-        return config.max_decode_tokens + beyond
-
-    def _compile(self) -> None:
-        config = self.config
-        integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-        params = jax.eval_shape(lambda: self._params)
-        states = jax.eval_shape(self._empty)
+    def _add_programs(self) -> None:
+        config, place = self.config, self._placement
+        integers = lambda shape: place.whole(jax.ShapeDtypeStruct(shape, jnp.int32))
+        params = place.abstract(self._params)
+        models = self._models(params)
+        states = place.states(models, jax.eval_shape(self._empty))
         add, slots = self._compiler.add, integers((config.num_slots,))
-        add("empty", jax.jit(self._empty))
+        add("empty", place.jit(self._empty, states))
         for bucket in config.input_buckets:
             rows = self._prefill_rows(bucket)
             prefill = functools.partial(self._prefill, bucket)
             arguments = (params, integers((rows, bucket)), integers((rows,)))
-            staged = jax.eval_shape(prefill, *arguments)
-            add(("prefill", bucket), jax.jit(prefill), *arguments)
-            insert = jax.jit(_insert, donate_argnums=0)
+            staged = place.states(models, jax.eval_shape(prefill, *arguments))
+            add(("prefill", bucket), place.jit(prefill, staged), *arguments)
+            insert = place.jit(_insert, states, donate_argnums=0)
             add(("insert", bucket), insert, states, staged, slots, slots)
         for gamma in config.gammas:
-            chunk = jax.jit(functools.partial(self._chunk, gamma), donate_argnums=1)
-            packed = integers((config.num_slots, WIDTH))
-            add(("chunk", gamma), chunk, params, states, packed, integers(()), integers(()))
+            chunk = functools.partial(self._chunk, gamma)
+            arguments = (params, states, integers((config.num_slots, WIDTH)), integers(()), integers(()))
+            outputs = (states, place.everywhere, place.everywhere)
+            add(("chunk", gamma), place.jit(chunk, outputs, donate_argnums=1), *arguments)
         if len(config.gammas) > 1:
             block = integers((config.num_slots, config.chunk_iterations))
-            add("follow", jax.jit(self._follow, donate_argnums=1), params, states[1], block, slots)
-        self._programs = self._compiler.compile()
+            add("follow", place.jit(self._follow, states[1], donate_argnums=1), params, states[1], block, slots)
 
     def _measure_costs(self) -> Costs:
         """Seconds per iteration of every γ, all rows decoding.
@@ -243,11 +275,12 @@ class Generator:
         """Resident states.  They have one length whatever the shard holds, so that a row meets the same programs, and
         its floats round the same way, in whichever shard it is; `attend_existing` skips what is not there.
         """
-        models = self._models(jax.eval_shape(lambda: self._params))
-        slots, inputs, positions = self.config.num_slots, self.config.max_input_tokens, self._max_positions
+        models = self._models(self._placement.abstract(self._params))
+        slots, inputs, positions = self.config.num_slots, self.config.max_input_tokens, max_positions(self.config)
         return tuple(model.init_state(slots, inputs, positions) for model in models)
 
     def _prefill(self, bucket: int, params, inputs, lengths):
+        inputs, lengths = self._placement.split_rows(inputs), self._placement.split_rows(lengths)
         return tuple(model.prefill(inputs, lengths) for model in self._models(params))
 
     def _follow(self, params, state, tokens, positions):
@@ -281,7 +314,7 @@ class Generator:
             log = jax.tree.map(lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, k, 0), log, emission)
             return k + 1, states, rows, log
 
-        rows = unpack(packed)
+        rows = unpack(self._placement.split_rows(packed))
         shapes = jax.eval_shape(iterate, states, rows)[2]
         log = jax.tree.map(lambda one: jnp.zeros((limit, *one.shape), one.dtype), shapes)
         _, states, rows, log = jax.lax.while_loop(proceed, body, (jnp.int32(0), states, rows, log))

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from decoding import DecodingConfig
 from decoding.drafts import PROMPT_LOOKUP, UNIFORM
+from decoding.sharding import parse_mesh
 from transforms.inputs import FILE_FORMATS, FORMATS, format_of
 from transforms.inputs.base import Cut, InputSpec, RecordFields
 from transforms.storage import carries_credential, is_remote, without_query
@@ -136,6 +137,8 @@ class ModelConfig:
       vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's; 0 for all, or where target
         and draft are padded differently for those that are not padding.
       prompt_lookup_max_ngram, prompt_lookup_min_ngram: how many of the last tokens prompt lookup matches.
+      mesh: how a worker's devices share the work: "data:2,model:4" for two groups of slots, each with the target split over
+        four devices; the draft is on all of them. "" for one device. See docs/tpu.md.
     """
 
     target: str
@@ -145,8 +148,13 @@ class ModelConfig:
     vocab_size: int = 0
     prompt_lookup_max_ngram: int = 3
     prompt_lookup_min_ngram: int = 1
+    mesh: str = ""
 
     def __post_init__(self):
+        try:
+            parse_mesh(self.mesh or "model:1")
+        except ValueError:
+            _require(False, "model.mesh", self.mesh, '"", or numbers of at least 1, as in "data:2,model:4"')
         _require(bool(self.target), "model.target", self.target, "the directory of a model")
         _require(self.dtype in ("float32", "bfloat16"), "model.dtype", self.dtype, '"float32" or "bfloat16"')
         _require(self.vocab_size >= 0, "model.vocab_size", self.vocab_size, "at least 0; 0 for all")

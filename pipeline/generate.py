@@ -56,6 +56,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             vocab_size=models.vocab_size,
             max_ngram=config.model.prompt_lookup_max_ngram,
             min_ngram=config.model.prompt_lookup_min_ngram,
+            mesh=config.model.mesh,
             baseline_fraction=config.shards.baseline_fraction,
         )
         read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> ReadShards(output, read_settings(run))

@@ -19,6 +19,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
 
 import decoding
+from decoding import sharding
 from transforms import costs, records
 from transforms.costs import Costs
 from transforms.records import ShardFailure, TokenizedShard
@@ -95,6 +96,7 @@ class Models:
       dtype: of their parameters.
       vocab_size: as of `decoding.Generator`.
       max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
+      mesh: of the devices that the target is split over, as of `decoding.sharding.parse_mesh`; "" for one device.
     """
 
     target: str
@@ -103,6 +105,7 @@ class Models:
     vocab_size: int | None = None
     max_ngram: int = 3
     min_ngram: int = 1
+    mesh: str = ""
 
 
 GeneratorFactory = Callable[[Models, decoding.DecodingConfig, Costs | None], decoding.Generator]
@@ -114,7 +117,8 @@ def load_generator(models: Models, config: decoding.DecodingConfig, costs: Costs
     `costs` are those of γ = "auto", measured where None.
     """
     decoding.keep_programs()
-    target = decoding.load_model(models.target, dtype=models.dtype)
+    mesh = sharding.make_mesh(*sharding.parse_mesh(models.mesh)) if models.mesh else None
+    target = decoding.load_model(models.target, dtype=models.dtype, mesh=mesh)
     draft = decoding.load_draft(
         models.draft if max(config.gammas) > 0 else "",
         target,
@@ -173,6 +177,7 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
         vocab_size: int | None = None,
         max_ngram: int = 3,
         min_ngram: int = 1,
+        mesh: str = "",
     ):
         """
         Args:
@@ -184,9 +189,10 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
           factory: builds the generator in the worker, in place of `load_generator`.
           vocab_size: what models with differently padded vocabularies are cut to.
           max_ngram, min_ngram: tokens that prompt lookup matches.
+          mesh: of the worker's devices that the target is split over, "data:D,model:M"; "" for one device.
         """
         super().__init__(min_batch_size=1, max_batch_size=batch_size)
-        self._models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram)
+        self._models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram, mesh)
         self._config = config or decoding.DecodingConfig()
         self._factory = factory
 

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 
+from decoding import sharding
 from decoding.checkpoints import architecture as architectures
 from decoding.checkpoints import gguf, hf, orbax, storage, t5x
 from decoding.checkpoints.checkpoint import Checkpoint
@@ -78,7 +80,11 @@ def inspect_checkpoint(path: str, architecture: str | Mapping | None = None) -> 
 
 
 def load_model(
-    path: str, dtype: str = "float32", *, architecture: str | Mapping | None = None
+    path: str,
+    dtype: str = "float32",
+    *,
+    architecture: str | Mapping | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel:
     """Loads a model; its parameters are read one at a time.
 
@@ -86,13 +92,22 @@ def load_model(
       path: a checkpoint, see `find_checkpoint`.
       dtype: "float32" or "bfloat16", the dtype of the parameters; norms, softmax and logits are float32 in both.
       architecture: where the checkpoint has no config, see `find_checkpoint`.
+      mesh: devices that the model is split over, see `decoding.sharding.make_mesh`; each is sent its own part only. None
+        for JAX's default device.
 
     Raises:
       CheckpointError: the checkpoint is unusable; missing or misshaped weights are named with both shapes.
-      ValueError: an unknown dtype.
+      ValueError: an unknown dtype, or a mesh without the axis "model".
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(sorted(DTYPES))}")
     checkpoint = find_checkpoint(path, architecture)
-    build = lambda: architectures.build(checkpoint.config, DTYPES[dtype])
-    return fill(build, checkpoint.parameters(DTYPES[dtype]))
+    config, parameters = checkpoint.config, checkpoint.parameters(DTYPES[dtype])
+    if mesh is None:
+        return fill(lambda: architectures.build(config, DTYPES[dtype]), parameters)
+    split = sharding.divided(config, mesh)
+    return fill(
+        lambda: architectures.build(split, DTYPES[dtype]),
+        sharding.arranged(parameters, config, split),
+        lambda path, value: sharding.place(path, value, split, mesh),
+    )

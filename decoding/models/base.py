@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 # Additive mask.  Finite, so that a row whose keys are all masked yields a uniform softmax and not NaN.
@@ -91,6 +92,20 @@ def merge_heads(x: jax.Array) -> jax.Array:
     return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
 
 
+def split_fused(x: jax.Array, widths: tuple[int, ...], shards: int = 1) -> list[jax.Array]:
+    """The parts of a fused projection's output: [B, S, sum of widths] -> [B, S, width] each.
+
+    Args:
+      x: its columns lie in `shards` pieces, each with its share of every part; see `decoding.sharding`.
+    """
+    batch, length, _ = x.shape
+    ends = np.cumsum([width // shards for width in widths])[:-1]
+    if shards == 1:
+        return jnp.split(x, ends, axis=-1)
+    pieces = x.reshape(batch, length, shards, -1)
+    return [part.reshape(batch, length, -1) for part in jnp.split(pieces, ends, axis=-1)]
+
+
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """Root-mean-square norm over the last axis, computed in float32, returned in x's dtype."""
     x32 = x.astype(jnp.float32)
@@ -137,6 +152,15 @@ def attend_existing(
         `state_length` makes it; a shorter or odd T, as of a prefill that was never inserted, is attended to whole.
       existing: int32[], every row's keys at or beyond it are masked by the bias.
     """
+    if query.shape[2] > 1:
+        return _attend_blocks(query, key, value, bias, existing)
+    # A TPU turns a product with one row into a sum, for which it wants caches laid out otherwise than for products with
+    # several: a draft's first step has two, its others one, and every iteration would lay its caches out anew.
+    twice = lambda query, *rest: _attend_blocks(jnp.repeat(query, 2, axis=2), *rest)[:, :, :1]
+    return jax.lax.platform_dependent(query, key, value, bias, existing, tpu=twice, default=_attend_blocks)
+
+
+def _attend_blocks(query, key, value, bias, existing) -> jax.Array:
     length = key.shape[2]
     if length <= KEY_BLOCK or length % KEY_BLOCK:
         return attend(query, key, value, bias)
@@ -165,9 +189,19 @@ def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.A
 
     Positions must satisfy `positions + S <= T`: the caller allocates enough room.
     """
-    if cache.shape[0] == 1:
-        # A scatter of one row is rewritten by XLA into a bounds-checked select that copies the cache.
-        return jax.lax.dynamic_update_slice(cache, new, (0, 0, positions[0], 0))
-    return jax.vmap(lambda row, update, at: jax.lax.dynamic_update_slice(row, update, (0, at, 0)))(
-        cache, new, positions
-    )
+
+    def write(cache, new, positions, axis=2):
+        def into(array, update, at, axis):
+            return jax.lax.dynamic_update_slice_in_dim(array, update, at, axis)
+
+        if cache.shape[0] == 1:
+            # A scatter of one row is rewritten by XLA into a bounds-checked select that copies the cache.
+            return into(cache, new, positions[0], axis)
+        return jax.vmap(functools.partial(into, axis=axis - 1))(cache, new, positions)
+
+    def write_tpu(cache, new, positions):
+        # A TPU keeps time innermost, where heads of 64 leave no lane empty. A scatter into the array as it is would have
+        # the whole cache laid out anew before and after it; into the transposed one, which is the same memory, it has not.
+        return write(cache.swapaxes(2, 3), new.swapaxes(2, 3), positions, axis=3).swapaxes(2, 3)
+
+    return jax.lax.platform_dependent(cache, new, positions, tpu=write_tpu, default=write)

@@ -21,6 +21,7 @@ from decoding.models.base import (
     attend_existing,
     merge_heads,
     rms_norm,
+    split_fused,
     split_heads,
     state_length,
     weight,
@@ -78,6 +79,8 @@ class DecoderConfig:
       scale_attention: divide scores by sqrt(head_dim); T5's convention, which LaMDA follows, does not.
       tied: logits come from the input embedding.
       start_id, eos_id, pad_id: special tokens.
+      attention_shards, feed_forward_shards: pieces that the columns of fused projections lie in, see
+        `decoding.sharding`; 1 unless the model is split over devices.
     """
 
     vocab_size: int
@@ -105,6 +108,8 @@ class DecoderConfig:
     start_id: int = 0
     eos_id: int = 1
     pad_id: int = 0
+    attention_shards: int = 1
+    feed_forward_shards: int = 1
 
 
 class Norm(nnx.Module):
@@ -162,7 +167,7 @@ class Block(nnx.Module):
         config = self.config
         query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         hidden = self.qkv(self.attention_norm(x))
-        query, key, value = jnp.split(hidden, [query_width, query_width + kv_width], axis=-1)
+        query, key, value = split_fused(hidden, (query_width, kv_width, kv_width), config.attention_shards)
         query, key = split_heads(query, config.num_heads), split_heads(key, config.num_kv_heads)
         if config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -176,7 +181,7 @@ class Block(nnx.Module):
         act = ACTIVATIONS[self.config.activation]
         hidden = self.wi(self.feed_forward_norm(x))
         if self.config.gated:
-            gate, up = jnp.split(hidden, 2, axis=-1)
+            gate, up = split_fused(hidden, (self.config.d_ff,) * 2, self.config.feed_forward_shards)
             hidden = act(gate) * up
         else:
             hidden = act(hidden)

@@ -23,6 +23,7 @@ from decoding.models.base import (
     attend_existing,
     merge_heads,
     rms_norm,
+    split_fused,
     split_heads,
     state_length,
     weight,
@@ -42,6 +43,8 @@ class T5Config:
       scale_decoder_outputs: multiply the decoder's output by d_model ** -0.5 before the logits.
       bias_per_layer: every layer has its own table of relative positions (umT5, T5X's scanned layers), not the first
         one's.
+      attention_shards, feed_forward_shards: pieces that the columns of fused projections lie in, see
+        `decoding.sharding`; 1 unless the model is split over devices.
     """
 
     vocab_size: int
@@ -62,6 +65,8 @@ class T5Config:
     start_id: int = 0
     eos_id: int = 1
     pad_id: int = 0
+    attention_shards: int = 1
+    feed_forward_shards: int = 1
 
 
 def bias_shape(config: T5Config, layers: int) -> tuple[int, ...]:
@@ -84,7 +89,7 @@ class FeedForward(nnx.Module):
         act = ACTIVATIONS[self.config.activation]
         hidden = rms_norm(x, self.norm[...], self.config.layer_norm_epsilon) @ self.wi[...]
         if self.config.gated:
-            gate, linear = jnp.split(hidden, 2, axis=-1)
+            gate, linear = split_fused(hidden, (self.config.d_ff,) * 2, self.config.feed_forward_shards)
             hidden = act(gate) * linear
         else:
             hidden = act(hidden)
@@ -104,7 +109,8 @@ class SelfAttention(nnx.Module):
     def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, S, d_model] -> query, key, value, each [B, H, S, d_kv]."""
         hidden = rms_norm(x, self.norm[...], self.config.layer_norm_epsilon) @ self.qkv[...]
-        return tuple(split_heads(part, self.config.num_heads) for part in jnp.split(hidden, 3, axis=-1))
+        parts = split_fused(hidden, (self.out.shape[0],) * 3, self.config.attention_shards)
+        return tuple(split_heads(part, self.config.num_heads) for part in parts)
 
 
 class CrossAttention(nnx.Module):
@@ -212,7 +218,8 @@ class T5(nnx.Module):
         encoded = self.encode(inputs, lengths)
         cross = []
         for layer in self.decoder:
-            key, value = jnp.split(encoded @ layer.cross.kv[...], 2, axis=-1)
+            widths = (layer.cross.out.shape[0],) * 2
+            key, value = split_fused(encoded @ layer.cross.kv[...], widths, self.config.attention_shards)
             cross.append({"k": split_heads(key, self.config.num_heads), "v": split_heads(value, self.config.num_heads)})
         return {"lengths": lengths, "cross": cross}
 

@@ -1,0 +1,132 @@
+"""Run by test_sharding.py where there are 8 virtual devices: what models on a mesh compute, as JSON on stdout.
+
+    python sharded_models.py CASE... ; a CASE is model:data:model-ways, for example llama:2:4
+"""
+
+import functools
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import decoding
+from decoding import sharding
+from decoding.checkpoints import architecture
+
+GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "testdata" / "golden"
+VOCABULARY = 96
+_IDS = {"eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 0}
+_T5 = {
+    "model_type": "t5", "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1,
+    "num_decoder_layers": 2, "num_heads": 8, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "layer_norm_epsilon": 1e-6,
+    "decoder_start_token_id": 0,
+} | _IDS  # fmt: skip
+_LLAMA = {
+    "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0, "tie_word_embeddings": False,
+} | _IDS  # fmt: skip
+
+MODELS = {
+    "t5": _T5,
+    "gpt2": {
+        "model_type": "gpt2", "vocab_size": VOCABULARY, "n_positions": 64, "n_embd": 32, "n_inner": 64, "n_layer": 2,
+        "n_head": 8, "activation_function": "gelu_new", "tie_word_embeddings": True,
+    } | _IDS,
+    "llama": _LLAMA,
+    "lamda": {
+        "model_type": "lamda", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 256,
+        "num_hidden_layers": 2, "num_attention_heads": 8, "head_dim": 8, "hidden_act": "gelu_new",
+        "tie_word_embeddings": False,
+    } | _IDS,
+    # Nothing but the feed-forward divides by 4 or 8.
+    "indivisible": _T5 | {"num_heads": 6, "vocab_size": 97},
+}  # fmt: skip
+
+
+@functools.cache
+def model(name: str, seed: int = 0):
+    """A random model whose logits spread enough for clear choices."""
+    config = architecture.parse_config(MODELS[name], name)
+    cls = type(architecture.build(config, jnp.float32))
+    return cls(config, rngs=nnx.Rngs(seed), dtype=jnp.float32)
+
+
+@functools.cache
+def texts():
+    rng = np.random.default_rng(0)
+    return [rng.integers(2, VOCABULARY, size=int(n)).tolist() for n in rng.integers(2, 9, size=10)]
+
+
+def teacher_forced(model_) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(2, VOCABULARY, size=(8, 6)).astype(np.int32)
+    encoder = (tokens[:, ::-1], np.arange(1, 9, dtype=np.int32).clip(max=6)) if model_.encoder_decoder else ()
+    return np.asarray(model_.logits(tokens, *encoder))
+
+
+def greedy(target, draft) -> list[list[int]]:
+    config = decoding.DecodingConfig(
+        gamma=3, temperature=0.0, num_slots=8, max_decode_tokens=6, input_buckets=(8,), chunk_iterations=4
+    )
+    results = decoding.Generator(target, draft, config).generate(texts(), [str(i) for i in range(len(texts()))])
+    return [result.tokens.tolist() for result in results]
+
+
+@functools.cache
+def alone(name: str):
+    return teacher_forced(model(name)), greedy(model(name), model(name, 1))
+
+
+def collectives(model_) -> dict[str, int]:
+    """Of the compiled teacher-forced program: how many of each kind."""
+    graph, params = nnx.split(model_)
+    state = model_.init_state(8, 8, 8)
+    step = jax.jit(lambda params, *rest: nnx.merge(graph, params).step(*rest)[0])
+    integers = lambda *shape: jnp.zeros(shape, jnp.int32)
+    place = sharding.Placement(sharding.mesh_of(model_))
+    shapes = place.states([model_], [jax.eval_shape(lambda: state)])[0]
+    state = jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), state, shapes)
+    text = step.lower(params, integers(8, 4), integers(8), state).compile().as_text()
+    kinds = re.findall(r"= \S+ (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def run(case: str) -> dict:
+    name, data, ways = case.split(":")
+    mesh = sharding.make_mesh(int(data), int(ways), jax.devices()[: int(data) * int(ways)])
+    split = sharding.shard(model(name), mesh)
+    logits, tokens = alone(name)
+    # The draft is split on the model's axis, or, without a mesh, copied to every device.
+    draft = model(name, 1) if int(data) > 1 else sharding.shard(model(name, 1), mesh)
+    arrays = jax.tree.leaves(nnx.state(split))
+    return {
+        "error": float(np.max(np.abs(teacher_forced(split) - logits)) / np.max(np.abs(logits))),
+        "same_tokens": greedy(split, draft) == tokens,
+        "tokens": sum(map(len, tokens)),
+        "whole_bytes": sum(array.nbytes for array in jax.tree.leaves(nnx.state(model(name)))),
+        "device_bytes": sum(array.addressable_shards[0].data.nbytes for array in arrays),
+        "collectives": collectives(split),
+        "undivided": sharding.undivided(model(name).config, mesh),
+    }
+
+
+def loaded() -> dict:
+    """A checkpoint loaded onto a mesh against the same one on one device."""
+    mesh = sharding.make_mesh(2, 2, jax.devices()[:4])
+    found = {}
+    for name in ("llama", "gpt2", "t5_v1_1_target"):
+        path = str(GOLDEN / name)
+        one, many = (teacher_forced(decoding.load_model(path, mesh=which)) for which in (None, mesh))
+        found[name] = float(np.max(np.abs(one - many)) / np.max(np.abs(one)))
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({case: loaded() if case == "loaded" else run(case) for case in sys.argv[1:]}))

@@ -1,0 +1,139 @@
+"""Models split over a mesh compute what they compute on one device."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from decoding import sharding
+from decoding.checkpoints import architecture
+from tests.decoding import sharded_models
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+
+
+def measure(*cases: str) -> dict[str, dict]:
+    """Results by case, from one process with 8 virtual devices."""
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.decoding.sharded_models", *cases]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def quick() -> dict[str, dict]:
+    return measure("t5:2:4", "llama:1:8", "indivisible:1:4", "loaded")
+
+
+def check(case: str, found: dict) -> None:
+    assert found["error"] < 1e-5, (case, found)
+    assert found["same_tokens"] and found["tokens"] > 20, (case, found)
+
+
+@pytest.mark.parametrize("case", ["t5:2:4", "llama:1:8", "indivisible:1:4"])
+def test_logits_and_speculative_greedy_tokens_are_those_of_one_device(case):
+    check(case, quick()[case])
+
+
+@pytest.mark.slow
+def test_every_family_on_every_mesh():
+    cases = [f"{name}:{data}:{ways}" for name in ("t5", "gpt2", "llama", "lamda") for data, ways in MESHES]
+    results = measure(*cases)
+    for case in cases:
+        check(case, results[case])
+        assert not results[case]["undivided"], (case, results[case])
+
+
+def test_each_device_holds_its_share():
+    found = quick()["t5:2:4"]
+    # Norms and nothing else are whole on every device.
+    assert found["whole_bytes"] / 4 < found["device_bytes"] < found["whole_bytes"] / 4 * 1.1
+    assert found["undivided"] == []
+
+
+def test_fused_projections_are_taken_apart_without_moving_anything():
+    """Three sums per decoder layer and one for the embedding; with contiguous columns there would be exchanges."""
+    found = quick()["t5:2:4"]["collectives"]
+    assert found.get("all-reduce", 0) >= 3
+    assert not {"all-to-all", "collective-permute", "all-gather"} & set(found), found
+
+
+def test_what_the_mesh_does_not_divide_is_whole_everywhere_and_said():
+    found = quick()["indivisible:1:4"]
+    assert found["undivided"] == [
+        "attention heads 6 is not divisible by 4: whole on every device",
+        "vocabulary 97 is not divisible by 4: whole on every device",
+    ]
+    assert found["whole_bytes"] / 2 < found["device_bytes"] < found["whole_bytes"]
+
+
+def test_checkpoints_are_loaded_onto_a_mesh():
+    for name, error in quick()["loaded"].items():
+        assert error < 1e-5, (name, error)
+
+
+def config(name: str):
+    return architecture.parse_config(sharded_models.MODELS[name], name)
+
+
+def mesh_of(data: int, ways: int):
+    """A mesh that is only looked at."""
+    return jax.sharding.AbstractMesh((data, ways), ("data", "model"))
+
+
+def test_columns_of_fused_projections_lie_device_by_device():
+    # Two heads of width 1 each for queries, keys and values: 0 1 | 2 3 | 4 5.
+    t5 = architecture.parse_config(sharded_models.MODELS["t5"] | {"num_heads": 2, "d_kv": 1}, "t5")
+    columns = np.arange(6)[None]
+    split = sharding.divided(t5, mesh_of(1, 2))
+    assert sharding.arrange("decoder.0.attention.qkv", columns, t5, split).tolist() == [[0, 2, 4, 1, 3, 5]]
+    assert sharding.arrange("decoder.0.cross.kv", columns[:, :4], t5, split).tolist() == [[0, 2, 1, 3]]
+    assert sharding.arrange("decoder.0.cross.query", columns[:, :2], t5, split).tolist() == [[0, 1]]
+
+
+def test_shared_heads_of_keys_are_repeated_until_they_divide():
+    # Four heads of queries 0 1 2 3, of which two share a head of keys (4, 5) and of values (6, 7).
+    raw = sharded_models.MODELS["llama"] | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 2}
+    llama = architecture.parse_config(raw, "llama")
+    split = sharding.divided(llama, mesh_of(1, 4))
+    assert (split.num_kv_heads, split.attention_shards) == (4, 4)
+    columns = np.repeat(np.arange(8), 2)
+    found = sharding.arrange("blocks.0.qkv.bias", columns, llama, split)[::2].tolist()
+    assert found == [0, 4, 6, 1, 4, 6, 2, 5, 7, 3, 5, 7]
+
+
+def test_logical_axes_become_axes_of_the_mesh():
+    mesh = mesh_of(2, 4)
+    split = sharding.divided(config("llama"), mesh)
+    axes = lambda path, ndim: tuple(sharding.partition(path, ndim, split, mesh))
+    assert axes("embedding", 2) == ("model", None)
+    assert axes("head", 2) == (None, "model")
+    assert axes("blocks.1.qkv.kernel", 2) == (None, "model")
+    assert axes("blocks.1.qkv.bias", 1) == ("model",)
+    assert axes("blocks.1.out.kernel", 2) == ("model", None)
+    assert axes("blocks.1.out.bias", 1) == (None,)
+    assert axes("blocks.1.attention_norm.scale", 1) == (None,)
+    assert sharding.logical_axes("decoder_bias", 3) == (None, None, "heads")
+
+
+def test_a_mesh_that_does_not_match_is_refused():
+    with pytest.raises(ValueError, match="data:2,model:3 has 6 devices, but there are 1; allowed: .* product is 1"):
+        sharding.make_mesh(2, 3, jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"axes \('x',\); allowed"):
+        sharding.divided(config("t5"), jax.sharding.AbstractMesh((1,), ("x",)))
+    with pytest.raises(ValueError, match="decoding.num_slots is 3; allowed: multiples of 2"):
+        sharding.Placement(None).check_slots(3)
+        place = sharding.Placement(None)
+        place.groups = 2
+        place.check_slots(3)
