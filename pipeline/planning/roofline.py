@@ -1,0 +1,121 @@
+"""How long a model pass takes at least: its bytes and operations over the chip's published peaks.
+
+Per chip, a pass reads the parameters that it uses and the caches that exist, and writes and reads the logits; it does
+two operations per parameter of a matrix and token, and the attention's. Reading and computing overlap, so that the longer
+of the two counts; sums over chips are added, as a two-way ring over single links takes them. What a pass takes beyond
+that (starting operations, waiting) is no part of a roofline: `overhead`, seconds per layer, adds it where it is known.
+"""
+
+import dataclasses
+import math
+import re
+
+import jax
+from flax import nnx
+
+from decoding.models.base import KEY_BLOCK, LanguageModel, state_length
+from decoding.models.t5 import T5Config
+from decoding.sharding import DATA, MODEL
+from pipeline.planning.chips import Chip
+
+# Parameters of T5 that prefill reads and decoding does not.
+_PREFILL_ONLY = re.compile(r"encoder[._]|decoder\.\d+\.cross\.kv$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one pass does on each chip.
+
+    Attributes:
+      bytes: read from and written to memory.
+      flops: operations.
+      sums: bytes of activations that are summed over the chips that share the parameters.
+      layers: passed through one after the other.
+    """
+
+    bytes: float
+    flops: float
+    sums: float
+    layers: int
+
+    def seconds(self, chip: Chip, ways: int, overhead: float = 0.0) -> float:
+        """Args:
+        ways: chips that share the parameters.
+        overhead: seconds per layer.
+        """
+        ring = 2 * (ways - 1) / ways * self.sums / (2 * chip.link) if ways > 1 and chip.link else 0.0
+        return max(self.bytes / chip.bandwidth, self.flops / chip.flops) + ring + overhead * self.layers
+
+
+def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    """Bytes of one device's part."""
+    shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+def parameters(model: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
+    """By path."""
+    return {".".join(map(str, keys)): leaf.get_value() for keys, leaf in nnx.to_flat_state(nnx.state(model))}
+
+
+def step_work(
+    model: LanguageModel, mesh, *, slots: int, positions: int, input_length: int, max_decode_tokens: int, max_positions: int
+) -> Work:
+    """One decoding pass over `positions` tokens of each of `slots` rows, half-way through a generation.
+
+    Args:
+      model: abstract or not, on the mesh.
+      input_length: tokens of every input.
+      max_decode_tokens, max_positions: of a generation, and what the states have room for.
+    """
+    config = model.config
+    encoder_decoder = isinstance(config, T5Config)
+    rows = slots / mesh.shape.get(DATA, 1)
+    read = flops = 0.0
+    for path, leaf in parameters(model).items():
+        if (encoder_decoder and _PREFILL_ONLY.match(path)) or path == "positions":
+            continue
+        if path == "embedding" and not config.tied:
+            read += rows * positions * config.d_model * leaf.dtype.itemsize
+            continue
+        size = shard_bytes(leaf)
+        read += size
+        flops += 2 * size / leaf.dtype.itemsize * rows * positions if len(leaf.shape) == 2 else 0
+    itemsize, ways = leaf.dtype.itemsize, mesh.shape[MODEL]
+    shares = ways if config.attention_shards == ways else 1
+    if encoder_decoder:
+        layers, dim, kv_heads, sums = config.num_decoder_layers, config.d_kv, config.num_heads, 3
+        keys = _existing(max_decode_tokens / 2, max_positions) + _existing(input_length, input_length)
+    else:
+        layers, dim, kv_heads, sums = config.num_layers, config.head_dim, config.num_kv_heads, 2
+        keys = _existing(input_length + max_decode_tokens / 2, input_length + max_positions)
+    read += rows * layers * 2 * kv_heads / shares * dim * keys * itemsize
+    flops += rows * layers * 4 * config.num_heads / shares * dim * keys * positions
+    read += 2 * 4 * rows * positions * config.vocab_size / (ways if config.vocab_size % ways == 0 else 1)
+    split = config.attention_shards == ways > 1
+    summed = (sums * layers + 1) * rows * positions * config.d_model * itemsize if split else 0.0
+    return Work(read, flops, summed, layers)
+
+
+def _existing(keys: float, room: int) -> float:
+    """Keys that attention reads: whole blocks, where the cache has several."""
+    length = state_length(room)
+    return length if length <= KEY_BLOCK else min(math.ceil(keys / KEY_BLOCK) * KEY_BLOCK, length)
+
+
+def prefill_work(model: LanguageModel, mesh, *, rows: int, length: int) -> Work:
+    """Encoding `rows` inputs of `length` tokens, or a decoder-only model's pass over them."""
+    config = model.config
+    encoder_decoder = isinstance(config, T5Config)
+    rows, ways = max(rows / mesh.shape.get(DATA, 1), 1), mesh.shape[MODEL]
+    read = flops = 0.0
+    for path, leaf in parameters(model).items():
+        if path in ("embedding", "positions", "head") or (encoder_decoder and not _PREFILL_ONLY.match(path)):
+            continue
+        read += shard_bytes(leaf)
+        flops += 2 * shard_bytes(leaf) / leaf.dtype.itemsize * rows * length if len(leaf.shape) == 2 else 0
+    layers = config.num_layers
+    dim = config.d_kv if encoder_decoder else config.head_dim
+    flops += rows * layers * 4 * config.num_heads / (ways if config.attention_shards == ways else 1) * dim * length**2
+    summed = (2 * layers + 1) * rows * length * config.d_model * leaf.dtype.itemsize
+    return Work(read, flops, summed if config.attention_shards == ways > 1 else 0.0, layers)
