@@ -460,7 +460,8 @@ def main(argv: Sequence[str]) -> int:
             if not chips.has_compiler() and settings.programs != "none":
                 console.print(
                     "libtpu is not installed (pip install 'specbeam[tpu]'): this is an estimate from shapes; nothing is "
-                    "compiled, so temporaries are guessed and the loop is not looked at."
+                    "compiled, so temporaries are guessed and the loop is not looked at.",
+                    markup=False,
                 )
             result = run(config, settings)
     except (ConfigError, CheckpointError, ValueError) as error:
