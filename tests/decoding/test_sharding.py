@@ -33,7 +33,7 @@ def measure(*cases: str) -> dict[str, dict]:
 
 @functools.cache
 def quick() -> dict[str, dict]:
-    return measure("t5:2:4", "llama:1:8", "indivisible:1:4", "loaded")
+    return measure("t5:2:4", "llama:1:8", "loaded")
 
 
 def check(case: str, found: dict) -> None:
@@ -41,7 +41,7 @@ def check(case: str, found: dict) -> None:
     assert found["same_tokens"] and found["tokens"] > 20, (case, found)
 
 
-@pytest.mark.parametrize("case", ["t5:2:4", "llama:1:8", "indivisible:1:4"])
+@pytest.mark.parametrize("case", ["t5:2:4", "llama:1:8"])
 def test_logits_and_speculative_greedy_tokens_are_those_of_one_device(case):
     check(case, quick()[case])
 
@@ -69,12 +69,25 @@ def test_fused_projections_are_taken_apart_without_moving_anything():
     assert not {"all-to-all", "collective-permute", "all-gather"} & set(found), found
 
 
-def test_what_the_mesh_does_not_divide_is_whole_everywhere_and_said():
-    found = quick()["indivisible:1:4"]
-    assert found["undivided"] == [
-        "attention heads 6 is not divisible by 4: whole on every device",
-        "vocabulary 97 is not divisible by 4: whole on every device",
-    ]
+UNDIVIDED = [
+    "attention heads 6 is not divisible by 4: whole on every device",
+    "vocabulary 97 is not divisible by 4: whole on every device",
+]
+
+
+def test_what_the_mesh_does_not_divide_is_said():
+    indivisible = config("indivisible")
+    assert sharding.undivided(indivisible, mesh_of(1, 4)) == UNDIVIDED
+    assert sharding.undivided(indivisible, mesh_of(4, 1)) == []
+    split = sharding.divided(indivisible, mesh_of(1, 4))
+    assert (split.attention_shards, split.feed_forward_shards) == (1, 4)
+
+
+@pytest.mark.slow
+def test_what_the_mesh_does_not_divide_is_whole_everywhere():
+    found = measure("indivisible:1:4")["indivisible:1:4"]
+    check("indivisible:1:4", found)
+    assert found["undivided"] == UNDIVIDED
     assert found["whole_bytes"] / 2 < found["device_bytes"] < found["whole_bytes"]
 
 
@@ -132,8 +145,13 @@ def test_a_mesh_that_does_not_match_is_refused():
         sharding.make_mesh(2, 3, jax.devices()[:1])
     with pytest.raises(ValueError, match=r"axes \('x',\); allowed"):
         sharding.divided(config("t5"), jax.sharding.AbstractMesh((1,), ("x",)))
-    with pytest.raises(ValueError, match="decoding.num_slots is 3; allowed: multiples of 2"):
-        sharding.Placement(None).check_slots(3)
-        place = sharding.Placement(None)
-        place.groups = 2
+    with pytest.raises(ValueError, match="a mesh is 'rows:2'; allowed: numbers"):
+        sharding.parse_mesh("rows:2")
+    assert sharding.parse_mesh("model:4") == (1, 4)
+
+
+def test_slots_that_groups_cannot_share_are_refused():
+    place = sharding.Placement(mesh_of(2, 4))
+    place.check_slots(6)
+    with pytest.raises(ValueError, match="decoding.num_slots is 3; allowed: multiples of 2, the mesh's axis 'data'"):
         place.check_slots(3)

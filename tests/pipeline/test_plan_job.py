@@ -12,6 +12,7 @@ import pytest
 from decoding import sharding, theory
 from decoding.checkpoints import architecture
 from pipeline import plan
+from pipeline.config import ConfigError, ModelConfig
 from pipeline.planning import chips, hlo, memory, roofline
 
 CONFIG = f"--config={pathlib.Path(__file__).resolve().parent.parent.parent / 'configs' / 'quickstart.py'}"
@@ -220,3 +221,9 @@ def test_slices_of_published_kinds():
     assert chips.parse_topology("v4:4x4x4").chips == 64
     assert chips.parse_topology("v5e:2x4").chip.memory == 16 << 30
     assert chips.parse_topology("v4:2x2x1").chip.config == "megacore"
+
+
+def test_a_jobs_mesh_is_checked_before_anything_is_loaded():
+    assert ModelConfig("t", mesh="data:2,model:4").mesh == "data:2,model:4"
+    with pytest.raises(ConfigError, match="model.mesh is 'model:0'; allowed: \"\", or numbers of at least 1"):
+        ModelConfig("t", mesh="model:0")
