@@ -165,7 +165,11 @@ NAMES = ["token", "block", "coupled", "lenient", "plain"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "others"), list(zip(VERIFIED, [(1, 64), (1, 64), (1, 64), (64,), (64,)])), ids=NAMES
+    ("changes", "others"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in ("block", "lenient") else [])
+        for name, *case in zip(NAMES, VERIFIED, [(1, 64), (1, 64), (1, 64), (64,), (64,)])
+    ],
 )
 def test_records_do_not_depend_on_slots_or_arrival_order(generator, changes, others):
     inputs, ids = examples(70)

@@ -144,7 +144,7 @@ def test_a_gamma_that_looks_at_the_drawn_token_is_rejected(pair, monkeypatch):
         return proposal._replace(count=kept), state
 
     monkeypatch.setattr(ModelDraft, "propose", dropping)
-    found = p_value(pair, sample_while_gamma_changes(pair, monkeypatch, 20_000))
+    found = p_value(pair, sample_while_gamma_changes(pair, monkeypatch, 10_000))
     print(f"p = {found:.3g}")
     assert found < 1e-9
 

@@ -79,7 +79,15 @@ def test_hand_known_pair_at_temperature_0():
                                                log_softmax([5, 0, 0, 0])[3]], atol=1e-5)  # fmt: skip
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_k": 20}, {"top_p": 0.9}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        pytest.param({"temperature": 0.7, "top_k": 20}, marks=pytest.mark.slow),
+        {"top_p": 0.9},
+        pytest.param({"temperature": 0.0}, marks=pytest.mark.slow),
+    ],
+)
 def test_golden_models_against_float64(t5, texts, direct, sampling):
     """The mean within 1e-6, every β within 1e-5, nucleus edges closer than 1e-5 exempt."""
     lenience, means = (0.5, 0.1), []

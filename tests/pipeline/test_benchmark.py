@@ -404,6 +404,7 @@ def get_config():
     return run
 
 
+@pytest.mark.slow
 def test_greedy_texts_of_a_real_pair_are_plain_decodings(whole):
     _, shown, results, _ = whole("greedy", "--gammas=2,auto", "--num_slots=2", "--verifications=block", "--temperatures=0")
     rows = results["rows"]

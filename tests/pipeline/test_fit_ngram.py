@@ -141,6 +141,7 @@ def test_what_differently_padded_vocabularies_are_cut_to(tmp_path):
             shared_vocab_size(build(ModelConfig, {"target": "/t", "vocab_size": wrong}, "model"), info(400), [], pieces)
 
 
+@pytest.mark.slow
 def test_a_padded_draft_in_a_job(command, tmp_path, models):
     """Two more rows in the draft than in the target, one tokeniser: greedy output is plain decoding's."""
     padded = tmp_path / "padded_draft"
