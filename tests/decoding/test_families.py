@@ -57,7 +57,10 @@ def draft_for(kind: str, target, outputs):
     return random_model(2, vocab_size=target.vocab_size, num_layers=1)
 
 
-@pytest.mark.parametrize("kind", DRAFTS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("unigram", "uniform") else []) for kind in DRAFTS],
+)
 def test_greedy_output_is_plain_decodings(plain, kind):
     target, inputs, expected = plain
     draft = draft_for(kind, target, expected)

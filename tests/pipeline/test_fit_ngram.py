@@ -27,6 +27,7 @@ def sentences(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_drafts_of_negligible_cost_leave_greedy_output_alone(command, tmp_path, models, capsys):
     plain, bigram = tmp_path / "plain", tmp_path / "bigram"
     assert generate.main(command(*GREEDY, "--config.model.draft=", "--config.decoding.gamma=0", output=plain)) == 0

@@ -64,6 +64,7 @@ def test_wmt(tmp_path, models):
     }
 
 
+@pytest.mark.slow
 def test_cnn_dm(tmp_path, models):
     datasets.prepare(tmp_path / "data", "cnn_dailymail:3.4.0", datasets.articles())
     launch("cnn_dm_t5_xxl", tmp_path / "data", tmp_path / "out", models["target"], models["draft"])
@@ -73,6 +74,7 @@ def test_cnn_dm(tmp_path, models):
     assert summary(tmp_path / "out")["truncated_inputs"] == frame["input_truncated"].sum() > 0
 
 
+@pytest.mark.slow
 def test_lm1b(tmp_path, golden, spiece_model):
     target = tmp_path / "gpt"
     shutil.copytree(golden / "gpt2", target)
