@@ -116,6 +116,9 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 # Keys per step of the loop in `attend_existing`; states hold a multiple of it where they hold more.
 KEY_BLOCK = 128
 
+# Width of a TPU's vectors.
+_TPU_LANES = 128
+
 
 def state_length(length: int) -> int:
     """Length of a cache for `length` positions: rounded up to whole key blocks where it needs more than one."""
@@ -200,8 +203,11 @@ def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.A
         return jax.vmap(functools.partial(into, axis=axis - 1))(cache, new, positions)
 
     def write_tpu(cache, new, positions):
-        # A TPU keeps time innermost, where heads of 64 leave no lane empty. A scatter into the array as it is would have
+        # A TPU keeps time innermost where heads of 64 would leave lanes empty. A scatter into the array as it is would have
         # the whole cache laid out anew before and after it; into the transposed one, which is the same memory, it has not.
+        # Heads that fill the lanes are innermost themselves, and there it is the other way round.
+        if cache.shape[3] % _TPU_LANES == 0:
+            return write(cache, new, positions)
         return write(cache.swapaxes(2, 3), new.swapaxes(2, 3), positions, axis=3).swapaxes(2, 3)
 
     return jax.lax.platform_dependent(cache, new, positions, tpu=write_tpu, default=write)
