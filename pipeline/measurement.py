@@ -32,6 +32,7 @@ from scipy.special import stdtrit
 
 import decoding
 from decoding import DecodingConfig
+from decoding.compilation import Compiler
 from decoding.drafts import Draft
 from decoding.models.base import LanguageModel, State
 from decoding.sampling import argmax
@@ -113,33 +114,39 @@ class PassTimer:
           positions: how many positions per row a pass feeds; one program for each.
           min_seconds: of one timed run, about.
         """
-        self._graph, self._params = nnx.split(model)
+        self._graph, params = nnx.split(model)
+        # As in the engine: a flat list crosses into a program in C++.
+        self._params, self._structure = jax.tree.flatten(params)
+        self._encoder_decoder = model.encoder_decoder
         self._num_slots, self._input_bucket, self._max_positions = num_slots, input_bucket, max_positions
         self._min_seconds = min_seconds
         integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
         params = jax.eval_shape(lambda: self._params)
         arguments = (params, integers((1, input_bucket)), integers((1,)))
-        self._fill = jax.jit(self._filled_state).lower(*arguments).compile()
+        compiler = Compiler()
+        compiler.add("fill", jax.jit(self._filled_state), *arguments)
         state = jax.eval_shape(self._filled_state, *arguments)
         run = jax.jit(self._run, donate_argnums=1)
-        self._programs = {
-            width: run.lower(params, state, integers((num_slots, width)), integers(()), integers(())).compile()
-            for width in positions
-        }
+        for width in positions:
+            compiler.add(width, run, params, state, integers((num_slots, width)), *[integers(())] * 3)
+        self._programs = compiler.compile()
         self._passes: dict[int, int] = {}
 
+    def _model(self, params) -> LanguageModel:
+        return nnx.merge(self._graph, jax.tree.unflatten(self._structure, params))
+
     def _filled_state(self, params, inputs: jax.Array, lengths: jax.Array) -> State:
-        model = nnx.merge(self._graph, params)
+        model = self._model(params)
         state = model.init_state(self._num_slots, self._input_bucket, self._max_positions)
         return _write(state, model.prefill(inputs, lengths))
 
-    def _run(self, params, state: State, tokens: jax.Array, passes: jax.Array, span: jax.Array):
-        """`passes` passes that start at positions spread evenly over 0 .. span - 1."""
-        model = nnx.merge(self._graph, params)
+    def _run(self, params, state: State, tokens: jax.Array, passes: jax.Array, first: jax.Array, span: jax.Array):
+        """`passes` passes that start at positions spread evenly over first .. first + span - 1."""
+        model = self._model(params)
 
         def one(k, carry):
             tokens, state = carry
-            start = jnp.full((self._num_slots,), k * span // passes, jnp.int32)
+            start = jnp.full((self._num_slots,), first + k * span // passes, jnp.int32)
             logits, state = model.step(tokens, start, state)
             return argmax(logits), state
 
@@ -150,27 +157,28 @@ class PassTimer:
 
         Args:
           example: token ids of the input that every row holds, at most `input_bucket` long.
-          span: passes start at positions spread evenly over 0 .. span - 1; span - 1 + the most positions of a pass fit
-            into `max_positions`.
+          span: passes start at `span` positions, spread evenly from where decoding starts: 0, or of a decoder-only model
+            the example's last token; span - 1 + the most positions of a pass fit into `max_positions`.
           order: the numbers of positions in the order to measure them.
         """
         inputs = np.zeros((1, self._input_bucket), np.int32)
         inputs[0, : len(example)] = example
-        state = self._fill(self._params, inputs, np.array([len(example)], np.int32))
-        found = {}
+        state = self._programs["fill"](self._params, inputs, np.array([len(example)], np.int32))
+        jax.block_until_ready(state)  # or the first run would be timed with the prefill, which may take as long as ten
+        first, found = 0 if self._encoder_decoder else len(example) - 1, {}
         for width in order:
             if width not in self._passes:
-                state = self._choose_passes(state, width, span)
-            state, seconds = self._timed(state, width, self._passes[width], span)
+                state = self._choose_passes(state, width, first, span)
+            state, seconds = self._timed(state, width, self._passes[width], first, span)
             found[width] = seconds / self._passes[width]
         return found
 
-    def _choose_passes(self, state: State, width: int, span: int) -> State:
+    def _choose_passes(self, state: State, width: int, first: int, span: int) -> State:
         """Finds the number of passes that takes about `min_seconds`, from runs that are not counted."""
-        state, _ = self._timed(state, width, 1, span)  # a program's first run is slower
+        state, _ = self._timed(state, width, 1, first, span)  # a program's first run is slower
         passes = 1
         while passes < _MAX_PASSES:
-            state, seconds = self._timed(state, width, passes, span)
+            state, seconds = self._timed(state, width, passes, first, span)
             if seconds >= self._min_seconds:
                 break
             # A short run is mostly dispatch, so that the estimate errs to too few and is made again.
@@ -178,10 +186,11 @@ class PassTimer:
         self._passes[width] = passes
         return state
 
-    def _timed(self, state: State, width: int, passes: int, span: int) -> tuple[State, float]:
+    def _timed(self, state: State, width: int, passes: int, first: int, span: int) -> tuple[State, float]:
         tokens = np.zeros((self._num_slots, width), np.int32)
         started = time.perf_counter()
-        tokens, state = self._programs[width](self._params, state, tokens, np.int32(passes), np.int32(span))
+        counts = (np.int32(count) for count in (passes, first, span))
+        tokens, state = self._programs[width](self._params, state, tokens, *counts)
         jax.block_until_ready((tokens, state))
         return state, time.perf_counter() - started
 
@@ -316,7 +325,7 @@ class Runner:
       measured: by setting.
       passes: seconds of single passes.
       generators: by setting; everything is compiled at construction.
-      span: single passes start at positions 0 .. span - 1: the mean length of plain decoding's generations.
+      span: single passes start at so many positions: the mean length of plain decoding's generations.
     """
 
     def __init__(

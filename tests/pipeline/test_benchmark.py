@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import time
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 
 import decoding
-from decoding import DecodingConfig, theory
+from decoding import DecodingConfig, compilation, theory
 from pipeline import benchmark, measurement
 from pipeline.benchmark import Settings, group_settings, parse, used_buckets
 from pipeline.config import ConfigError
@@ -270,13 +271,61 @@ def test_single_passes(monkeypatch):
         assert fed == [(False, *[0] * 2 * width), (True, *[3] * 2 * width)]
 
 
+class Slow(scripted.Scripted):
+    """A prefill that takes a fifth of a second."""
+
+    def prefill(self, inputs, lengths):
+        def wait(lengths):
+            time.sleep(0.2)
+            return lengths
+
+        return super().prefill(inputs, jax.pure_callback(wait, lengths, lengths))
+
+
+def test_the_prefill_is_no_part_of_a_timed_run(monkeypatch):
+    """It is dispatched asynchronously; with a long input it took ten times a pass, which the first run then seemed to."""
+    timer = PassTimer(Slow(np.eye(8)[None, :1]), num_slots=1, input_bucket=4, max_positions=9, positions=(1,), min_seconds=0)
+    fill, filled, ready = timer._programs["fill"], [], []
+    monkeypatch.setitem(timer._programs, "fill", lambda *arguments: filled.append(fill(*arguments)) or filled[-1])
+    timed = timer._timed
+
+    def watched(state, *arguments):
+        ready.append(all(leaf.is_ready() for leaf in jax.tree.leaves(state)))
+        return timed(state, *arguments)
+
+    monkeypatch.setattr(timer, "_timed", watched)
+    timer.seconds([2, 3], 5, (1,))
+    timer.seconds([2, 3], 5, (1,))
+    assert len(filled) == 2 and all(ready)
+
+
+class DecoderOnly(Watched):
+    encoder_decoder = False
+
+
+@pytest.mark.parametrize(("model", "first"), [(Watched, 0), (DecoderOnly, 2)])
+def test_passes_start_where_decoding_does(monkeypatch, model, first):
+    monkeypatch.setattr(Watched, "seen", [], raising=False)
+    monkeypatch.setattr(measurement, "_MAX_PASSES", 4)
+    timer = PassTimer(model(np.eye(8)[None, :1]), num_slots=1, input_bucket=4, max_positions=12, positions=(1,))
+    timer.seconds([2, 3, 4], 8, (1,))
+    jax.effects_barrier()
+    assert [int(positions[0]) for positions, _, _ in Watched.seen][-4:] == [first, first + 2, first + 4, first + 6]
+
+
+def test_passes_are_compiled_as_the_engines_programs(monkeypatch):
+    monkeypatch.setitem(compilation._OPTIONS, jax.default_backend(), {"no_such_option": "1"})
+    with pytest.raises(Exception, match="no_such_option"):
+        PassTimer(scripted.reciting([3]), num_slots=1, input_bucket=4, max_positions=9, positions=(1,))
+
+
 def test_a_run_of_passes_is_as_long_as_asked(monkeypatch):
     timer = PassTimer(
         scripted.reciting([3]), num_slots=1, input_bucket=4, max_positions=9, positions=(1,), min_seconds=1.0
     )
     asked = []
 
-    def timed(state, width, passes, span):  # 0.1 s of dispatch and 0.01 s per pass
+    def timed(state, width, passes, first, span):  # 0.1 s of dispatch and 0.01 s per pass
         asked.append(passes)
         return state, 0.1 + 0.01 * passes
 
