@@ -166,7 +166,12 @@ def _tokenize(
 
 @dataclasses.dataclass(frozen=True)
 class ReadSettings:
-    """What `ReadShards` needs besides the plan; see `read_shard`. `launch` names the launch in attempts/."""
+    """What `ReadShards` needs besides the plan; see `read_shard`.
+
+    Attributes:
+      launch: names the launch in attempts/.
+      parts: folder of the run's parts.
+    """
 
     spec: InputSpec
     tokenizer: str
@@ -176,13 +181,15 @@ class ReadSettings:
     chat_template: chat.ChatTemplate | None = None
     empty_id: int | None = None
     launch: str = ""
+    parts: str = storage.GENERATIONS
 
 
 class ReadShards(beam.PTransform):
     """Ranges of shard numbers, (first, end), to `TokenizedShard`s; shards that cannot be read go to `FAILED`.
 
     Ranges are expanded, and shards looked up in the run's manifest, on workers. `FAILED` holds `ShardFailure`s. Each
-    shard's start is noted in attempts/.
+    shard's start is noted in attempts/. A shard that is committed by now is left out: where a worker was lost, a runner
+    repeats its whole bundle, of which only the shard in progress has to be done again.
     """
 
     FAILED = "failed"
@@ -217,6 +224,10 @@ class _ReadShard(beam.DoFn):
     def process(self, shard: int):
         work, settings = self._table[shard], self._settings
         try:
+            if self._folder.exists(storage.part_name(work.shard, work.num_shards, settings.parts)):
+                attempts.end(self._folder, work)  # that worker may have died just before it
+                Metrics.counter("specbeam", "shards_committed_before").inc()
+                return
             attempt = attempts.begin(self._folder, work, settings.launch)
             tokenized = read_shard(
                 work,

@@ -147,13 +147,16 @@ class OutputFolder:
     def exists(self, name: str) -> bool:
         return exists(self.path(name))
 
-    def put(self, name: str, data: bytes) -> None:
-        """Writes `name` atomically, replacing what was there."""
+    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Writes `name` atomically, replacing what was there.
+
+        Without `durable` a crash of the machine, not one of the process, may leave it empty; no disk is waited for.
+        """
         if is_remote(self.root):
             _upload(self.path(name), data)
             return
         self._make_parents(name)
-        os.replace(self._write_scratch(name, data), self.path(name))
+        os.replace(self._write_scratch(name, data, durable), self.path(name))
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes `name` atomically unless it exists. Returns whether this call made it."""
@@ -202,13 +205,14 @@ class OutputFolder:
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
         os.makedirs(self.path(ATTEMPTS), exist_ok=True)
 
-    def _write_scratch(self, name: str, data: bytes) -> str:
+    def _write_scratch(self, name: str, data: bytes, durable: bool = True) -> str:
         scratch = self.path(_scratch_name(name))
         try:
             with open(scratch, "xb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
         except OSError:
             _remove_if_there(scratch)
             raise

@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+from pipeline import generate
+from pipeline.manifest import ranges
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
 from transforms.write import read_footer
@@ -38,6 +40,22 @@ def test_resume_does_only_what_is_missing(command, tmp_path):
     assert again == total
     assert read_footer(str(out / "generations" / "part-00000-of-00004.parquet")).attempt == 3
     assert not [name for name in files(out) if name.startswith("attempts")]
+
+
+def test_what_a_runner_repeats_is_decoded_once(command, tmp_path, monkeypatch):
+    """A runner that has lost a worker repeats its bundle; here it repeats them all."""
+    decoded, decode = [], fakes.FakeGenerator.generate_with_report
+
+    def count(self, inputs, example_ids):
+        decoded.append(example_ids[0])
+        return decode(self, inputs, example_ids)
+
+    monkeypatch.setattr(fakes.FakeGenerator, "generate_with_report", count)
+    monkeypatch.setattr(generate, "ranges", lambda shards: 2 * ranges(shards))
+    run(command())
+    assert len(decoded) == len(set(decoded)) == 4
+    assert summary(tmp_path / "out")["examples"] == 30
+    assert not [name for name in files(tmp_path / "out") if name.startswith("attempts")]
 
 
 def test_only_the_end_is_missing(command, tmp_path):
