@@ -178,6 +178,8 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
         max_ngram: int = 3,
         min_ngram: int = 1,
         mesh: str = "",
+        resource_hints: Mapping[str, str | int] | None = None,
+        env_vars: Mapping[str, str] | None = None,
     ):
         """
         Args:
@@ -190,8 +192,11 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
           vocab_size: what models with differently padded vocabularies are cut to.
           max_ngram, min_ngram: tokens that prompt lookup matches.
           mesh: of the worker's devices that the target is split over, "data:D,model:M"; "" for one device.
+          resource_hints: of Beam, for runners that choose machines by them: {"min_ram": bytes, "accelerator": "type:..."}.
+          env_vars: environment variables that workers set before the models are loaded.
         """
-        super().__init__(min_batch_size=1, max_batch_size=batch_size)
+        super().__init__(min_batch_size=1, max_batch_size=batch_size, env_vars=dict(env_vars or {}))
+        self._resource_hints = dict(resource_hints or {})
         self._models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram, mesh)
         self._config = config or decoding.DecodingConfig()
         self._factory = factory
@@ -200,6 +205,8 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
         return self._build(None)
 
     def _build(self, frozen: Costs | None) -> decoding.Generator:
+        if programs := self._env_vars.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX looks at when it is imported only
+            decoding.keep_programs(programs)
         return (self._factory or load_generator)(self._models, self._config, frozen)
 
     def run_inference(
@@ -216,6 +223,9 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
 
     def get_metrics_namespace(self) -> str:
         return "specbeam"
+
+    def get_resource_hints(self) -> dict[str, str | int]:
+        return self._resource_hints
 
     def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
         if inference_args:
