@@ -13,16 +13,15 @@ differs.
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import pathlib
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import decoding
 import transforms
 from decoding.version import __version__
+from pipeline import machine
 from pipeline.config import ConfigError, JobConfig
 from pipeline.preflight import CheckedModels
 from pipeline.supervise import Launch
@@ -142,7 +141,7 @@ def continue_run(
     parts: str = storage.GENERATIONS,
     statistics: type = Statistics,
 ) -> Run:
-    """Freezes a run's manifest, or finds it frozen, and what of the run is left to do.
+    """Freezes a run's manifest, or finds it frozen, and what of the run is left to do. A dry run freezes nothing.
 
     Args:
       opened: the folder.
@@ -158,7 +157,8 @@ def continue_run(
     if manifest is None:
         manifest = dict(fresh)
         try:
-            if not folder.create(storage.MANIFEST, storage.encode_manifest(manifest)):  # another launch was faster
+            # Where it is there already, another launch was faster.
+            if not launch.dry_run and not folder.create(storage.MANIFEST, storage.encode_manifest(manifest)):
                 manifest = json.loads(folder.read(storage.MANIFEST))
         except OSError as error:
             raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
@@ -166,8 +166,10 @@ def continue_run(
     committed = committed_shards(listing, plan.num_shards, parts)
     pending = tuple(shard for shard in range(plan.num_shards) if shard not in committed)
     try:
-        _update_manifest(folder, manifest, identity, plan)
-        folder.delete(name for shard in pending if (name := storage.part_name(shard, plan.num_shards, parts)) in listing)
+        if not launch.dry_run:
+            _update_manifest(folder, manifest, identity, plan)
+            empty = (storage.part_name(shard, plan.num_shards, parts) for shard in pending)
+            folder.delete(name for name in empty if name in listing)
         if pending:
             folder.check_writable()
     except OSError as error:
@@ -266,7 +268,7 @@ def new_manifest(
         "num_records": plan.num_records,
         "plan": plan.to_json(),
         "costs": None,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONED}},
+        "versions": machine.versions(_VERSIONED),
         "device": device,
         "code_changes": [],
     }
@@ -324,13 +326,6 @@ def _is_records(value: Any) -> bool:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def ranges(shards: Sequence[int]) -> list[tuple[int, int]]:

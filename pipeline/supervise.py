@@ -32,10 +32,12 @@ class Launch:
     Attributes:
       id: unique.
       deaths: how many processes it has lost so far.
+      dry_run: whether the job is prepared and not run; the output folder stays as it is.
     """
 
     id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     deaths: int = 0
+    dry_run: bool = False
 
 
 def supervise(job: Callable[[Sequence[str], Launch], int], args: Sequence[str]) -> int:
