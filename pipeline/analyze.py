@@ -26,10 +26,10 @@ from rich.console import Console
 
 from decoding.version import __version__
 from pipeline.config import ConfigError, absolute
-from pipeline.generate import beam_options
 from pipeline.report import comparison, estimates
 from pipeline.report.estimates import Series
 from pipeline.report.operations import describe_models
+from pipeline.runners import beam_options, first_local
 from pipeline.sources import BENCHMARK, GENERATIONS, SCORES, Source, SourceError, open_sources
 from transforms import analysis, analysis_parts, storage
 from transforms.analysis import CombineSums, CombineTokenCounts
@@ -71,7 +71,7 @@ def main(args: Sequence[str]) -> int:
     try:
         write = _report_writer()
         inputs, output, allow_unfinished, beam_args = parse(args)
-        options = beam_options(beam_args)
+        options = beam_options(beam_args, {"--inputs": first_local(inputs), "--output": output})
         sources, notes = open_sources(inputs, allow_unfinished=allow_unfinished)
         _refuse_run(output)
     except (ConfigError, SourceError) as error:

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.config import ConfigError, absolute
-from pipeline.generate import beam_options
 from pipeline.manifest import FolderError
+from pipeline.runners import beam_options, first_local
 from transforms import storage
 from transforms.storage import OutputFolder
 from transforms.write_tfds import DataSet, Part, WriteTfds, read_metadata
@@ -64,7 +64,6 @@ def parse(args: Sequence[str]) -> Job:
     for name, default in (("inputs", ""), ("output", ""), ("splits", ""), ("name", "alpha"), ("version", "1.0.0")):
         parser.add_argument(f"--{name}", default=default)
     own, others = parser.parse_known_args(list(args))
-    options = beam_options(others)
     inputs = [absolute(folder) for folder in own.inputs.split(",") if folder]
     splits = own.splits.split(",") if own.splits else ["train"] if len(inputs) == 1 else []
     if not inputs or not own.output:
@@ -82,6 +81,7 @@ def parse(args: Sequence[str]) -> Job:
             raise ConfigError(f"--{flag} is {value!r}; allowed: {allowed}")
     if importlib.util.find_spec("tensorflow_datasets") is None or importlib.util.find_spec("tensorflow") is None:
         raise ConfigError("a TFDS data set needs TensorFlow and tensorflow-datasets: pip install 'specbeam[tasks]'")
+    options = beam_options(others, {"--inputs": first_local(inputs), "--output": absolute(own.output)})
     folders = [_Folder.open(folder) for folder in inputs]
     for folder in folders[1:]:
         for what in ("job", "drafts", "lenience"):

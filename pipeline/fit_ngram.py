@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -25,9 +26,9 @@ import decoding
 from decoding.models import ngram
 from decoding.version import __version__
 from pipeline.config import ConfigError, JobConfig, absolute, parse_command_line
-from pipeline.generate import beam_options
 from pipeline.manifest import FolderError, committed_shards, open_folder, plan_of
 from pipeline.preflight import CheckedModels, check_models, pieces_sha256
+from pipeline.runners import beam_options, paths_of
 from transforms import storage
 from transforms.ngram import FitNGram, FitSettings, ReadGenerations, ReadTexts
 from transforms.tokenize import load_tokenizer
@@ -43,13 +44,13 @@ class Job:
       items: shard numbers, or paths of parts.
       reader: makes `transforms.ngram.Texts` of them.
       settings: of the fit.
-      beam_args: options for Beam.
+      options: Beam's.
     """
 
     items: tuple
     reader: beam.DoFn
     settings: FitSettings
-    beam_args: tuple[str, ...]
+    options: PipelineOptions
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,10 +83,13 @@ def parse(args: Sequence[str]) -> Job:
         raise ConfigError(f"--text_field is {own.text_field!r}; allowed with --generations: nothing")
     order, min_count = _number("order", own.order, int, 1, 2), _number("min_count", own.min_count, int, 1)
     held_out = _number("held_out", own.held_out, float, 0, 0.5)
+    generations = absolute(own.generations)
+    paths = paths_of(command.config, command.output) | ({"--generations": generations} if generations else {})
+    options = beam_options(command.beam_args, paths)
     _refuse_foreign(command.output)
     models, target = check_models(command.config), decoding.inspect_checkpoint(command.config.model.target)
-    if own.generations:
-        items, source = _parts(absolute(own.generations), models)
+    if generations:
+        items, source = _parts(generations, models)
         reader: beam.DoFn = ReadGenerations(target.start_id if target.encoder_decoder else None)
     else:
         items, source, reader = _shards(command.config, own.text_field, models, target)
@@ -100,7 +104,7 @@ def parse(args: Sequence[str]) -> Job:
         held_out=held_out,
         about={"specbeam": __version__, "source": source, "pieces_sha256": pieces_sha256(pieces)},
     )
-    return Job(items, reader, settings, command.beam_args)
+    return Job(items, reader, settings, options)
 
 
 def _number(name: str, text: str, convert: type, low: float, high: float = float("inf")):
@@ -194,11 +198,10 @@ def main(args: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         job = parse(args)
-        options = beam_options(job.beam_args)
     except (ConfigError, FolderError) as error:
         print("error:", storage.without_query(str(error)), file=sys.stderr)
         return 2
-    pipeline = beam.Pipeline(options=options)
+    pipeline = beam.Pipeline(options=job.options)
     build_pipeline(pipeline, job)
     try:
         pipeline.run().wait_until_finish()
