@@ -1,0 +1,456 @@
+"""A Flink cluster on this machine, of a job manager and task managers, without containers; and what a job needs of any.
+
+    python -m pipeline.clusters.flink start --task_managers=2 --slots=1 --folder=DIR
+    python -m pipeline.clusters.flink status --folder=DIR
+    python -m pipeline.clusters.flink stop --folder=DIR
+
+`start` fetches Flink and Beam's runner with Maven once, and on a folder whose cluster has lost some of its processes
+starts those again. Everything listens on localhost only. A job uses the cluster with `--runner=FlinkRunner
+--flink_master=localhost:PORT`. docs/flink.md is the guide.
+
+Exit status: 0, or 2 where something is wrong with the command or the machine.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+import requests
+from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, PortableOptions, StandardOptions
+
+from pipeline.clusters import flink_runner
+from pipeline.clusters.worker import WORKER
+from pipeline.config import ConfigError
+
+FLINK_VERSION = "1.19.0"
+BEAM_VERSION = "2.62.0"
+"""Of Beam's Java side, which translates the pipeline. Beam's protocols allow it to differ from the Python side's."""
+_MARK = "specbeam.beam-version"  # a setting of the cluster: its lib folder has Beam's runner
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+_STATE = "cluster.json"
+_START_SECS = 90
+_STOP_SECS = 10
+_TIMEOUT_SECS = 10
+
+# Flink's own list for Java 17: its serialisers look into these.
+_OPENS = [
+    *(f"java.base/java.{name}" for name in ("lang", "net", "io", "nio", "lang.reflect", "text", "time", "util")),
+    *(f"java.base/java.util.{name}" for name in ("concurrent", "concurrent.atomic", "concurrent.locks")),
+    "java.base/sun.nio.ch",
+]
+_JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
+_TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
+_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>specbeam</groupId><artifactId>flink-cluster</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>{dependencies}</dependencies>
+</project>
+"""
+_DEPENDENCIES = (
+    ("org.apache.beam", f"beam-runners-flink-{FLINK_VERSION.rsplit('.', 1)[0]}", BEAM_VERSION),
+    ("org.apache.flink", "flink-runtime-web", FLINK_VERSION),
+    ("org.slf4j", "slf4j-jdk14", "1.7.36"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A process that `start` began: its id, and the clock tick of its start, which no later process of that id has."""
+
+    pid: int
+    started: int
+
+    @property
+    def alive(self) -> bool:
+        return _start_tick(self.pid) == self.started
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What cluster.json says.
+
+    Attributes:
+      port: of the REST interface and its web page.
+      rpc_port: that task managers find the job manager at.
+      slots: of each task manager.
+      job_manager, task_managers: their processes.
+    """
+
+    port: int
+    rpc_port: int
+    slots: int
+    job_manager: Process
+    task_managers: tuple[Process, ...]
+
+    @property
+    def master(self) -> str:
+        return f"localhost:{self.port}"
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        return (*self.task_managers, self.job_manager)
+
+
+def check(options: PipelineOptions) -> None:
+    """Checks that a job can run on the cluster that its options name, and fills in what they leave out.
+
+    Workers are processes that task managers start from this very installation, unless options say otherwise; without
+    --parallelism all slots are used.
+
+    Raises:
+      ConfigError: no cluster there, one of another version, too few slots, or a missing tool.
+    """
+    flink, portable = options.view_as(FlinkRunnerOptions), options.view_as(PortableOptions)
+    if portable.job_endpoint:  # whoever started that job server has chosen
+        return
+    if flink.flink_master in ("[auto]", "[local]"):
+        if shutil.which("java") is None:
+            raise ConfigError(f"--flink_master is {flink.flink_master!r}, which needs Java; allowed: HOST:PORT of a cluster")
+        return
+    master = flink.flink_master if "://" in flink.flink_master else f"http://{flink.flink_master}"
+    master = master.rstrip("/")
+    config, overview = _rest(master, "config"), _rest(master, "overview")
+    has_beam = any(entry["key"] == _MARK for entry in _rest(master, "jobmanager/config"))
+    _check_version(flink, config["flink-version"], given="--flink_version" in _given(options))
+    slots = overview["slots-total"]
+    if flink.parallelism == -1:
+        flink.parallelism = max(1, slots)
+    if slots < flink.parallelism:
+        raise ConfigError(
+            f"--parallelism is {flink.parallelism}, and the cluster at {flink.flink_master} has {slots} slots, of "
+            f"{overview['taskmanagers']} task managers; allowed: at most {slots}, or start more of them"
+        )
+    if has_beam and not flink.flink_job_server_jar:
+        flink.flink_submit_uber_jar = True
+        flink.flink_job_server_jar = os.path.join(tempfile.mkdtemp(prefix="specbeam-flink-"), "job.jar")
+        flink_runner.write_empty_jar(flink.flink_job_server_jar)
+    elif not flink.flink_submit_uber_jar and shutil.which("java") is None:
+        raise ConfigError("no Java is installed, which Beam's job server needs; allowed too: --flink_submit_uber_jar")
+    _check_workers(portable)
+    if flink.flink_submit_uber_jar:
+        options.view_as(StandardOptions).runner = f"{flink_runner.__name__}.FlinkRunner"
+
+
+def _given(options: PipelineOptions) -> set[str]:
+    return {flag.split("=", 1)[0] for flag in options._flags if isinstance(flag, str)}
+
+
+def _check_version(flink: FlinkRunnerOptions, version: str, given: bool) -> None:
+    """Refuses a job server of another version than the cluster's; takes the cluster's where none is given."""
+    short = ".".join(version.split(".")[:2])
+    allowed = FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS
+    if given and flink.flink_version != short:
+        raise ConfigError(f"--flink_version is {flink.flink_version!r}; allowed: {short!r}, as the cluster runs Flink {version}")
+    jar = os.path.basename(flink.flink_job_server_jar or "")
+    if jar.startswith("beam-runners-flink-") and not jar.startswith(f"beam-runners-flink-{short}-"):
+        raise ConfigError(f"--flink_job_server_jar is {jar!r}, and the cluster runs Flink {version}")
+    if short not in allowed:
+        raise ConfigError(f"the cluster runs Flink {version}; Beam's runner is made for {', '.join(allowed)}")
+    flink.flink_version = short
+
+
+def _check_workers(portable: PortableOptions) -> None:
+    """Fills in how Python workers are started, and looks for what starts them."""
+    if portable.environment_type is None and not portable.environment_config:
+        portable.environment_type = "PROCESS"
+    if portable.environment_type == "PROCESS" and not portable.environment_config and not portable.environment_options:
+        portable.environment_config = json.dumps({"command": WORKER, "env": worker_variables(os.environ)})
+        if not os.access(WORKER, os.X_OK):
+            raise ConfigError(f"{WORKER!r}, which starts workers, may not be executed: chmod +x")
+    if portable.environment_type == "EXTERNAL" and not portable.environment_config and not portable.environment_options:
+        raise ConfigError("--environment_config is missing: localhost:PORT of the worker pool that every machine has")
+
+
+def worker_variables(environment: dict[str, str]) -> dict[str, str]:
+    """The variables that workers get from the launcher: which Python, where SpecBeam is, and what concerns JAX."""
+    path = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
+    jax = {name: value for name, value in environment.items() if name.startswith(("JAX_", "XLA_"))}
+    return {**jax, "PYTHONPATH": path, "SPECBEAM_PYTHON": sys.executable}
+
+
+def _rest(master: str, path: str):
+    """What the cluster answers.
+
+    Raises:
+      ConfigError: it does not, or is no Flink.
+    """
+    try:
+        response = requests.get(f"{master}/{path}", timeout=_TIMEOUT_SECS)
+        response.raise_for_status()
+        return response.json()
+    except requests.exceptions.ConnectionError as error:
+        hint = "; python -m pipeline.clusters.flink start: starts one here"
+        raise ConfigError(f"no Flink cluster answers at --flink_master {master!r}{hint}") from error
+    except (requests.exceptions.RequestException, ValueError) as error:
+        raise ConfigError(f"what answers at --flink_master {master!r} is no Flink cluster: {error}") from error
+
+
+def fetch(cache: pathlib.Path) -> pathlib.Path:
+    """The folder of all jars of Flink and of Beam's runner, fetched with Maven where it is not there yet.
+
+    Raises:
+      ConfigError: Maven is not there, or cannot fetch them.
+    """
+    lib = cache / f"flink-{FLINK_VERSION}-beam-{BEAM_VERSION}"
+    if lib.is_dir():
+        return lib
+    if shutil.which("mvn") is None:
+        raise ConfigError("mvn is not installed, which fetches Flink once (Debian: apt-get install maven)")
+    print(f"Fetching Flink {FLINK_VERSION} and Beam's runner {BEAM_VERSION}, 160 MB, to {lib}", flush=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        folder = pathlib.Path(temporary)
+        tags = ("groupId", "artifactId", "version")
+        (folder / "pom.xml").write_text(
+            _POM.format(
+                dependencies="".join(
+                    f"<dependency>{''.join(f'<{tag}>{value}</{tag}>' for tag, value in zip(tags, names))}</dependency>"
+                    for names in _DEPENDENCIES
+                )
+            )
+        )
+        command = ["mvn", "-B", "-q", "-f", str(folder / "pom.xml"), "dependency:copy-dependencies"]
+        command += [f"-DoutputDirectory={folder / 'lib'}", "-DincludeScope=runtime"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            lines = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
+            raise ConfigError(f"mvn cannot fetch Flink: {lines[0] if lines else 'no reason given'}")
+        try:
+            os.rename(folder / "lib", lib)
+        except OSError:  # somebody else has just fetched it
+            if not lib.is_dir():
+                raise
+    return lib
+
+
+def start(folder: pathlib.Path, *, task_managers: int, slots: int, port: int, cache: pathlib.Path) -> Cluster:
+    """Starts a cluster, or those of its task managers that are gone. Returns when all of them are ready.
+
+    Raises:
+      ConfigError: it runs already, the port is in use, Java or Maven is missing, or it does not come up.
+    """
+    if shutil.which("java") is None:
+        raise ConfigError("no Java is installed, which Flink needs (Debian: apt-get install default-jre-headless)")
+    known = read(folder)
+    if known and known.job_manager.alive:
+        lost = [process for process in known.task_managers if not process.alive]
+        if not lost:
+            raise ConfigError(f"the cluster of {str(folder)!r} runs already, at {known.master}")
+        lib = fetch(cache)
+        kept = tuple(process for process in known.task_managers if process.alive)
+        print(f"{len(lost)} of {len(known.task_managers)} task managers are gone; starting them again", flush=True)
+        return _add_task_managers(folder, lib, dataclasses.replace(known, task_managers=kept), len(lost))
+    lib = fetch(cache)
+    if not _is_free(port):
+        raise ConfigError(f"--port is {port}, which is in use; allowed: a free one, or 0 for any")
+    folder.mkdir(parents=True, exist_ok=True)
+    port, rpc_port = port or _free_port(), _free_port()
+    (folder / "conf").mkdir(exist_ok=True)
+    settings = cluster_settings(folder, port=port, rpc_port=rpc_port, slots=slots)
+    (folder / "conf" / "config.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items()))
+    job_manager = _java(folder, lib, "job_manager", _JOB_MANAGER, heap_mb=384)
+    cluster = Cluster(port, rpc_port, slots, job_manager, ())
+    return _add_task_managers(folder, lib, cluster, task_managers)
+
+
+def cluster_settings(folder: pathlib.Path, *, port: int, rpc_port: int, slots: int) -> dict[str, str | int]:
+    """Flink's settings. Its own start scripts, which derive memory sizes, are not used; so all are given."""
+    return {
+        _MARK: BEAM_VERSION,
+        "rest.address": "localhost",
+        "rest.bind-address": "127.0.0.1",
+        "rest.port": port,
+        "jobmanager.rpc.address": "localhost",
+        "jobmanager.rpc.port": rpc_port,
+        "jobmanager.bind-host": "127.0.0.1",
+        "taskmanager.host": "localhost",
+        "taskmanager.bind-host": "127.0.0.1",
+        "taskmanager.rpc.port": 0,
+        "taskmanager.numberOfTaskSlots": slots,
+        "taskmanager.cpu.cores": slots,
+        "taskmanager.memory.framework.heap.size": "128m",
+        "taskmanager.memory.framework.off-heap.size": "128m",
+        "taskmanager.memory.jvm-metaspace.size": "256m",
+        "taskmanager.memory.jvm-overhead.min": "192m",
+        "taskmanager.memory.jvm-overhead.max": "192m",
+        "taskmanager.memory.task.heap.size": f"{128 + 64 * slots}m",
+        "taskmanager.memory.task.off-heap.size": "64m",
+        "taskmanager.memory.network.min": "64m",
+        "taskmanager.memory.network.max": "64m",
+        "taskmanager.memory.managed.size": f"{64 * slots}m",
+        "io.tmp.dirs": str(folder / "tmp"),
+        "web.upload.dir": str(folder / "tmp"),
+        # A lost task manager is noticed in seconds, and a machine that is merely busy for a while is not taken for one.
+        "heartbeat.interval": 2000,
+        "heartbeat.timeout": 30000,
+        "restart-strategy.type": "fixed-delay",
+        "restart-strategy.fixed-delay.attempts": 10,
+        "restart-strategy.fixed-delay.delay": "2 s",
+        "classloader.resolve-order": "parent-first",  # a job's jar has no classes of its own
+    }
+
+
+def _add_task_managers(folder: pathlib.Path, lib: pathlib.Path, cluster: Cluster, number: int) -> Cluster:
+    for _ in range(number):
+        heap_mb = 256 + 64 * cluster.slots
+        added = _java(folder, lib, "task_manager", _TASK_MANAGER, heap_mb=heap_mb)
+        cluster = dataclasses.replace(cluster, task_managers=(*cluster.task_managers, added))
+        _write(folder, cluster)
+    end = time.monotonic() + _START_SECS
+    while True:
+        gone = [process.pid for process in cluster.processes if not process.alive]
+        ready = 0
+        with contextlib.suppress(ConfigError):
+            ready = _rest(f"http://{cluster.master}", "overview")["taskmanagers"]
+        if not gone and ready >= len(cluster.task_managers):
+            return cluster
+        if gone or time.monotonic() > end:
+            stop(folder)
+            why = "a process of it died" if gone else f"{ready} of {len(cluster.task_managers)} task managers joined in time"
+            raise ConfigError(f"the cluster did not come up: {why}; its logs are in {str(folder)!r}")
+        time.sleep(0.5)
+
+
+def _java(folder: pathlib.Path, lib: pathlib.Path, name: str, main_class: str, *, heap_mb: int) -> Process:
+    (folder / "tmp").mkdir(exist_ok=True)
+    number = len(list(folder.glob(f"{name}*.log")))
+    command = ["java", f"-Xmx{heap_mb}m", "-XX:MaxMetaspaceSize=256m", "-XX:MaxDirectMemorySize=256m", "-XX:+UseSerialGC"]
+    command += ["-XX:TieredStopAtLevel=1", f"-Djava.io.tmpdir={folder / 'tmp'}"]
+    command += [f"--add-opens={package}=ALL-UNNAMED" for package in _OPENS]
+    command += ["-cp", f"{lib}/*", main_class, "--configDir", str(folder / "conf")]
+    environment = {**os.environ, **worker_variables(os.environ)}
+    with open(folder / f"{name}_{number}.log", "wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    return Process(process.pid, _start_tick(process.pid) or 0)
+
+
+def stop(folder: pathlib.Path) -> int:
+    """Ends all processes of the cluster; their workers end with them. Returns how many there were."""
+    cluster = read(folder)
+    alive = [process for process in cluster.processes if process.alive] if cluster else []
+    for number, patience in ((signal.SIGTERM, _STOP_SECS), (signal.SIGKILL, _STOP_SECS)):
+        for process in alive:
+            if process.alive:
+                os.kill(process.pid, number)
+        end = time.monotonic() + patience
+        while any(process.alive for process in alive) and time.monotonic() < end:
+            time.sleep(0.1)
+    (folder / _STATE).unlink(missing_ok=True)
+    return len(alive)
+
+
+def read(folder: pathlib.Path) -> Cluster | None:
+    """The cluster that was started with `folder`, None where there is none."""
+    try:
+        values = json.loads((folder / _STATE).read_text())
+    except FileNotFoundError:
+        return None
+    return Cluster(
+        **{
+            **values,
+            "job_manager": Process(**values["job_manager"]),
+            "task_managers": tuple(Process(**process) for process in values["task_managers"]),
+        }
+    )
+
+
+def _write(folder: pathlib.Path, cluster: Cluster) -> None:
+    temporary = folder / (_STATE + ".new")
+    temporary.write_text(json.dumps(dataclasses.asdict(cluster), indent=1) + "\n")
+    temporary.replace(folder / _STATE)
+
+
+def _start_tick(pid: int) -> int | None:
+    """When a process began, in clock ticks since the machine did; None where it has ended."""
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs the command line `args`. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.clusters.flink", allow_abbrev=False)
+    parser.add_argument("command", choices=("start", "stop", "status", "fetch"))
+    parser.add_argument("--folder", type=pathlib.Path, help="of the cluster's state, logs and temporary files")
+    parser.add_argument("--task_managers", type=int, default=2, help="processes; each has Python workers of its own")
+    parser.add_argument("--slots", type=int, default=1, help="of each; one where a worker owns an accelerator")
+    parser.add_argument("--port", type=int, default=8081, help="of the web page and of --flink_master; 0 for a free one")
+    parser.add_argument("--cache", type=pathlib.Path, default=default_cache(), help="folder of Flink's jars")
+    given = parser.parse_args(args)
+    try:
+        if given.command == "fetch":
+            print(f"Flink is in {fetch(given.cache)}")
+            return 0
+        if given.folder is None:
+            raise ConfigError(f"--folder is missing; {given.command} needs the cluster's folder")
+        for name in ("task_managers", "slots"):
+            if getattr(given, name) < 1:
+                raise ConfigError(f"--{name} is {getattr(given, name)}; allowed: 1 or more")
+        return _run(given)
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(given: argparse.Namespace) -> int:
+    folder = given.folder.absolute()
+    if given.command == "start":
+        cluster = start(folder, task_managers=given.task_managers, slots=given.slots, port=given.port, cache=given.cache)
+        print(f"Flink {FLINK_VERSION} runs at http://{cluster.master}: {len(cluster.task_managers)} task managers")
+        print(f"Jobs use it with --runner=FlinkRunner --flink_master={cluster.master}")
+        return 0
+    cluster = read(folder)
+    if cluster is None:
+        raise ConfigError(f"no cluster was started with --folder {str(given.folder)!r}")
+    if given.command == "stop":
+        print(f"{stop(folder)} processes ended")
+        return 0
+    print(f"job manager: process {cluster.job_manager.pid} {_said(cluster.job_manager)}, http://{cluster.master}")
+    for process in cluster.task_managers:
+        print(f"task manager: process {process.pid} {_said(process)}, {cluster.slots} slots")
+    return 0 if all(process.alive for process in cluster.processes) else 2
+
+
+def _said(process: Process) -> str:
+    return "runs" if process.alive else "is gone"
+
+
+def default_cache() -> pathlib.Path:
+    """Where Flink's jars are kept: $SPECBEAM_FLINK_CACHE, else below the user's own cache."""
+    return pathlib.Path(os.environ.get("SPECBEAM_FLINK_CACHE") or "~/.cache/specbeam/flink").expanduser()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

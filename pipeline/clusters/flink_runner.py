@@ -1,0 +1,77 @@
+"""Beam's FlinkRunner for a job that is submitted over the cluster's REST interface, with what Beam 2.77 leaves to wish.
+
+Beam looks at a job's state at intervals that grow to a minute, and cancels through an address that Flink does not have.
+Nothing else differs: no Java runs beside the launcher, the pipeline travels in a jar, and the cluster's own copy of Beam
+translates it.
+"""
+
+import time
+import zipfile
+from collections.abc import Iterator
+
+import requests
+from apache_beam.portability.api import beam_job_api_pb2
+from apache_beam.runners.portability import flink_runner, flink_uber_jar_job_server
+
+_POLL_SECS = 1.0
+_LOST_SECS = 60.0
+_TIMEOUT_SECS = 60
+
+
+class FlinkRunner(flink_runner.FlinkRunner):
+    """Named as Beam's, which it is in all but the job's state and its cancelling."""
+
+    def default_job_server(self, options):
+        server = super().default_job_server(options)
+        return _JobServer(server) if isinstance(server, flink_uber_jar_job_server.FlinkUberJarJobServer) else server
+
+
+class _JobServer(flink_uber_jar_job_server.FlinkUberJarJobServer):
+    def __init__(self, server: flink_uber_jar_job_server.FlinkUberJarJobServer):
+        self.__dict__ = server.__dict__
+
+    def create_beam_job(self, job_id, job_name, pipeline, options):
+        jar, port = self.executable_jar(), self._artifact_port
+        return _Job(self._master_url, jar, job_id, job_name, pipeline, options, artifact_port=port)
+
+
+class _Job(flink_uber_jar_job_server.FlinkBeamJob):
+    def cancel(self):
+        try:
+            requests.patch(f"{self._master_url}/v1/jobs/{self._flink_job_id}?mode=cancel", timeout=_TIMEOUT_SECS)
+        finally:
+            self.delete_jar()
+
+    def get_state_stream(self) -> Iterator[tuple]:
+        yield from self.with_state_history([])
+        answered = time.monotonic()
+        while True:
+            try:
+                state, timestamp = self.get_state()
+                answered = time.monotonic()
+            except (OSError, RuntimeError) as error:  # the job manager may be back in a moment, and knows its jobs or not
+                if time.monotonic() - answered > _LOST_SECS or "404" in str(error):
+                    raise RuntimeError(f"the job manager at {self._master_url} lost the job: {error}") from error
+            else:
+                yield state, timestamp
+                if self.is_terminal_state(state):
+                    return
+            time.sleep(_POLL_SECS)
+
+    def get_message_stream(self) -> Iterator[beam_job_api_pb2.JobMessage | tuple]:
+        for state, timestamp in self.get_state_stream():
+            if self.is_terminal_state(state) and (cause := self._root_cause()):
+                importance = beam_job_api_pb2.JobMessage.JOB_MESSAGE_ERROR
+                yield beam_job_api_pb2.JobMessage(importance=importance, message_text=cause)
+            yield state, timestamp
+
+    def _root_cause(self) -> str:
+        """What the job failed of: the last "Caused by" of Flink's trace, "" for nothing."""
+        trace = self.get(f"v1/jobs/{self._flink_job_id}/exceptions").get("root-exception") or ""
+        return trace.split("Caused by: ")[-1].split("\n\tat ")[0].strip()
+
+
+def write_empty_jar(path: str) -> None:
+    """A job's jar for a cluster that has Beam's runner in its own lib folder; the pipeline is added to it."""
+    with zipfile.ZipFile(path, "w") as jar:
+        jar.writestr("META-INF/MANIFEST.MF", "Manifest-Version: 1.0\r\n\r\n")
