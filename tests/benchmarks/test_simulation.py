@@ -160,8 +160,9 @@ def test_drain_by_hand():
 
 
 def test_larger_shards_drain_less():
-    found = [drain_occupancy(TEXTS, shard, 8) for shard in (16, 64, 256, 1024)]
-    assert found == sorted(found) and found[0] < 0.8 < 0.97 < found[-1] < 1
+    texts = [[10, calls] for calls in np.random.default_rng(0).geometric(1 / 20, 300)]
+    found = [drain_occupancy(texts, shard, 8) for shard in (16, 64, 256, 1024)]
+    assert found == sorted(found) and found[0] < 0.7 < 0.97 < found[-1] < 1
 
 
 def test_command(tmp_path, capsys):
