@@ -2,23 +2,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it, or the architecture."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as info:
-            for line in info:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+from pipeline.machine import processor
 
 
 def _best_seconds(call: Callable[[], object], repeats: int = 7) -> float:
@@ -42,4 +31,4 @@ def rates(size: int = 2048, read_mib: int = 512) -> dict[str, float]:
 
 def describe(threads: int) -> dict[str, object]:
     """The processor, the threads used, the system's load at the start, and the two rates."""
-    return {"cpu": cpu_name(), "threads": threads, "load_at_start": os.getloadavg()[0], **rates()}
+    return {"cpu": processor(), "threads": threads, "load_at_start": os.getloadavg()[0], **rates()}

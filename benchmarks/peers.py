@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import machine, measure, systems, workloads
+from pipeline.machine import versions as installed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE = "ct2"             # ratios are to CTranslate2 float32
@@ -149,13 +148,8 @@ def table(result: dict) -> str:
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages compared, where installed."""
-    found = {"python": platform.python_version()}
-    for package in ("specbeam", "jax", "jaxlib", "flax", "torch", "transformers", "ctranslate2"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = installed(("specbeam", "jax", "jaxlib", "flax", "torch", "transformers", "ctranslate2"))
+    return {name: version for name, version in found.items() if version}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
