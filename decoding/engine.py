@@ -39,6 +39,9 @@ _PREFILL_TOKENS = 4096
 # How often γ = "auto" measures: at least and at most so many rounds, and no new one after so many seconds.
 _COST_ROUNDS, _COST_SECONDS = (3, 12), 4.0
 
+# Names of the target's and the draft's programs. They are apart so that while γ = 0 is best, the draft costs nothing.
+_PREFILL, _INSERT = ("prefill", "prefill draft"), ("insert", "insert draft")
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineReport:
@@ -65,10 +68,14 @@ class EngineReport:
 
 @dataclasses.dataclass
 class _Staged:
-    """A prefilled batch: its state rows on device, and the (row, item) pairs still to be inserted."""
+    """A batch of examples of one bucket: its tokens, its state rows on device as far as they are prefilled, the target's
+    and then the draft's, and the (row, example, sample) triples still to be inserted.
+    """
 
     bucket: int
-    state: object
+    tokens: np.ndarray
+    lengths: np.ndarray
+    states: list
     waiting: collections.deque
 
 
@@ -77,8 +84,7 @@ def max_positions(config: DecodingConfig) -> int:
 
     A row at its last position still has γ drafted tokens, or a block of catching up, written behind it.
     """
-    beyond = max(config.gammas) + 1 if len(config.gammas) == 1 else max(*config.gammas, config.chunk_iterations) + 1
-    return config.max_decode_tokens + beyond
+    return config.max_decode_tokens + max(config.gammas) + 1
 
 
 class Generator:
@@ -224,19 +230,20 @@ class Generator:
         add("empty", place.jit(self._empty, states))
         for bucket in config.input_buckets:
             rows = self._prefill_rows(bucket)
-            prefill = functools.partial(self._prefill, bucket)
             arguments = (params, integers((rows, bucket)), integers((rows,)))
-            staged = place.states(models, jax.eval_shape(prefill, *arguments))
-            add(("prefill", bucket), place.jit(prefill, staged), *arguments)
-            insert = place.jit(_insert, states, donate_argnums=0)
-            add(("insert", bucket), insert, states, staged, slots, slots)
+            for which, (model, state) in enumerate(zip(models, states)):
+                prefill = functools.partial(self._prefill, which)
+                (staged,) = place.states([model], [jax.eval_shape(prefill, *arguments)])
+                add((_PREFILL[which], bucket), place.jit(prefill, staged), *arguments)
+                insert = place.jit(_insert, state, donate_argnums=0)
+                add((_INSERT[which], bucket), insert, state, staged, slots, slots)
         for gamma in config.gammas:
-            chunk = functools.partial(self._chunk, gamma)
-            arguments = (params, states, integers((config.num_slots, WIDTH)), integers(()), integers(()))
-            outputs = (states, place.everywhere, place.everywhere)
+            chunk, used = functools.partial(self._chunk, gamma), _used(states, gamma)
+            arguments = (params, used, integers((config.num_slots, WIDTH)), integers(()), integers(()))
+            outputs = (used, place.everywhere, place.everywhere)
             add(("chunk", gamma), place.jit(chunk, outputs, donate_argnums=1), *arguments)
         if len(config.gammas) > 1:
-            block = integers((config.num_slots, config.chunk_iterations))
+            block = integers((config.num_slots, max(config.gammas) + 1))
             add("follow", place.jit(self._follow, states[1], donate_argnums=1), params, states[1], block, slots)
 
     def _measure_costs(self) -> Costs:
@@ -253,10 +260,9 @@ class Generator:
         def seconds(gamma: int) -> float:
             nonlocal states
             packed, started = np.tile(row, (config.num_slots, 1)), time.perf_counter()
-            states, _, log = self._programs["chunk", gamma](
-                self._params, states, packed, iterations, np.int32(config.num_slots + 1)
-            )
-            ran = int(np.sum(np.any(jax.device_get(log.count) > 0, axis=1)))
+            states, _, log = self._advance(gamma, states, packed, iterations, config.num_slots + 1)
+            log = jax.device_get(log)
+            ran = int(np.sum(np.any(log.count > 0, axis=1)))
             return (time.perf_counter() - started) / max(ran, 1)
 
         costs, began = {}, time.perf_counter()
@@ -279,16 +285,18 @@ class Generator:
         slots, inputs, positions = self.config.num_slots, self.config.max_input_tokens, max_positions(self.config)
         return tuple(model.init_state(slots, inputs, positions) for model in models)
 
-    def _prefill(self, bucket: int, params, inputs, lengths):
+    def _prefill(self, which: int, params, inputs, lengths):
         inputs, lengths = self._placement.split_rows(inputs), self._placement.split_rows(lengths)
-        return tuple(model.prefill(inputs, lengths) for model in self._models(params))
+        return self._models(params)[which].prefill(inputs, lengths)
 
     def _follow(self, params, state, tokens, positions):
-        """Feeds the draft what was emitted without it: int32[B, K] decoder inputs from `positions` on."""
+        """Feeds the draft what was emitted without it: int32[B, γ_max + 1] decoder inputs from `positions` on."""
         return self._models(params)[1].follow(state, tokens, positions)
 
     def _chunk(self, gamma: int, params, states, packed, max_iterations, stop_done):
         """Iterates until `stop_done` rows are done or `max_iterations` is reached.
+
+        `states` are those that this γ uses.
 
         Returns:
           states, packed rows, and an Emission whose arrays have the iteration as first axis [K, B, ...], with
@@ -299,8 +307,8 @@ class Generator:
 
         def iterate(states, rows):
             if gamma == 0:
-                state, rows, emission = autoregressive.iterate(models[0], states[0], rows, self.config)
-                return (state, *states[1:]), rows, emission
+                state, rows, emission = autoregressive.iterate(models[0], *states, rows, self.config)
+                return (state,), rows, emission
             *states, rows, emission = speculative.iterate(*models, *states, rows, gamma, self.config)
             return tuple(states), rows, emission
 
@@ -322,6 +330,13 @@ class Generator:
 
     # The host's loop.
 
+    def _advance(self, gamma: int, states, packed: np.ndarray, max_iterations: int, stop_done: int):
+        """Runs a chunk: all states, packed rows and the Emissions, on device and perhaps not there yet."""
+        used, rows, log = self._programs["chunk", gamma](
+            self._params, _used(states, gamma), packed, np.int32(max_iterations), np.int32(stop_done)
+        )
+        return (*used, *states[len(used) :]), rows, log
+
     def _run(self, inputs, example_ids):
         config, started = self.config, time.perf_counter()
         compiled_before = self._compiler.events()
@@ -340,10 +355,12 @@ class Generator:
         row_iterations = chunks = 0
 
         while True:
+            gamma, probe = policy.choose() if adaptive else (config.gammas[0], False)
             free = [slot for slot in range(config.num_slots) if slot not in occupants]
             while free and (order or staged):
                 if staged is None:
                     staged = self._stage(inputs, order)
+                self._prefill_staged(staged, gamma)
                 states = self._fill(states, staged, free, packed, occupants, inputs, example_ids)
                 if not staged.waiting:
                     staged = None
@@ -352,16 +369,15 @@ class Generator:
             waiting = bool(order or staged)
             idle = config.num_slots - len(occupants)
             stop_done = idle + max(1, config.num_slots // 8) if waiting else config.num_slots
-            gamma, probe = policy.choose() if adaptive else (config.gammas[0], False)
             if adaptive and gamma > 0:
-                states = (states[0], self._catch_up(states[1], packed, occupants))
+                state = self._introduce(states[1], inputs, occupants)
+                states = (states[0], self._catch_up(state, packed, occupants))
             limit = PROBE_ITERATIONS if probe else config.chunk_iterations
-            states, rows, log = self._programs["chunk", gamma](
-                self._params, states, packed, np.int32(limit), np.int32(stop_done)
-            )
+            states, rows, log = self._advance(gamma, states, packed, limit, stop_done)
             # Queued behind the chunk, so that the device has it ready, or begun, when the first slot is free.
             if staged is None and order:
                 staged = self._stage(inputs, order)
+                self._prefill_staged(staged, gamma)
             packed, log = jax.device_get((rows, log))
             packed = packed.copy()
             if adaptive:
@@ -393,13 +409,30 @@ class Generator:
         )
         return results, report
 
+    def _introduce(self, state, inputs, occupants: dict[int, Occupant]):
+        """Prefills the draft for rows that came while γ was 0."""
+        config, strangers = self.config, collections.defaultdict(list)
+        for slot, occupant in occupants.items():
+            if occupant.drafted is None:
+                example = inputs[occupant.item // config.num_samples]
+                strangers[self._bucket(len(example))].append((slot, example))
+                occupant.drafted = len(occupant.prompt) - 1
+        for bucket, pairs in strangers.items():
+            rows = self._prefill_rows(bucket)
+            for some in (pairs[i : i + rows] for i in range(0, len(pairs), rows)):
+                tokens, lengths = self._batch(bucket, [example for _, example in some])
+                prefilled = self._programs[_PREFILL[1], bucket](self._params, tokens, lengths)
+                source, slots = self._moves([(row, slot) for row, (slot, _) in enumerate(some)])
+                state = self._programs[_INSERT[1], bucket](state, prefilled, source, slots)
+        return state
+
     def _catch_up(self, state, packed: np.ndarray, occupants: dict[int, Occupant]):
         """Feeds the draft the tokens emitted without it, so that it stands at most one behind every row.
 
         The first step of a proposal feeds the last two tokens itself.  Rows that lack nothing are fed padding at
         their own position, where the cache holds nothing yet.
         """
-        block = self.config.chunk_iterations
+        block = max(self.config.gammas) + 1
         while True:
             tokens = np.zeros((len(packed), block), np.int32)
             positions = packed[:, 2].copy()
@@ -419,41 +452,66 @@ class Generator:
     def _bucket(self, length: int) -> int:
         return next(bucket for bucket in self.config.input_buckets if length <= bucket)
 
-    def _stage(self, inputs, order: collections.deque) -> _Staged:
-        """Prefills the next examples of one bucket."""
-        bucket = self._bucket(len(inputs[order[0]]))
+    def _batch(self, bucket: int, examples: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """int32[P, bucket] tokens and int32[P] lengths of a prefill batch."""
         rows = self._prefill_rows(bucket)
-        tokens = np.zeros((rows, bucket), np.int32)
-        lengths = np.ones((rows,), np.int32)
-        waiting = collections.deque()
-        for row in range(rows):
-            if not order or self._bucket(len(inputs[order[0]])) != bucket:
-                break
-            example = order.popleft()
-            lengths[row] = len(inputs[example])
-            tokens[row, : lengths[row]] = inputs[example]
-            waiting.extend((row, example, sample) for sample in range(self.config.num_samples))
-        return _Staged(bucket, self._programs["prefill", bucket](self._params, tokens, lengths), waiting)
+        tokens, lengths = np.zeros((rows, bucket), np.int32), np.ones((rows,), np.int32)
+        for row, example in enumerate(examples):
+            lengths[row] = len(example)
+            tokens[row, : lengths[row]] = example
+        return tokens, lengths
+
+    def _stage(self, inputs, order: collections.deque) -> _Staged:
+        """Takes the next examples of one bucket."""
+        bucket, examples = self._bucket(len(inputs[order[0]])), []
+        while order and len(examples) < self._prefill_rows(bucket) and self._bucket(len(inputs[order[0]])) == bucket:
+            examples.append(order.popleft())
+        samples = range(self.config.num_samples)
+        waiting = collections.deque((row, example, i) for row, example in enumerate(examples) for i in samples)
+        return _Staged(bucket, *self._batch(bucket, [inputs[example] for example in examples]), [], waiting)
+
+    def _prefill_staged(self, staged: _Staged, gamma: int) -> None:
+        """Has prefilled what a chunk of this γ needs."""
+        for which in range(len(staged.states), 2 if gamma else 1):
+            prefill = self._programs[_PREFILL[which], staged.bucket]
+            staged.states.append(prefill(self._params, staged.tokens, staged.lengths))
+
+    def _moves(self, pairs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """(row, slot) pairs as `_insert` takes them."""
+        source = np.zeros((self.config.num_slots,), np.int32)
+        slots = np.full((self.config.num_slots,), self.config.num_slots, np.int32)  # out of range: dropped
+        for i, pair in enumerate(pairs):
+            source[i], slots[i] = pair
+        return source, slots
 
     def _fill(self, states, staged: _Staged, free: list[int], packed, occupants, inputs, example_ids):
         """Moves staged rows into free slots; `free`, `packed` and `occupants` are updated in place."""
-        config, now = self.config, time.perf_counter()
-        source = np.zeros((config.num_slots,), np.int32)
-        slots = np.full((config.num_slots,), config.num_slots, np.int32)  # out of range: dropped
-        for i in range(min(len(free), len(staged.waiting))):
+        config, now, moved = self.config, time.perf_counter(), []
+        for _ in range(min(len(free), len(staged.waiting))):
             row, example, sample = staged.waiting.popleft()
             slot = free.pop(0)
-            source[i], slots[i] = row, slot
+            moved.append((row, slot))
             key = row_key(config.seed, example_ids[example], sample)
             prompt = [self.start_id] if self._encoder_decoder else inputs[example]
             position = len(prompt) - 1
             packed[slot] = new_row(prompt[max(position - 1, 0)], prompt[-1], position, config.max_decode_tokens, key)
             item = example * config.num_samples + sample
-            occupants[slot] = Occupant(item, now, chunks=[], prompt=prompt, drafted=position)
-        return self._programs["insert", staged.bucket](states, staged.state, source, slots)
+            drafted = position if len(staged.states) > 1 else None
+            occupants[slot] = Occupant(item, now, chunks=[], prompt=prompt, drafted=drafted)
+        moves = self._moves(moved)
+        inserted = [
+            self._programs[name, staged.bucket](state, new, *moves)
+            for name, state, new in zip(_INSERT, states, staged.states)
+        ]
+        return (*inserted, *states[len(inserted) :])
 
 
-def _insert(states, staged, source: jax.Array, slots: jax.Array):
+def _used(states, gamma: int):
+    """The states that a chunk of this γ works on; one that only passes through a loop is copied on its way, by XLA on CPU."""
+    return states if gamma else states[:1]
+
+
+def _insert(state, staged, source: jax.Array, slots: jax.Array):
     """Writes staged rows `source[i]` into slots `slots[i]`; out-of-range slots are dropped.
 
     Staged leaves may be shorter than the resident ones along any axis but the first, and are written at the origin.
@@ -468,4 +526,4 @@ def _insert(states, staged, source: jax.Array, slots: jax.Array):
             return resident | {name: merge(resident[name], new[name]) for name in new}
         return jax.tree.map(write, resident, new)
 
-    return tuple(merge(*pair) for pair in zip(states, staged))
+    return merge(state, staged)

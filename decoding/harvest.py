@@ -18,14 +18,15 @@ class Occupant:
       since: when it came.
       chunks: what it emitted, chunk by chunk.
       prompt: the decoder's inputs that it came with.
-      drafted: decoder positions that the draft's cache holds for certain; behind the row's after chunks with γ = 0.
+      drafted: decoder positions that the draft's cache holds for certain; behind the row's after chunks with γ = 0, None
+        where the draft was not prefilled.
     """
 
     item: int
     since: float
     chunks: list[Emission]
     prompt: Sequence[int]
-    drafted: int
+    drafted: int | None
 
     def decoder_inputs(self) -> np.ndarray:
         """int32[position + 1]: the decoder's inputs so far, the newest included."""
