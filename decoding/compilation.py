@@ -69,9 +69,13 @@ class Compiler:
         """Registers a jitted function with abstract or concrete arguments."""
         self.lowered[name] = lambda: function.lower(*arguments)
 
-    def compile(self) -> dict[Hashable, jax.stages.Compiled]:
-        """Compiles all programs, with progress on stderr where it is a terminal."""
-        programs, options = {}, _OPTIONS.get(jax.default_backend())
+    def compile(self, platform: str | None = None) -> dict[Hashable, jax.stages.Compiled]:
+        """Compiles all programs, with progress on stderr where it is a terminal.
+
+        Args:
+          platform: of the devices that the programs are for, "tpu"; None for those of this process.
+        """
+        programs, options = {}, _OPTIONS.get(platform or jax.default_backend())
         with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             # Tracing holds Python's lock; the backend's compilation, which takes the time, does not.
             futures = {

@@ -222,7 +222,7 @@ class Placement:
     def abstract(self, arrays):
         """Shapes, dtypes and, on a mesh, shardings of arrays."""
         if self.mesh is None:
-            return jax.eval_shape(lambda: arrays)
+            return jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else jax.eval_shape(lambda: x), arrays)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays)
 
     def whole(self, shapes):

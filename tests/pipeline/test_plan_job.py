@@ -34,6 +34,7 @@ def run(*args: str, tmp_path) -> tuple[int, dict]:
         (["--topology=v4"], r"--topology is 'v4'; allowed"),
         (["--topology=v4:2x2x1", "--chips=5"], "--chips is 5; allowed: 1 to 4, which v4:2x2x1 has"),
         (["--topology=v4:2x2x1", "--mesh=data:2,model:4"], "--mesh is 'data:2,model:4'; allowed: .* D x M = 4"),
+        (["--topology=v4:2x2x1", "--config.model.mesh=model:8"], "model.mesh is 'model:8'; allowed: .* D x M = 4"),
         (["--topology=v4:2x2x1", "--mesh=rows:4"], "--mesh is 'rows:4'; allowed"),
         (["--topology=v4:2x2x1", "--mesh=data:4", "--num_slots=6"], "--num_slots is 6; allowed: multiples of 4"),
         (["--num_slots=many"], "--num_slots is 'many'; allowed"),

@@ -1,0 +1,201 @@
+"""A job on a slice: its models without weights, what it needs of each chip, and how many slots fit."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+import decoding
+from decoding import DecodingConfig, sharding
+from decoding.checkpoints import CheckpointError, architecture, find_checkpoint
+from decoding.checkpoints.load import DTYPES
+from decoding.compilation import Compiler
+from decoding.engine import Generator, max_positions
+from decoding.models.ngram import is_ngram
+from pipeline.config import NAMED_DRAFTS, ConfigError, JobConfig
+from pipeline.planning import chips, memory, roofline
+from pipeline.planning.command import Settings
+from pipeline.preflight import check_models
+
+_TRIES = 5
+
+
+def abstract_models(config: JobConfig, vocab_size: int | None = None):
+    """Target and draft with shapes for weights; the draft None where there is none. N-grams are loaded.
+
+    Args:
+      vocab_size: of a draft that is no model; None for the target's.
+
+    Raises:
+      ConfigError: a model cannot be found.
+    """
+
+    def model(setting: str, path: str):
+        try:
+            if name := path.rpartition("preset:")[2] if "preset:" in path else "":
+                return architecture.abstract_model(name, DTYPES[config.model.dtype])
+            return architecture.abstract(find_checkpoint(path).config, DTYPES[config.model.dtype])
+        except (CheckpointError, OSError) as error:
+            raise ConfigError(f"{setting} is {path!r}: {error}") from error
+
+    target, name = model("model.target", config.model.target), config.model.draft
+    if not name or config.decoding.gammas == (0,):
+        return target, None
+    if name not in NAMED_DRAFTS and not is_ngram(name):
+        return target, model("model.draft", name)
+    lengths = {"max_ngram": config.model.prompt_lookup_max_ngram, "min_ngram": config.model.prompt_lookup_min_ngram}
+    return target, decoding.load_draft(name, target, vocab_size=vocab_size, **lengths)
+
+
+def job_programs(target, draft, config: DecodingConfig, vocab_size: int | None, baseline: bool) -> dict:
+    """Every program that a worker of the job compiles at load, by name, to be lowered.
+
+    Args:
+      target, draft: abstract or not.
+      vocab_size: as of `Generator`.
+      baseline: some shards are decoded plainly, by a generator of their own.
+    """
+    found = dict(Generator.lowered(target, draft, config, vocab_size))
+    if baseline:
+        plain = Generator.lowered(target, None, dataclasses.replace(config, gamma=0), vocab_size)
+        found |= {("plain", name): lower for name, lower in plain.items()}
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A job on a slice: what is split how.
+
+    Attributes:
+      target, draft: abstract, on the mesh; a draft without one is copied to every chip.
+      vocab_size, baseline: as of `job_programs`; matter to programs that are kept.
+    """
+
+    topology: chips.Topology
+    mesh: jax.sharding.Mesh
+    target: object
+    draft: object
+    config: DecodingConfig
+    vocab_size: int | None = None
+    baseline: bool = False
+
+    def at(self, slots: int) -> "Plan":
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, num_slots=slots))
+
+    @property
+    def caches(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Dtype and shape of every cache on one chip."""
+        states = memory.state_shapes(self.target, self.draft, self.config, max_positions(self.config))
+        short = {"bfloat16": "bf16", "float32": "f32"}
+        leaves = [leaf for leaf in jax.tree.leaves(states) if len(leaf.shape) == 4]
+        return sorted({(short[leaf.dtype.name], leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves})
+
+    def guess(self) -> memory.Memory:
+        """Needs from shapes alone."""
+        rows = max(1, min(self.config.num_slots, 4096 // self.config.max_input_tokens))
+        return memory.from_shapes(self.target, self.draft, self.config, max_positions(self.config), rows)
+
+    def compile(self, which: str) -> dict:
+        """Compiled programs by name: "loop" for the chunks, "all" with prefill, "job" for whatever a worker has."""
+        lowered = job_programs(self.target, self.draft, self.config, self.vocab_size, self.baseline and which == "job")
+        names = [n for n in lowered if n[0] == "chunk" or which == "job" or (which == "all" and n != "empty")]
+        compiler = Compiler()
+        compiler.lowered = {name: lowered[name] for name in names}
+        return compiler.compile("tpu")
+
+    def work(self, model, positions: int) -> roofline.Work:
+        mesh = self.mesh
+        if sharding.mesh_of(model) is None:  # whole on every chip: as on one, for the slots of its group
+            mesh = jax.sharding.AbstractMesh((mesh.shape["data"], 1), ("data", "model"))
+        config = self.config
+        return roofline.step_work(
+            model, mesh, slots=config.num_slots, positions=positions, input_length=config.max_input_tokens,
+            max_decode_tokens=config.max_decode_tokens, max_positions=max_positions(config),
+        )  # fmt: skip
+
+
+def make_plan(config: JobConfig, settings: Settings) -> Plan:
+    """Raises ConfigError where models or the slice cannot be used."""
+    topology, (data, ways) = settings.topology, settings.mesh
+    if chips.has_compiler():
+        mesh = sharding.make_mesh(data, ways, chips.devices(topology)[: data * ways])
+    else:
+        mesh = jax.sharding.AbstractMesh((data, ways), ("data", "model"))
+    vocab_size = job_vocabulary(config) if settings.prepare else None
+    target, draft = abstract_models(config, vocab_size)
+    target = sharding.shard(target, mesh)
+    if draft is not None and settings.split_draft and hasattr(draft, "step"):
+        draft = sharding.shard(draft, mesh)
+    slots = settings.num_slots or data
+    decode = dataclasses.replace(config.decoding, num_slots=slots)
+    return Plan(topology, mesh, target, draft, decode, vocab_size, config.shards.baseline_fraction > 0)
+
+
+def job_vocabulary(config: JobConfig) -> int | None:
+    """What the job will cut its models' vocabularies to, as `pipeline.generate` finds it; presets have no tokeniser."""
+    if any("preset:" in name for name in (config.model.target, config.model.draft)):
+        return config.model.vocab_size or None
+    return check_models(config).vocab_size
+
+
+def needs(plan: Plan, which: str) -> tuple[memory.Memory, dict]:
+    """What a plan needs of each chip's memory, and its compiled programs.
+
+    Where the compiler itself runs out of the chip's memory, its figure is taken.
+    """
+    guess = plan.guess()
+    if which == "none" or not chips.has_compiler():
+        return guess, {}
+    try:
+        programs = plan.compile(which)
+    except jax.errors.JaxRuntimeError as error:
+        used = memory.exhausted(error)
+        if used is None:
+            raise
+        known = guess.parameters + guess.states + guess.staged
+        beyond = plan.topology.chip.memory + 1 - known
+        found = int(used * chips.GIB) - known if used < float("inf") else beyond
+        return dataclasses.replace(guess, temporary=max(found, beyond), compiled=True), {}
+    return memory.as_compiled(guess, programs), programs
+
+
+def most_slots(plan: Plan, which: str) -> tuple[Plan, memory.Memory, dict]:
+    """The plan with the most slots that fit.
+
+    Bisected on exact shapes and a straight line of temporaries, whose slope comes from compiled programs: every answer is
+    compiled in turn, and the line corrected, until one fits.
+    """
+    groups, limit = plan.mesh.shape["data"], plan.topology.chip.memory
+    step = math.lcm(8, groups)
+    first, slope = needs(plan.at(step), which)[0].temporary, 0.0
+
+    def fits(slots: int, slope: float) -> bool:
+        temporary = first + slope * (slots - step)
+        return dataclasses.replace(plan.at(slots).guess(), temporary=int(temporary)).total <= limit
+
+    for _ in range(_TRIES):
+        slots = memory.largest(functools.partial(fits, slope=slope), step) or groups
+        found, programs = needs(plan.at(slots), which)
+        if found.total <= limit or slots <= step:
+            break
+        slope = (found.temporary - first) / (slots - step)
+    return plan.at(slots), found, programs
+
+
+def advice(plan: Plan, settings: Settings, short: int) -> str:
+    """What would make a plan fit."""
+    limit, ways = plan.topology.chip.memory, plan.mesh.shape["model"]
+    said = []
+    fewer = memory.largest(lambda slots: plan.at(slots).guess().total + short // 8 <= limit, plan.mesh.shape["data"])
+    if 0 < fewer < plan.config.num_slots:
+        said.append(f"--num_slots={fewer}")
+    if plan.target.embedding.get_value().dtype == jnp.float32:
+        said.append('--config.model.dtype=bfloat16 (half the bytes)')
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in roofline.parameters(plan.target).values())
+    wider = ways * 2
+    while wider < 4096 and held / wider + plan.guess().states * ways / wider > 0.85 * limit:
+        wider *= 2
+    said.append(f"a slice of {max(wider * plan.mesh.shape['data'], 4)} or more chips with model:{wider}")
+    return "; ".join(said)

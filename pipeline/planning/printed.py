@@ -1,0 +1,52 @@
+"""Plans for people."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.planning import chips
+
+
+def _gib(count: float) -> str:
+    return f"{count / chips.GIB:.2f} GiB"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f} ms"
+
+
+def report(result: dict, console: Console) -> None:
+    """Prints a plan."""
+    held, said = result["memory"], result["predicted"]
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    add = table.add_row
+    mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    add("slice", f"{result['topology']}, {result['chips']} chips used: {mesh}; draft: {result['draft']}")
+    add("slots", str(result["num_slots"]))
+    how = "compiled by libtpu" if held["compiled"] else "estimated from shapes, nothing was compiled"
+    add("memory per chip", f"{_gib(held['total'])} of {_gib(held['limit'])} ({how})")
+    for name in ("parameters", "states", "staged", "temporary"):
+        add(f"  {name}", _gib(held[name]))
+    for name, program in result["programs"].items():
+        if "collectives" in program:
+            copies = program["cache_copies"]
+            shown = f"{len(copies)} ({', '.join(copies[:4])}, ...)" if len(copies) > 4 else ", ".join(copies) or "none"
+            add(f"{name}", f"whole caches copied in the loop: {shown}")
+            counts = ", ".join(f"{count} {kind}" for kind, count in program["collectives"].items()) or "no collectives"
+            add("", f"{counts}, {program['collective_bytes'] / 1e6:.2f} MB per iteration")
+    add("target pass", f"{milliseconds(said['target_seconds'])} at least")
+    add(f"over {said['gamma'] + 1} positions", f"{milliseconds(said['verify_seconds'])} at least")
+    add("draft pass", f"{milliseconds(said['draft_seconds'])} at least; c = {said['c']:.4f}")
+    add(f"speedup, α = {said['alpha']:g}", f"{said['speedup']:.2f} with γ = {said['gamma']}; "
+        f"{said['best_speedup']:.2f} with γ = {said['best_gamma']}, the best")  # fmt: skip
+    add("tokens per second", f"{said['tokens_per_second']:,.0f} at most, plain {said['plain_tokens_per_second']:,.0f}")
+    if "cost_per_million_tokens" in said:
+        plain = said["plain_cost_per_million_tokens"]
+        add("per million tokens", f"{said['cost_per_million_tokens']:.3f} at least, plain {plain:.3f}, in the price's money")
+    console.print(table)
+    for line in result["undivided"]:
+        console.print(line)
+    if not held["fits"]:
+        console.print(f"Does not fit: {_gib(held['short'])} too much on each chip. What would: {held['advice']}.")

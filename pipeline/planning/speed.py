@@ -1,0 +1,102 @@
+"""How fast a job's passes are: predicted for a slice, measured on this machine."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+import decoding
+from decoding import sharding, theory
+from decoding.checkpoints import architecture
+from decoding.checkpoints.load import DTYPES
+from decoding.engine import max_positions
+from pipeline.config import JobConfig
+from pipeline.measurement import PassTimer
+from pipeline.planning import chips, roofline
+from pipeline.planning.command import Settings
+from pipeline.planning.jobs import Plan, abstract_models
+
+_LONGEST = 16  # γ that the best is looked for among
+
+
+def predict(plan: Plan, settings: Settings) -> dict:
+    """Rooflines of the passes, and what follows from them for the given α."""
+    chip, ways, gamma = plan.topology.chip, plan.mesh.shape["model"], max(plan.config.gammas)
+
+    def seconds(model, positions: int) -> float:
+        if not hasattr(model, "step"):
+            return 0.0
+        shared = 1 if sharding.mesh_of(model) is None else ways
+        return plan.work(model, positions).seconds(chip, shared, settings.overhead)
+
+    plain = seconds(plan.target, 1)
+    draft = seconds(plan.draft, 1) if plan.draft is not None else 0.0
+    rate = lambda gamma: theory.expected_tokens(settings.alpha, gamma) / (gamma * draft + seconds(plan.target, gamma + 1))
+    best = max(range(_LONGEST + 1) if plan.draft is not None else [0], key=rate)
+    found = {
+        "target_seconds": plain,
+        "verify_seconds": seconds(plan.target, gamma + 1),
+        "draft_seconds": draft,
+        "c": draft / plain,
+        "gamma": gamma,
+        "alpha": settings.alpha,
+        "speedup": rate(gamma) * plain,
+        "best_gamma": best,
+        "best_speedup": rate(best) * plain,
+        "tokens_per_second": plan.config.num_slots * rate(gamma),
+        "plain_tokens_per_second": plan.config.num_slots / plain,
+    }
+    used = plan.mesh.size
+    if settings.price:
+        for name in ("", "plain_"):
+            hours = 1e6 / found[f"{name}tokens_per_second"] / 3600
+            found[f"{name}cost_per_million_tokens"] = settings.price * used * hours
+    return found
+
+
+def measured(config: JobConfig, settings: Settings) -> dict:
+    """Seconds of single passes of the config's models here, beside the roofline where the chip's peaks are known."""
+    gamma, decoding_config = max(config.decoding.gammas), config.decoding
+    slots = settings.num_slots or decoding_config.num_slots
+    device = jax.devices()[0]
+    chip = next((chip for word, chip in chips.GPUS.items() if word in device.device_kind), None)
+    target, draft = abstract_models(config)
+    room = max_positions(dataclasses.replace(decoding_config, num_slots=slots))
+    result = {"device": device.device_kind, "num_slots": slots, "passes": []}
+    seconds = {}
+    for name, shape, widths in (("target", target, [1, gamma + 1]), ("draft", draft, [1])):
+        if shape is None or not hasattr(shape, "step"):
+            continue
+        path = getattr(config.model, name)
+        dtype = config.model.dtype
+        if "preset:" in path:
+            model = architecture.build(shape.config, DTYPES[dtype])
+        else:
+            model = decoding.load_model(path, dtype=dtype)
+        timer = PassTimer(
+            model, num_slots=slots, input_bucket=decoding_config.max_input_tokens, max_positions=room,
+            positions=sorted(set(widths)),
+        )  # fmt: skip
+        example = np.full(decoding_config.max_input_tokens, max(model.eos_id, 2) + 1).tolist()
+        found = timer.seconds(example, decoding_config.max_decode_tokens, sorted(set(widths)))
+        for width in sorted(set(widths)):
+            seconds[name, width] = found[width]
+            one = {"model": name, "positions": width, "seconds": found[width]}
+            if chip:
+                mesh = jax.sharding.AbstractMesh((1, 1), ("data", "model"))
+                work = roofline.step_work(
+                    sharding.shard(shape, mesh), mesh, slots=slots, positions=width,
+                    input_length=decoding_config.max_input_tokens,
+                    max_decode_tokens=decoding_config.max_decode_tokens, max_positions=room,
+                )  # fmt: skip
+                one |= {"roofline": work.seconds(chip, 1), "ratio": found[width] / work.seconds(chip, 1)}
+            result["passes"].append(one)
+    if ("draft", 1) in seconds:
+        c = seconds["draft", 1] / seconds["target", 1]
+        cost = seconds["target", gamma + 1] / seconds["target", 1]
+        result |= {
+            "c": c,
+            "alpha": settings.alpha,
+            "speedup": theory.walltime_improvement_measured(settings.alpha, gamma, c, cost),
+        }
+    return result
