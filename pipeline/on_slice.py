@@ -1,0 +1,87 @@
+"""A job on a slice of several hosts: the same command on every host, run by the first and followed by the others.
+
+    python -m pipeline.on_slice --config=configs/wmt_ende_t5_xxl.py --config.model.mesh=data:1,model:16 --output=...
+        [--coordinator=HOST:PORT --hosts=4 --host=0]
+
+On Cloud TPU the hosts find each other; elsewhere --coordinator names a port that the first is to listen on, --hosts their
+number and --host which one this is. The first host reads, decodes with all of the slice's chips (`decoding.slices`), and
+writes; a job of many slices is one such command per slice and per part of the input.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+
+import jax
+
+import decoding
+from decoding import slices
+from pipeline import generate
+from pipeline.config import ConfigError, parse_command_line
+from transforms.costs import Costs
+from transforms.decode import Models, load_generator
+
+_leader: slices.Leader | None = None
+
+
+def build(arguments: Mapping) -> decoding.Generator:
+    """On every host, from what the first one tells."""
+    config = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments["config"].items()}
+    return load_generator(Models(**arguments["models"]), decoding.DecodingConfig(**config))
+
+
+def lead(models: Models, config: decoding.DecodingConfig, costs: Costs | None) -> slices.Leader:
+    """The factory of the first host's job. Its pipeline runs in this process, which holds one leader."""
+    global _leader
+    _leader = slices.Leader(build, {"models": dataclasses.asdict(models), "config": dataclasses.asdict(config)})
+    return _leader
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of this command, and the job's.
+
+    Raises:
+      ConfigError: with the setting and what is allowed.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pipeline.on_slice", allow_abbrev=False, add_help=False)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--hosts", type=int)
+    parser.add_argument("--host", type=int)
+    own, job = parser.parse_known_args(list(argv))
+    named = [own.coordinator, own.hosts, own.host]
+    if any(one is not None for one in named) and None in named:
+        raise ConfigError("--coordinator, --hosts and --host are given together, or none of them")
+    command = parse_command_line(job)
+    if not command.config.model.mesh:
+        raise ConfigError('model.mesh is ""; allowed: data:D,model:M with D x M the chips of all hosts')
+    if any(argument.startswith("--runner") for argument in command.beam_args):
+        raise ConfigError("--runner is given; allowed: none, since a slice's first host runs the pipeline in its own process")
+    try:
+        slices.check(command.config.decoding)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return own, job
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        own, job = parse(argv)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    jax.distributed.initialize(own.coordinator, own.hosts, own.host)
+    if jax.process_index():
+        slices.follow(build)
+        return 0
+    try:
+        return generate.main(job, factory=lead)
+    finally:
+        if _leader is None:
+            slices.broadcast({"do": "leave"})
+        else:
+            _leader.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
