@@ -5,6 +5,7 @@ one runner needs is checked by a function `check(options)` of its module in `_CH
 that were left out.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -25,8 +26,10 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.runner import create_runner
 
+from pipeline import dataflow, local_processes
+from pipeline.clusters import prism
 from pipeline.config import ConfigError, JobConfig
-from transforms.storage import is_remote
+from transforms.storage import OutputFolder, is_remote
 
 # Named in full because Beam's own default, DirectRunner, first tries to download another runner.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -96,17 +99,38 @@ def short_name(runner: str) -> str:
 
 def runner_of(options: PipelineOptions) -> str:
     """The short name of the runner of checked options."""
-    return short_name(options.view_as(StandardOptions).runner)
+    return short_name(options.view_as(StandardOptions).runner or LOCAL_RUNNER)
 
 
 def is_local(options: PipelineOptions) -> bool:
     """Whether Beam's own local runner has the job, with whatever workers."""
-    return options.view_as(StandardOptions).runner == LOCAL_RUNNER
+    return (options.view_as(StandardOptions).runner or LOCAL_RUNNER) == LOCAL_RUNNER
 
 
 def uses_processes(options: PipelineOptions) -> bool:
     """Whether the local runner's workers are processes of their own."""
     return is_local(options) and options.view_as(DirectOptions).direct_running_mode == "multi_processing"
+
+
+def workers_of(
+    options: PipelineOptions, folder: OutputFolder, num_shards: int, launch: str
+) -> contextlib.AbstractContextManager[None]:
+    """What has to surround a pipeline that decodes: the processes that Beam starts for it here are looked after."""
+    if uses_processes(options):
+        return local_processes.worker_processes(num_workers(options), folder, num_shards, launch)
+    return prism.stopped_after() if runner_of(options) == "PrismRunner" else contextlib.nullcontext()
+
+
+def worker_environment(options: PipelineOptions) -> dict[str, str]:
+    """Environment variables that workers set before they load models: where compiled programs are kept, among others.
+
+    The launch's JAX_COMPILATION_CACHE_DIR is the workers' too, wherever they are: one on gs://, or in a folder that they
+    share, lets each program be compiled once.
+    """
+    if runner_of(options) == "DataflowRunner":
+        return dataflow.worker_environment(options)
+    programs = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return {"JAX_COMPILATION_CACHE_DIR": programs} if programs and not in_this_process(options) else {}
 
 
 def in_this_process(options: PipelineOptions) -> bool:
@@ -191,6 +215,8 @@ def _check_direct(direct: DirectOptions) -> None:
         raise ConfigError(f"--direct_num_workers is {direct.direct_num_workers}; allowed: 0 for one per processor, or more")
     if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
         direct.direct_running_mode = "multi_threading"
+    if direct.direct_running_mode == "multi_processing":
+        local_processes.check(direct.direct_num_workers or os.cpu_count() or 1)
 
 
 def _check_by_beam(options: PipelineOptions, runner: str) -> None:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import decoding
+from pipeline import runners
 from pipeline.config import CommandLine, ConfigError, JobConfig
 from pipeline.generate import read_settings, run_job
 from pipeline.manifest import (
@@ -285,7 +286,8 @@ def build_pipeline(root: beam.Pipeline, *, run: ScoreRun, factory: ScorerFactory
             references = References(run.models.tokenizer, eos_id=run.models.eos_id, max_tokens=longest)
             texts = read.shards | "References" >> beam.ParDo(references)
         commit = CommitScores(output, settings, fingerprint=run.fingerprint, recorded=source.recorded)
-        scored = texts | "Score" >> ScoreShards(ScoreModelHandler(settings, factory)) | "Commit" >> commit
+        handler = ScoreModelHandler(settings, factory, runners.worker_environment(root.options))
+        scored = texts | "Score" >> ScoreShards(handler) | "Commit" >> commit
         failed = (read[ReadShards.FAILED], scored[CommitScores.FAILED]) | "Failed" >> beam.Flatten()
         settled = (
             (scored.committed, failed | "FailedShards" >> beam.Map(lambda failure: failure.shard))

@@ -5,9 +5,12 @@ whole process along, and Beam's in-process runner with it. So on Linux `python -
 everything is imported, and before any thread or accelerator is in use. When the child dies of a signal, or a library
 calls exit in its middle, the next one continues the folder. A shard that was begun three times in one launch and never
 finished is set aside with that as its error, and the others go on. After a first death one thread decodes, so that a
-shard is not blamed for its neighbour.
+shard is not blamed for its neighbour; of worker processes (`pipeline.local_processes`) it is known which one died.
+
+What the child had started itself (Prism, worker processes) is left to this process when it dies, and ended.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -21,8 +24,11 @@ from collections.abc import Callable, Sequence
 from transforms import storage
 
 _MAX_DEATHS = 10
+_LOCAL = ("fnapi", "direct", "switchingdirect", "prism")
 _WANTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_WORKER_DIED = 75
+_supervised = False  # whether this is a child that `supervise` started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +49,9 @@ class Launch:
 def supervise(job: Callable[[Sequence[str], Launch], int], args: Sequence[str]) -> int:
     """Runs `job(args, launch)` in child processes until one of them ends by itself. Returns its exit status.
 
-    Where another runner is asked for, which has its own ways, and where there is no fork, it runs here.
+    Where workers are somebody else's, which has its own ways, and where there is no fork, it runs here.
     """
-    if sys.platform != "linux" or any(arg.split("=")[0] == "--runner" for arg in args):
+    if sys.platform != "linux" or not _works_here(args):
         return job(args, Launch())
     launch, output = Launch(), _output_of(args)
     begun = _begun(output)
@@ -54,15 +60,47 @@ def supervise(job: Callable[[Sequence[str], Launch], int], args: Sequence[str]) 
         if ended:
             return status
         launch = dataclasses.replace(launch, deaths=launch.deaths + 1)
-        cause = f"of {signal.Signals(-status).name}" if status < 0 else f"by exit({status}) in its middle"
-        print(f"warning: the job's process died {cause}", file=sys.stderr, flush=True)
+        if status != _WORKER_DIED:  # that has been said
+            cause = f"of {signal.Signals(-status).name}" if status < 0 else f"by exit({status}) in its middle"
+            print(f"warning: the job's process died {cause}", file=sys.stderr, flush=True)
         before, begun = begun, _begun(output)
         if -status in _WANTED or begun == before or launch.deaths >= _MAX_DEATHS:
             why = "no shard was begun" if begun == before else "so it ends here"
             print(f"error: {why}; committed shards are kept, the same command continues", file=sys.stderr)
             return 128 - status if status < 0 else status or 1
-        if launch.deaths == 1:
+        if launch.deaths == 1 and status != _WORKER_DIED:
             args = [*args, "--direct_num_workers=1"]
+
+
+def end_after_worker_death() -> None:
+    """Ends this process, if `supervise` has it, which then starts the next one."""
+    if _supervised:
+        os._exit(_WORKER_DIED)
+
+
+def _works_here(args: Sequence[str]) -> bool:
+    """Whether what decodes is this process, or one that it starts: without --runner, and with those of Beam on one machine."""
+    names = [arg.split("=", 1)[1] for arg in args if arg.startswith("--runner=")]
+    names += [value for flag, value in itertools.pairwise(args) if flag == "--runner"]
+    return all(name.rsplit(".", 1)[-1].lower().removesuffix("runner") in _LOCAL for name in names)
+
+
+def _children() -> set[int]:
+    """Processes whose parent is this one."""
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as children:
+            found |= set(map(int, children.read().split()))
+    return found
+
+
+def _end_orphans(known: set[int]) -> None:
+    """Kills what a dead child has left: this process has inherited it."""
+    while orphans := _children() - known:
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def _output_of(args: Sequence[str]) -> str:
@@ -93,9 +131,12 @@ def _run_in_child(job: Callable[[], int]) -> tuple[int, bool]:
     sys.stderr.flush()
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child as well
     reader, writer = os.pipe()  # an exit status alone does not tell an end from an exit in the middle
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    known = _children()
     parent, child = os.getpid(), os.fork()
     if child == 0:
-        status = 1
+        global _supervised
+        status, _supervised = 1, True
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -121,6 +162,7 @@ def _run_in_child(job: Callable[[], int]) -> tuple[int, bool]:
             ended = False
         return status, ended
     finally:
+        _end_orphans(known)
         os.close(reader)
         signal.signal(signal.SIGTERM, terminate)
         signal.signal(signal.SIGINT, interrupt)

@@ -7,6 +7,7 @@ that left no other trace, are the shards that did not make it.
 import dataclasses
 import json
 import logging
+import os
 
 from transforms import storage
 from transforms.records import DECODE, ShardFailure, WorkShard
@@ -23,6 +24,7 @@ class _Note:
       shard: its number.
       attempt: how often it was begun, by all launches.
       launch: the last launch that began it; in_launch: how often this one did.
+      process: id of the process that began it last.
       error: stage, error_type and message if it was set aside.
     """
 
@@ -30,6 +32,7 @@ class _Note:
     attempt: int
     launch: str
     in_launch: int
+    process: int = 0
     error: dict | None = None
 
 
@@ -38,8 +41,20 @@ def begin(folder: OutputFolder, work: WorkShard, launch: str = "") -> int:
     note = read(folder, work.shard, work.num_shards)
     attempt = note.get("attempt", 0) + 1
     in_launch = 1 + (note.get("in_launch", 0) if note.get("launch") == launch else 0)
-    _write(folder, work.shard, work.num_shards, _Note(work.shard, attempt, launch, in_launch))
+    _write(folder, work.shard, work.num_shards, _Note(work.shard, attempt, launch, in_launch, os.getpid()))
     return attempt
+
+
+def forgive(folder: OutputFolder, num_shards: int, launch: str, died: int) -> None:
+    """Takes back what the end of all processes of `launch` would count against shards that the process `died` had not.
+
+    One worker process has died, and the others, on this machine, are stopped with it.
+    """
+    names = {storage.attempt_name(shard, num_shards): shard for shard in range(num_shards)}
+    for shard in (names[name] for name in folder.list() if name in names):
+        note = read(folder, shard, num_shards)
+        if note.get("launch") == launch and note.get("process") != died and note.get("error") is None:
+            _write(folder, shard, num_shards, _Note(**{**note, "in_launch": note["in_launch"] - 1}))
 
 
 def given_up(folder: OutputFolder, shard: int, num_shards: int, launch: str) -> bool:
@@ -65,7 +80,9 @@ def set_aside(folder: OutputFolder, shard: int, num_shards: int, failure: ShardF
     logging.getLogger(__name__).warning("shard is set aside: %s", json.dumps({"shard": shard, **error}, ensure_ascii=False))
     try:
         note = read(folder, shard, num_shards)
-        note = _Note(shard, note.get("attempt", 1), note.get("launch", ""), note.get("in_launch", 1), error)
+        note = _Note(
+            shard, note.get("attempt", 1), note.get("launch", ""), note.get("in_launch", 1), note.get("process", 0), error
+        )
         _write(folder, shard, num_shards, note)
     except OSError:  # a full disk, say: the shard stays uncommitted, which is what counts
         pass

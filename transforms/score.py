@@ -260,12 +260,16 @@ def load_scorer(settings: ScoreSettings) -> Scorer:
 class ScoreModelHandler(ModelHandler[TextShard, ScoredShard, Scorer]):
     """`TextShard`s in, `ScoredShard`s out; used with `with_no_batching` on lists of one shard."""
 
-    def __init__(self, settings: ScoreSettings, factory: ScorerFactory | None = None):
-        """`factory` builds the scorer in the worker, in place of `load_scorer`."""
-        super().__init__()
+    def __init__(
+        self, settings: ScoreSettings, factory: ScorerFactory | None = None, env_vars: Mapping[str, str] | None = None
+    ):
+        """`factory` builds the scorer in the worker, in place of `load_scorer`; `env_vars` are set before."""
+        super().__init__(env_vars=dict(env_vars or {}))
         self._settings, self._factory = settings, factory or load_scorer
 
     def load_model(self) -> Scorer:
+        if programs := self._env_vars.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX looks at when it is imported only
+            decoding.keep_programs(programs)
         return self._factory(self._settings)
 
     def run_inference(

@@ -1,0 +1,180 @@
+"""The local runner's worker processes (--direct_running_mode=multi_processing), and what happens when one of them dies.
+
+Beam starts the processes and then waits for their answers, for ever where one has died. Here a death is noticed: the job
+ends, and where `pipeline.supervise` has it, is continued in new processes. The shard of the dead process is blamed, those
+of the others, which end with it, are not.
+
+Each process loads its own models, and has its share of the processor's cores, or a GPU of its own. Sharing one model
+(Beam's `share_model_across_processes`) is not offered: every result would be copied through a proxy, and threads of one
+process share a model without.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import glob
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from apache_beam.portability import python_urns
+from apache_beam.portability.api import endpoints_pb2
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
+from google.protobuf import text_format
+
+from pipeline.config import ConfigError
+from pipeline.supervise import end_after_worker_death
+from transforms import attempts
+from transforms.storage import OutputFolder
+
+_SHARE, _PARENT = "SPECBEAM_WORKER_SHARE", "SPECBEAM_WORKER_PARENT"
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclasses.dataclass
+class _Job:
+    """The job that worker processes are started for: how many there are, and whom to tell of a death."""
+
+    count: int
+    died: Callable[[int], None]
+    started: int = 0
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def next_index(self) -> int:
+        with self.lock:
+            self.started += 1
+            return (self.started - 1) % self.count
+
+
+_job: _Job | None = None
+
+
+@contextlib.contextmanager
+def worker_processes(count: int, folder: OutputFolder, num_shards: int, launch: str) -> Iterator[None]:
+    """While the body runs a pipeline, Beam's worker processes are those of this module.
+
+    Where one dies, this process ends for `pipeline.supervise` to start the next, and else the pipeline raises.
+
+    Args:
+      count: how many there are.
+      folder, num_shards, launch: of the run, for what is noted of its shards.
+    """
+
+    def died(process: int) -> None:
+        with contextlib.suppress(OSError):
+            attempts.forgive(folder, num_shards, launch, process)
+        end_after_worker_death()
+
+    with _watched(count, died):
+        yield
+
+
+@contextlib.contextmanager
+def _watched(count: int, died: Callable[[int], None]) -> Iterator[None]:
+    global _job
+    _job, before = _Job(count, died), WorkerHandler._registered_environments[python_urns.SUBPROCESS_SDK]
+    WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(_WorkerProcess)
+    try:
+        yield
+    finally:
+        WorkerHandler._registered_environments[python_urns.SUBPROCESS_SDK] = before
+        _job = None
+
+
+class _WorkerProcess(SubprocessSdkWorkerHandler):
+    """One worker process, which dies with this one."""
+
+    def start_worker(self):
+        self._closing, self._watched = False, _job
+        self.worker_thread = threading.Thread(name="run_worker", target=self._run, daemon=True)
+        self.worker_thread.start()
+
+    def close(self):
+        self._closing = True
+        super().close()
+
+    def _run(self):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+            "CONTROL_API_SERVICE_DESCRIPTOR": _as_text(self.control_address),
+            "LOGGING_API_SERVICE_DESCRIPTOR": _as_text(self.logging_api_service_descriptor().url),
+            "PIPELINE_OPTIONS": "{}",
+            "WORKER_ID": self.worker_id,
+            _SHARE: f"{self._watched.next_index()}/{self._watched.count}",
+            _PARENT: str(os.getpid()),
+        }
+        process = subprocess.Popen([sys.executable, "-m", "pipeline.local_processes"], env=environment)
+        status = process.wait()
+        if self._closing:
+            return
+        how = f"of {signal.Signals(-status).name}" if status < 0 else f"by exit({status})"
+        print(f"warning: worker process {process.pid} died {how}", file=sys.stderr, flush=True)
+        self._watched.died(process.pid)
+        self.control_conn.abort(RuntimeError(f"worker process {process.pid} died {how}"))
+
+
+def _as_text(address: str) -> str:
+    return text_format.MessageToString(endpoints_pb2.ApiServiceDescriptor(url=address))
+
+
+def check(count: int) -> None:
+    """Refuses more processes than there are devices to own.
+
+    Raises:
+      ConfigError: with how many there may be.
+    """
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return
+    if count > 1 and _chips():
+        raise ConfigError(
+            f"--direct_num_workers is {count} with --direct_running_mode=multi_processing; allowed: 1, since one process owns "
+            "all TPU chips of a machine; model.mesh=data:N makes it use N of them"
+        )
+    if count > 1 and 0 < len(_gpus()) < count:
+        raise ConfigError(
+            f"--direct_num_workers is {count} with --direct_running_mode=multi_processing; allowed: up to {len(_gpus())}, a "
+            "process for each GPU, or JAX_PLATFORMS=cpu in the environment"
+        )
+
+
+def _chips() -> list[str]:
+    return glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name: all GPUs that this process sees."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu for gpu in named.split(",") if gpu]
+    return sorted(path.removeprefix("/dev/nvidia") for path in glob.glob("/dev/nvidia[0-9]*"))
+
+
+def take_share(index: int, count: int) -> None:
+    """Leaves this process its share of the machine, before JAX counts cores and devices: cores, and one of the GPUs."""
+    if sys.platform == "linux":
+        cores = sorted(os.sched_getaffinity(0))
+        mine = cores[index * len(cores) // count : (index + 1) * len(cores) // count] or [cores[index * len(cores) // count]]
+        os.sched_setaffinity(0, mine)
+    if count > 1 and (gpus := _gpus()):
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+
+
+def main() -> None:
+    """A worker process."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(os.environ[_PARENT]):  # it died before it could be said to die with it
+            return
+    index, count = map(int, os.environ[_SHARE].split("/"))
+    take_share(index, count)
+    from apache_beam.runners.worker import sdk_worker_main
+
+    sdk_worker_main.main(sys.argv)
+
+
+if __name__ == "__main__":
+    main()

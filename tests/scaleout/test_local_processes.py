@@ -1,0 +1,111 @@
+"""The local runner with worker processes: the same rows, and a process that dies takes neither the job nor others along."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from pipeline import generate, local_processes
+from pipeline.config import ConfigError
+from pipeline.runners import beam_options
+from tests.pipeline import fakes
+from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
+from tests.scaleout.processes import children, launch, line_of, wait_for
+
+PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def workers_of(launcher: int) -> list[int]:
+    """Worker processes of the job that `launcher` supervises."""
+    return [worker for job in children(launcher) for worker in children(job) if b"pipeline.local_processes" in line_of(worker)]
+
+
+@pytest.mark.slow
+def test_the_demo_translation_is_the_same(demo, tmp_path):
+    assert generate.main(demo.arguments(tmp_path / "out", *PROCESSES)) == 0
+    demo.check(tmp_path / "out")
+
+
+@linux
+@pytest.mark.slow
+def test_a_killed_worker_process(command, tmp_path):
+    """Rows are those of one process; the job goes on with as many, and no shard is set aside."""
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    run(command("--config.shards.examples_per_shard=2", output=alone))
+    args = command("--config.shards.examples_per_shard=2", *PROCESSES, output=out)
+    launched = launch(args, "delay_secs=0.5")
+    try:
+        generations = out / "generations"
+        wait_for(lambda: generations.exists() and len(list(generations.iterdir())) >= 2)
+        first = workers_of(launched.pid)
+        assert len(first) == 2
+        os.kill(first[0], signal.SIGKILL)
+        second = wait_for(lambda: {*workers_of(launched.pid)} - {*first})
+        _, stderr = launched.communicate(timeout=200)
+    finally:
+        launched.kill()
+    assert launched.returncode == 0, stderr
+    assert stderr.count("died of SIGKILL") == 1
+    assert f"worker process {first[0]} died of SIGKILL" in stderr
+    assert second
+    assert not any(line_of(worker) for worker in (*first, *second))  # none is left
+    assert files(out) == files(alone)
+    assert_same_rows(rows(alone), rows(out))
+
+
+@linux
+@pytest.mark.slow
+def test_a_deadly_shard_is_blamed_and_its_neighbours_are_not(command, tmp_path):
+    out = tmp_path / "out"
+    launched = launch(
+        command("--config.shards.examples_per_shard=2", *PROCESSES, output=out),
+        "delay_secs=0.3, deadly=('input.jsonl:2',)",
+    )
+    _, stderr = launched.communicate(timeout=250)
+    assert launched.returncode == 1, stderr
+    assert stderr.count("died of SIGKILL") == 3
+    total = summary(out)
+    assert [missing["shard"] for missing in total["shards"]["missing"]] == [1]
+    assert total["shards"]["missing"][0]["error"]["error_type"] == "ProcessDied"
+    assert total["shards"]["committed"] == 14
+    assert generate.main(command("--config.shards.examples_per_shard=2", output=out), fakes.factory()) == 0
+    assert summary(out)["examples"] == 30
+
+
+@pytest.mark.parametrize(
+    ("index", "count", "cores", "share"),
+    [(0, 2, 8, [0, 1, 2, 3]), (1, 2, 8, [4, 5, 6, 7]), (2, 3, 4, [2, 3]), (1, 4, 2, [0]), (2, 4, 2, [1]), (3, 4, 2, [1])],
+)
+def test_each_process_has_its_share_of_the_cores(monkeypatch, index, count, cores, share):
+    taken = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(cores)})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, mine: taken.extend(mine))
+    monkeypatch.setattr(local_processes, "_gpus", lambda: [])
+    local_processes.take_share(index, count)
+    assert taken == share
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, mine: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    for index, gpu in ((0, "2"), (1, "5")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+        local_processes.take_share(index, 2)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu
+
+
+def test_no_device_is_owned_twice(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(local_processes, "_chips", lambda: [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(ConfigError, match="--direct_num_workers is 2 .* allowed: up to 1, a process for each GPU"):
+        beam_options(PROCESSES)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    beam_options(PROCESSES)
+    monkeypatch.setattr(local_processes, "_chips", lambda: ["/dev/accel0"])
+    with pytest.raises(ConfigError, match="allowed: 1, since one process owns all TPU chips"):
+        beam_options(PROCESSES)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    beam_options(PROCESSES)
