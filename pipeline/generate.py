@@ -8,6 +8,8 @@ Exit status: 0 when the folder is complete (or misses at most `--allow_failed_sh
 something is wrong with the command, its input or its folder and nothing was done.
 """
 
+import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -16,10 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 
+from pipeline import dataflow, runners
 from pipeline.config import CommandLine, ConfigError, parse_command_line
+from pipeline.dry_run import dry_run
 from pipeline.manifest import FolderError, Run, prepare, ranges
 from pipeline.preflight import check_models
 from pipeline.progress import show_progress
@@ -30,9 +34,6 @@ from transforms.decode import DecodeShards, GeneratorFactory, ShardModelHandler
 from transforms.finish import FinishRun
 from transforms.read import ReadSettings, ReadShards
 from transforms.write import CommitShards
-
-# Named in full because Beam's own default, DirectRunner, first tries to download another runner.
-LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory | None = None) -> None:
@@ -46,6 +47,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
     config, models, output = run.config, run.models, run.folder.root
     settled = None
     if run.pending:
+        hints = dataflow.resource_hints(root.options, config)
         handler = ShardModelHandler(
             output,
             config.model.target,
@@ -58,10 +60,14 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             min_ngram=config.model.prompt_lookup_min_ngram,
             mesh=config.model.mesh,
             baseline_fraction=config.shards.baseline_fraction,
+            resource_hints=hints,
+            env_vars=runners.worker_environment(root.options),
         )
-        read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> ReadShards(output, read_settings(run))
+        read = ReadShards(output, read_settings(run)).with_resource_hints(**hints)
+        decode = DecodeShards(handler).with_resource_hints(**hints)
         commit = CommitShards(output, tokenizer=models.tokenizer, eos_id=models.eos_id, fingerprint=run.fingerprint)
-        decoded = read.shards | "Decode" >> DecodeShards(handler) | "Commit" >> commit
+        read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> read
+        decoded = read.shards | "Decode" >> decode | "Commit" >> commit.with_resource_hints(**hints)
         failed = (read[ReadShards.FAILED], decoded[CommitShards.FAILED]) | "Failed" >> beam.Flatten()
         settled = (
             (decoded.committed, failed | "FailedShards" >> beam.Map(lambda failure: failure.shard))
@@ -89,34 +95,8 @@ def read_settings(run: Run) -> ReadSettings:
         chat_template=models.chat_template,
         empty_id=models.empty_id,
         launch=run.launch,
+        parts=run.parts,
     )
-
-
-def beam_options(args: Sequence[str]) -> PipelineOptions:
-    """Beam's options, with the local runner where none is named.
-
-    Raises:
-      ConfigError: an option that neither this job nor, for the local runner, Beam knows.
-    """
-    options = PipelineOptions(list(args))
-    if options.view_as(StandardOptions).runner is None:
-        if unknown := _unknown_options(args):
-            name = unknown[0].split("=", 1)[0]  # its value may be a secret
-            raise ConfigError(f"{name!r} is neither an option of this job nor of Beam")
-        options.view_as(StandardOptions).runner = LOCAL_RUNNER
-        direct = options.view_as(DirectOptions)
-        if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
-            direct.direct_running_mode = "multi_threading"
-    return options
-
-
-def _unknown_options(args: Sequence[str]) -> list[str]:
-    from apache_beam.options.pipeline_options import _BeamArgumentParser
-
-    parser = _BeamArgumentParser(allow_abbrev=False)
-    for cls in {cls.__name__: cls for cls in PipelineOptions.__subclasses__()}.values():
-        cls._add_argparse_args(parser)
-    return parser.parse_known_args(list(args))[1]
 
 
 def main(args: Sequence[str], factory: GeneratorFactory | None = None, launch: Launch | None = None) -> int:
@@ -146,13 +126,15 @@ def run_job(
       The exit status.
     """
     _configure_logging()
-    console = Console()
+    console, launch = Console(), launch or Launch()
     try:
         command = parse_command_line(args)
-        options = beam_options(command.beam_args)
-        device = _local_device() if options.view_as(StandardOptions).runner == LOCAL_RUNNER else None
-        run = prepare(command, device, launch or Launch())
-        if run.pending:
+        options = runners.beam_options(command.beam_args, runners.paths_of(command.config, command.output))
+        dataflow.check_config(options, command.config)
+        launch = dataclasses.replace(launch, dry_run=command.dry_run)
+        device = _local_device() if runners.in_this_process(options) else None
+        run = prepare(command, device, launch)
+        if run.pending and not launch.dry_run:
             run.folder.delete([storage.SUCCESS])  # there only if somebody has removed parts of a finished run
     except (ConfigError, FolderError, OSError) as error:
         print("error:", _one_line(error), file=sys.stderr)
@@ -163,6 +145,9 @@ def run_job(
     if run.begun or len(run.pending) < run.plan.num_shards:
         done = run.plan.num_shards - len(run.pending)
         console.print(f"Continuing: {done} of {run.plan.num_shards} shards are committed, {run.begun} more were begun.")
+    runners.warn_of_few_shards(options, run.plan.num_shards)
+    if launch.dry_run:
+        return _dry_run(run, options, console, build)
     return _launch(run, command, options, console, build, show)
 
 
@@ -189,14 +174,14 @@ def _prepare(command: CommandLine, device: dict | None, launch: Launch) -> Run:
 
 
 def _launch(run: Run, command: CommandLine, options: PipelineOptions, console: Console, build, show) -> int:
-    local, started = options.view_as(StandardOptions).runner == LOCAL_RUNNER, time.monotonic()
-    pipeline = beam.Pipeline(options=options)
-    build(pipeline, run=run)
+    started = time.monotonic()
+    # Parts in a remote folder are not looked into for a job of many machines: there may be 100,000.
+    here = runners.in_this_process(options) or not storage.is_remote(run.folder.root)
     try:
-        if local:
-            with show_progress(run):
-                pipeline.run().wait_until_finish()
-        else:
+        pipeline = beam.Pipeline(options=options)
+        build(pipeline, run=run)
+        workers = runners.workers_of(options, run.folder, run.plan.num_shards, run.launch)
+        with workers, show_progress(run) if here else contextlib.nullcontext():
             pipeline.run().wait_until_finish()
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
@@ -205,9 +190,24 @@ def _launch(run: Run, command: CommandLine, options: PipelineOptions, console: C
         print("error: the job failed:", _one_line(error), file=sys.stderr)
         print("Committed shards are kept; the same command continues", file=sys.stderr)
         return 1
-    summary = json.loads(run.folder.read(storage.SUMMARY))
+    try:
+        summary = json.loads(run.folder.read(storage.SUMMARY))
+    except OSError as error:
+        where = f"the runner says that the job is done, but {run.folder.root!r} has no summary of it"
+        print(f"error: {where}; do its workers write to the same folder? {_one_line(error)}", file=sys.stderr)
+        return 1
     show(console, summary, run.folder.root, time.monotonic() - started)
     return 0 if len(summary["shards"]["missing"]) <= command.allow_failed_shards else 1
+
+
+def _dry_run(run: Run, options: PipelineOptions, console: Console, build) -> int:
+    try:
+        pipeline = beam.Pipeline(options=options)
+        build(pipeline, run=run)
+        return dry_run(pipeline, run, console)
+    except (OSError, ValueError) as error:
+        print("error: the job cannot be built or staged:", _one_line(error), file=sys.stderr)
+        return 1
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,6 @@ given and do not contradict it. docs/dataflow.md is the launch guide.
 import importlib.util
 import math
 import os
-import shutil
 
 from apache_beam.options.pipeline_options import (
     DebugOptions,
@@ -18,6 +17,8 @@ from apache_beam.options.pipeline_options import (
     TestOptions,
     WorkerOptions,
 )
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.runners.runner import create_runner
 
 import decoding
 from decoding.sharding import parse_mesh
@@ -91,13 +92,17 @@ def accelerator_of(options: PipelineOptions) -> Accelerator | None:
     return accelerator
 
 
-def check_mesh(options: PipelineOptions, config: JobConfig) -> None:
-    """Refuses a mesh that leaves chips of a worker idle, or that asks for more than there are.
+def check_config(options: PipelineOptions, config: JobConfig) -> None:
+    """Refuses a mesh that leaves chips of a worker idle or asks for more than there are, and `--accelerator` elsewhere.
 
     Raises:
-      ConfigError: with the meshes that fit.
+      ConfigError: with what is allowed.
     """
-    accelerator = accelerator_of(options) if is_dataflow(options) else None
+    if not is_dataflow(options):
+        if name := options.view_as(DataflowOptions).accelerator:
+            raise ConfigError(f"--accelerator is {name!r}; allowed: with --runner=DataflowRunner alone")
+        return
+    accelerator = accelerator_of(options)
     if accelerator is None:
         return
     used = math.prod(parse_mesh(config.model.mesh)) if config.model.mesh else 1
@@ -121,7 +126,7 @@ def worker_environment(options: PipelineOptions) -> dict[str, str]:
     accelerator = accelerator_of(options)
     programs = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
     if not storage.is_remote(programs):
-        bucket = _temp_location(options).removeprefix("gs://").split("/", 1)[0]
+        bucket = options.view_as(GoogleCloudOptions).temp_location.removeprefix("gs://").split("/", 1)[0]
         programs = f"gs://{bucket}/specbeam/programs"
     return {"JAX_COMPILATION_CACHE_DIR": programs, **(accelerator.environment if accelerator else {})}
 
@@ -149,7 +154,8 @@ def uses_prime(options: PipelineOptions) -> bool:
 
 
 def _fill_in(options: PipelineOptions, accelerator: Accelerator | None) -> None:
-    debug, workers = options.view_as(DebugOptions), options.view_as(WorkerOptions)
+    cloud, debug, workers = (options.view_as(cls) for cls in (GoogleCloudOptions, DebugOptions, WorkerOptions))
+    cloud.temp_location = cloud.temp_location or cloud.staging_location
     if _MANY_PROCESSES not in (debug.experiments or []):
         debug.add_experiment(_ONE_PROCESS)
     if debug.number_of_worker_harness_threads is None:
@@ -165,22 +171,19 @@ def _fill_in(options: PipelineOptions, accelerator: Accelerator | None) -> None:
     if workers.machine_type is None:
         workers.machine_type = accelerator.machine_type
     if not _requests(options):
-        cloud = options.view_as(GoogleCloudOptions)
         cloud.dataflow_service_options = [*(cloud.dataflow_service_options or []), _ACCELERATOR + accelerator.request]
 
 
 def _missing(options: PipelineOptions, accelerator: Accelerator | None) -> list[str]:
     cloud, workers, setup = (options.view_as(cls) for cls in (GoogleCloudOptions, WorkerOptions, SetupOptions))
-    found = []
-    if not cloud.project:
-        found.append("--project is missing")
-    if not cloud.region and "CLOUDSDK_COMPUTE_REGION" not in os.environ and not shutil.which("gcloud"):
-        found.append("--region is missing")
-    if not _temp_location(options):
+    validator = PipelineOptionsValidator(options, create_runner("DataflowRunner"))
+    found = [*validator.validate_cloud_options(cloud), *validator.validate_num_workers(workers)]
+    if not cloud.temp_location:  # Beam would make a bucket of its own
         found.append("--temp_location is missing; allowed: a folder on gs://, for staged files")
     for name in ("temp_location", "staging_location"):
-        if (value := getattr(cloud, name)) and not value.startswith("gs://"):
-            found.append(f"--{name} is {value!r}; allowed: a folder on gs://")
+        if getattr(cloud, name):
+            found += validator.validate_gcs_path(cloud, name)
+    found = [problem.rstrip(".") for problem in found]
     if workers.sdk_container_image is None:
         if accelerator is not None or _requests(options):
             found.append("--sdk_container_image is missing; Beam's own image has no JAX for an accelerator: see Dockerfile")
@@ -223,11 +226,6 @@ def _contradictions(options: PipelineOptions, accelerator: Accelerator | None) -
 def _requests(options: PipelineOptions) -> list[str]:
     services = options.view_as(GoogleCloudOptions).dataflow_service_options or []
     return [option.removeprefix(_ACCELERATOR) for option in services if option.startswith(_ACCELERATOR)]
-
-
-def _temp_location(options: PipelineOptions) -> str:
-    cloud = options.view_as(GoogleCloudOptions)
-    return cloud.temp_location or cloud.staging_location or ""
 
 
 def _size_bytes(path: str) -> int:
