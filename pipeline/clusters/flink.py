@@ -134,8 +134,7 @@ def check(options: PipelineOptions) -> None:
         )
     if has_beam and not flink.flink_job_server_jar:
         flink.flink_submit_uber_jar = True
-        flink.flink_job_server_jar = os.path.join(tempfile.mkdtemp(prefix="specbeam-flink-"), "job.jar")
-        flink_runner.write_empty_jar(flink.flink_job_server_jar)
+        flink.flink_job_server_jar = str(flink_runner.job_jar(fetch(default_cache())))
     elif not flink.flink_submit_uber_jar and shutil.which("java") is None:
         raise ConfigError("no Java is installed, which Beam's job server needs; allowed too: --flink_submit_uber_jar")
     _check_workers(portable)
@@ -152,7 +151,7 @@ def _check_version(flink: FlinkRunnerOptions, version: str, given: bool) -> None
     short = ".".join(version.split(".")[:2])
     allowed = FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS
     if given and flink.flink_version != short:
-        raise ConfigError(f"--flink_version is {flink.flink_version!r}; allowed: {short!r}, as the cluster runs Flink {version}")
+        raise ConfigError(f"--flink_version is {flink.flink_version!r}, and the cluster runs Flink {version}")
     jar = os.path.basename(flink.flink_job_server_jar or "")
     if jar.startswith("beam-runners-flink-") and not jar.startswith(f"beam-runners-flink-{short}-"):
         raise ConfigError(f"--flink_job_server_jar is {jar!r}, and the cluster runs Flink {version}")
@@ -227,6 +226,7 @@ def fetch(cache: pathlib.Path) -> pathlib.Path:
         if done.returncode:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
             raise ConfigError(f"mvn cannot fetch Flink: {lines[0] if lines else 'no reason given'}")
+        flink_runner.write_job_jar(folder / "lib")
         try:
             os.rename(folder / "lib", lib)
         except OSError:  # somebody else has just fetched it
@@ -298,7 +298,6 @@ def cluster_settings(folder: pathlib.Path, *, port: int, rpc_port: int, slots: i
         "restart-strategy.type": "fixed-delay",
         "restart-strategy.fixed-delay.attempts": 10,
         "restart-strategy.fixed-delay.delay": "2 s",
-        "classloader.resolve-order": "parent-first",  # a job's jar has no classes of its own
     }
 
 

@@ -5,9 +5,10 @@ Nothing else differs: no Java runs beside the launcher, the pipeline travels in 
 translates it.
 """
 
+import pathlib
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import requests
 from apache_beam.portability.api import beam_job_api_pb2
@@ -71,7 +72,34 @@ class _Job(flink_uber_jar_job_server.FlinkBeamJob):
         return trace.split("Caused by: ")[-1].split("\n\tat ")[0].strip()
 
 
-def write_empty_jar(path: str) -> None:
-    """A job's jar for a cluster that has Beam's runner in its own lib folder; the pipeline is added to it."""
-    with zipfile.ZipFile(path, "w") as jar:
-        jar.writestr("META-INF/MANIFEST.MF", "Manifest-Version: 1.0\r\n\r\n")
+_SUBMITTED = {
+    "beam-runners-flink-": ("FlinkPipelineRunner", "FlinkPortableRunnerResult", "FlinkRunnerResult"),
+    "beam-runners-java-job-service-": ("PortablePipelineJarUtils",),
+}
+
+
+def write_job_jar(lib: pathlib.Path) -> None:
+    """Makes `job_jar(lib)`: what a job brings to a cluster that has Beam in its own lib folder.
+
+    The pipeline is added to it, and these classes look for it where they themselves come from. The rest of Beam is the
+    cluster's: loaded once, not sent with every job.
+    """
+    job_jar(lib).parent.mkdir()
+    with zipfile.ZipFile(job_jar(lib), "w") as written:
+        written.writestr("META-INF/MANIFEST.MF", "Manifest-Version: 1.0\r\n\r\n")
+        for prefix, classes in _SUBMITTED.items():
+            (path,) = lib.glob(f"{prefix}*.jar")
+            with zipfile.ZipFile(path) as jar:
+                for name in jar.namelist():
+                    if _is_of(name, classes):
+                        written.writestr(name, jar.read(name))
+
+
+def job_jar(lib: pathlib.Path) -> pathlib.Path:
+    """Below `lib`, where its `*.jar` does not reach."""
+    return lib / "job" / "job.jar"
+
+
+def _is_of(name: str, classes: Sequence[str]) -> bool:
+    """Whether a file of a jar is one of `classes`, or of those inside them."""
+    return name.rsplit("/", 1)[-1].removesuffix(".class").split("$")[0] in classes
