@@ -1,13 +1,13 @@
 """Is gamma = "auto" as good as the best fixed γ, which nobody knows beforehand?
 
     python -m benchmarks.auto [--pair=examples/models/ende_software] [--batches=1,2,4,8,16,32,64] [--temperatures=0,1]
-        [--repeats=12] [--output=FILE]
+        [--repeats=16] [--output=FILE]
 
 For every batch size and temperature, interleaved in one process on the same sentences: plain decoding, every fixed γ of
 auto's set, and auto with costs that it measured itself. The first repeat is dropped. The best fixed γ is picked on the
 even repeats and compared with auto on the odd ones, so that it is not picked by luck. Fixed γ run auto's own programs
-with a policy that does not choose; plain decoding is a Generator without a draft. A fixed γ that needs more than 1.4
-times the fastest's time in each of the first three repeats is not run again.
+with a policy that does not choose; plain decoding is a Generator without a draft. A fixed γ that needs more than twice
+the fastest's time in the dropped repeat, or more than 1.4 times in both of the next two, is not run again.
 
 Prints a Markdown table with t intervals, and the geometric mean of all settings.
 """
@@ -30,7 +30,8 @@ from benchmarks.measure import Run, Spread, paired_ratio, seconds_per_token, tim
 from benchmarks.workloads import read_sentences
 from decoding.adaptive import GammaPolicy
 
-HOPELESS = 1.4
+# How many times the fastest's time makes a fixed γ hopeless, by the repeat after which it is asked.
+HOPELESS = {0: 2.0, 2: 1.4}
 
 
 class Fixed:
@@ -53,7 +54,7 @@ def measure_setting(target, draft, inputs, batch: int, temperature: float, repea
     )
     auto = decoding.Generator(target, draft, decoding.DecodingConfig(gamma="auto", **settings))
     plain = decoding.Generator(target, None, decoding.DecodingConfig(gamma=0, **settings))
-    inputs, ids = repeated(inputs, max(16, 2 * batch))
+    inputs, ids = repeated(inputs, max(32, 2 * batch))
     used = {}
 
     def run(name: str):
@@ -70,10 +71,11 @@ def measure_setting(target, draft, inputs, batch: int, temperature: float, repea
         for name in order.permutation(names):
             seconds, cpu_seconds, outputs = timed(lambda name=name: run(name))
             runs.append(Run(name, batch, repeat, seconds, cpu_seconds, sum(map(len, outputs))))
-        if repeat == 3:
-            times = {name: seconds_per_token(runs, name, batch) for name in names}
-            best = min(np.median(list(per_repeat.values())) for per_repeat in times.values())
-            names = [name for name in names if name == "auto" or min(times[name].values()) <= HOPELESS * best]
+        if repeat in HOPELESS:
+            recent = [r for r in runs if r.repeat >= min(repeat, 1)]
+            fastest = {name: min(r.seconds_per_token for r in recent if r.system == name) for name in names}
+            limit = HOPELESS[repeat] * min(fastest.values())
+            names = [name for name in names if name == "auto" or fastest[name] <= limit]
     times = {name: seconds_per_token(runs, name, batch) for name in names}
     half = lambda name, odd: {repeat: t for repeat, t in times[name].items() if repeat % 2 == odd}
     best = min((name for name in names if name != "auto"), key=lambda name: np.median(list(half(name, 0).values())))
@@ -96,7 +98,7 @@ def main() -> None:
     parser.add_argument("--data", default=str(ROOT / "examples" / "data" / "ende_software.test.jsonl"))
     parser.add_argument("--batches", default="1,2,4,8,16,32,64")
     parser.add_argument("--temperatures", default="0,1")
-    parser.add_argument("--repeats", type=int, default=12, help="repeats that count, half of them for picking")
+    parser.add_argument("--repeats", type=int, default=16, help="repeats that count, half of them for picking")
     parser.add_argument("--output", default="", help="JSON file")
     args = parser.parse_args()
     if args.repeats < 4:
