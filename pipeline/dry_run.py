@@ -57,7 +57,7 @@ def _plan_rows(run: Run, pipeline: beam.Pipeline) -> list[tuple[str, str]]:
 
 
 def _graph_rows(graph: Graph) -> list[tuple[str, str]]:
-    shuffles = f"{len(graph.shuffles)}: {', '.join(name.split('/')[0] for name in graph.shuffles)}"
+    shuffles = f"{len(graph.shuffles)}: {', '.join('/'.join(name.split('/')[:2]) for name in graph.shuffles)}"
     return [
         ("steps", f"{graph.steps}, fused to {len(graph.stages)} stages"),
         ("shuffles", shuffles),

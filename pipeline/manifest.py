@@ -18,6 +18,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 import decoding
 import transforms
 from decoding.version import __version__
@@ -32,6 +34,7 @@ from transforms.storage import OutputFolder
 
 _VERSIONED = ("apache-beam", "flax", "jax", "jaxlib", "numpy", "pyarrow", "sacrebleu", "sentencepiece", "tokenizers")
 _SHOWN_DIFFERENCES = 12
+_MOST_RANGES = 4096  # about 80 KB in a graph
 
 
 class FolderError(ValueError):
@@ -328,12 +331,17 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def ranges(shards: Sequence[int]) -> list[tuple[int, int]]:
-    """Increasing numbers as (first, end) ranges: compact where few are missing."""
-    found: list[tuple[int, int]] = []
-    for shard in shards:
-        if found and found[-1][1] == shard:
-            found[-1] = (found[-1][0], shard + 1)
-        else:
-            found.append((shard, shard + 1))
-    return found
+def ranges(shards: Sequence[int], most: int = _MOST_RANGES) -> list[tuple[int, int]]:
+    """Increasing numbers as at most so many (first, end) ranges, so that a job's graph does not grow with its shards.
+
+    Where more of them would be needed, the smallest gaps are left in: readers find that those shards are committed.
+    """
+    if not shards:
+        return []
+    numbers = np.asarray(shards)
+    gaps = np.diff(numbers)
+    ends = np.flatnonzero(gaps > 1)
+    if len(ends) >= most:
+        ends = np.sort(ends[np.argsort(-gaps[ends], kind="stable")[: most - 1]])
+    firsts = numbers[[0, *(ends + 1)]]
+    return [(int(first), int(last) + 1) for first, last in zip(firsts, numbers[[*ends, -1]])]

@@ -50,12 +50,11 @@ def build_request(pipeline: beam.Pipeline) -> JobRequest:
     from apache_beam.runners.dataflow.internal import apiclient
     from google.api_core.exceptions import GoogleAPIError
 
-    options = pipeline.options
-    cloud, test = options.view_as(GoogleCloudOptions), options.view_as(TestOptions)
     job = pipeline.run().job  # of a dry run: translated, neither staged nor sent
+    cloud, test = job.options.view_as(GoogleCloudOptions), job.options.view_as(TestOptions)
     test.dry_run, anonymous = False, cloud.no_auth  # the request is to be the real one
     cloud.no_auth = anonymous or "STORAGE_EMULATOR_HOST" in os.environ
-    client = apiclient.DataflowApplicationClient(options, job.root_staging_location)
+    client = apiclient.DataflowApplicationClient(job.options, job.root_staging_location)
     cloud.no_auth = anonymous
     try:
         client.create_job_description(job)
