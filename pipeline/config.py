@@ -253,6 +253,7 @@ class CommandLine:
     output: str
     allow_failed_shards: int
     allow_code_change: bool
+    dry_run: bool
     beam_args: tuple[str, ...]
 
 
@@ -273,6 +274,7 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
     flags.DEFINE_string("output", "", "Output folder, local or on gs://.", flag_values=values)
     flags.DEFINE_integer("allow_failed_shards", 0, "Exit with 0 if at most so many shards fail.", flag_values=values)
     flags.DEFINE_boolean("allow_code_change", False, "Resume although the code has changed.", flag_values=values)
+    flags.DEFINE_boolean("dry_run", False, "Prepare the job, and do not run it.", flag_values=values)
     try:
         rest = values(["", *args], known_only=True)[1:]
         settings = values.config and values.config.to_dict()
@@ -298,7 +300,8 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
         output=absolute(values.output),
         allow_failed_shards=values.allow_failed_shards,
         allow_code_change=values.allow_code_change,
-        beam_args=tuple(rest),
+        dry_run=values.dry_run,
+        beam_args=(*rest, "--dry_run=True") if values.dry_run else tuple(rest),  # Beam has an option of that name
     )
 
 
