@@ -10,7 +10,9 @@ commits, the summary. Sleeping workers leave the processor to each other, so tha
 - per shard: what of a worker's time between the first and the last sleep was no sleep, divided by its shards.
 - end: from the last shard's sleep to the process's end: footers, summary, shutting down.
 
-Jobs run one at a time, in a fresh random order in every repeat. Prints Markdown and, with --output, writes JSON.
+Jobs run one at a time, in a fresh random order in every repeat. Prism needs its binary (`python -m pipeline.clusters.prism
+build`), Flink Java and Maven; how many workers Prism has cannot be said, see ONE_BUNDLE. Prints Markdown and, with
+--output, writes JSON.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from typing import IO
 
 from benchmarks.known_cost import Shard, read_log
 from benchmarks.measure import Spread
+from pipeline.clusters import flink as flink_cluster
+from pipeline.config import ConfigError
 from pipeline.machine import processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,11 +91,35 @@ def processes(workers: int) -> Iterator[list[str]]:
     yield [f"--direct_num_workers={workers}", "--direct_running_mode=multi_processing"]
 
 
+@contextlib.contextmanager
+def prism(workers: int) -> Iterator[list[str]]:
+    del workers  # Prism has no such setting; see ONE_BUNDLE
+    yield ["--runner=PrismRunner"]
+
+
+@contextlib.contextmanager
+def flink(workers: int) -> Iterator[list[str]]:
+    """A cluster of so many task managers with one slot each, each of which starts a Python worker of its own."""
+    with tempfile.TemporaryDirectory(prefix="flink-") as folder:
+        cache = flink_cluster.default_cache()
+        cluster = flink_cluster.start(Path(folder), task_managers=workers, slots=1, port=0, cache=cache)
+        try:
+            yield ["--runner=FlinkRunner", f"--flink_master={cluster.master}", f"--parallelism={workers}"]
+        finally:
+            flink_cluster.stop(Path(folder))
+
+
 RUNNERS: dict[str, Callable[[int], contextlib.AbstractContextManager[list[str]]]] = {
     "threads": threads,
     "processes": processes,
+    "prism": prism,
+    "flink": flink,
 }
 """By name, what gives Beam's options for so many workers, with a cluster that lives while they are used."""
+
+ONE_BUNDLE = ("prism",)
+"""These have no number of workers. Prism makes one bundle of all shards, and splits a bundle in two when between two
+looks at it, 0.1 s apart or more, no shard was finished; up to eight are processed at once, in one process."""
 
 TITLES = {"threads": "in this process, threads", "processes": "local processes", "prism": "Prism", "flink": "Flink"}
 
@@ -211,7 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [name for name in names if name not in RUNNERS]:
         parser.error(f"--runners has {', '.join(unknown)}; allowed: {', '.join(RUNNERS)}")
     size = Size(args.shards, args.examples, args.seconds)
-    cells = [(runner, int(workers)) for runner in names for workers in args.workers.split(",")]
+    numbers = [int(workers) for workers in args.workers.split(",")]
+    cells = [(runner, workers) for runner in names for workers in (numbers[:1] if runner in ONE_BUNDLE else numbers)]
     machine = {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "load_at_start": os.getloadavg()[0]}
     jobs, failures, order = [], [], random.Random(0)
     for repeat in range(args.repeats):
@@ -221,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 job = run_job(runner, workers, repeat, size, folder / "job")
                 jobs.append(job)
                 print(f"{job}", file=sys.stderr, flush=True)
-            except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
+            except (RuntimeError, OSError, ConfigError, subprocess.TimeoutExpired) as error:
                 failures.append(f"{runner} with {workers} workers, repeat {repeat}: {error}")
                 print("error:", failures[-1], file=sys.stderr, flush=True)
             finally:

@@ -186,7 +186,6 @@ def costs(jobs: Sequence[Stages], texts: Sequence[Sequence[int]], occupancy: flo
         "decode_per_example": median(lambda job: job.decode / job.examples) * occupancy,
         "commit_per_example": median(lambda job: job.commit / job.examples),
         "per_shard": median(lambda job: (job.notes + job.beam) / job.shards),
-        "finish_per_shard": median(lambda job: job.finish / job.shards),
         "occupancy": occupancy,
         "texts": texts,
     }

@@ -38,7 +38,7 @@ def test_table_of_overhead():
 def test_an_unknown_runner_is_refused(capsys):
     with pytest.raises(SystemExit):
         overhead.main(["--runners=threads,spark"])
-    assert "--runners has spark; allowed: threads, processes" in capsys.readouterr().err
+    assert "--runners has spark; allowed: threads, processes, prism, flink" in capsys.readouterr().err
 
 
 def test_lines_of_many_writers_come_back(tmp_path):
@@ -98,5 +98,5 @@ def test_shares_are_of_the_decode_stage():
     assert row == "| 8 | 40 | 100.0 | 90.00 | 1.00 | 2.00 | 4.00 | 0.50 | 2.50 | 10.00 |"
     costs = stages.costs([job], [[5, 9]], occupancy=0.9)
     assert costs["decode_per_example"] == pytest.approx(90 / 40 * 0.9)
-    assert (costs["per_shard"], costs["finish_per_shard"], costs["load"]) == pytest.approx((0.75, 0.25, 7.0))
+    assert (costs["per_shard"], costs["load"]) == pytest.approx((0.75, 7.0))
     assert costs["read_per_example"] == pytest.approx(3 / 40)
