@@ -1,0 +1,227 @@
+"""The settings that a job has, and what each may be."""
+
+import dataclasses
+
+from decoding import DecodingConfig
+from decoding.drafts import PROMPT_LOOKUP, UNIFORM
+from decoding.sharding import parse_mesh
+from pipeline.typed import require
+from transforms.inputs import FILE_FORMATS, FORMATS, format_of
+from transforms.inputs.base import Cut, InputSpec, RecordFields
+
+NAMED_DRAFTS = (PROMPT_LOOKUP, UNIFORM)
+"""Drafts that are a way of proposing rather than a directory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InputConfig:
+    """What is read; docs/inputs.md has the formats.
+
+    Attributes:
+      pattern: of formats of files: a path or glob, or several; local or on gs://. Plain or gzip, told by content.
+      input_field: the field that holds the text; a dotted path where it lies deeper. "" where the format has one field
+        ("text") and for SeqIO ("inputs_pretokenized").
+      target_field: the field that holds the reference, "" for none. Records without it have no reference.
+      id_field: the field that holds a unique id (text or whole number), "" to name examples by file and record number.
+      prefix: put before every text, as the task asks ("translate English to German: "). A SeqIO task has its own.
+      chat_template: makes prompts for an instruct model: "model" for the template that comes with it, or Jinja source;
+        "" for none. A text may then also be a list of turns; see transforms/chat.py.
+      empty: of a text that is empty: "error", or "start" to decode from the start token alone (decoder-only models).
+      format: "jsonl", "text", "csv", "parquet" or "tfrecord"; "tfds" for a prepared data set; "seqio" for a task or a
+        mixture; "" to tell by the pattern's ending.
+      delimiter: between the fields of a CSV file.
+      name: of the TFDS data set ("wmt14_translate/de-en:1.0.0"; "" where data_dir is one), or of the SeqIO task.
+      split: of the data set or task; TFDS's may be slices ("test[:1000]").
+      data_dir: where TFDS finds prepared data sets, local or on gs://; "" for its default.
+      module: Python module whose import registers the SeqIO task, where SpecBeam does not.
+    """
+
+    pattern: str | tuple[str, ...] = ""
+    input_field: str = ""
+    target_field: str = ""
+    id_field: str = ""
+    prefix: str = ""
+    chat_template: str = ""
+    empty: str = "error"
+    format: str = ""
+    delimiter: str = ","
+    name: str = ""
+    split: str = ""
+    data_dir: str = ""
+    module: str = ""
+
+    def __post_init__(self):
+        allowed = ", ".join(f'"{name}"' for name in FORMATS)
+        require(self.format in ("", *FORMATS), "input.format", self.format, f'{allowed}, or "" to tell by the file name')
+        of_files = self.format in ("", *FILE_FORMATS)
+        if of_files:
+            ok = bool(self.pattern) and all(self.patterns)
+            require(ok, "input.pattern", self.pattern, "a path or glob, or several")
+            formats = {format_of(pattern) for pattern in self.patterns}
+            told = bool(self.format) or (len(formats) == 1 and None not in formats)
+            require(told, "input.format", self.format, f"{allowed}: input.pattern {self.pattern!r} does not tell it")
+        else:
+            require(not self.pattern, "input.pattern", self.pattern, f'"" with input.format {self.format!r}')
+            require(bool(self.split), "input.split", self.split, "the name of a split, for example test")
+            ok = bool(self.name) or (self.format == "tfds" and bool(self.data_dir))
+            require(ok, "input.name", self.name, "the name of a data set, task or mixture")
+            ok = not self.prefix or self.format == "tfds"
+            require(ok, "input.prefix", self.prefix, '"" for SeqIO: a task puts its own')
+        require(self.empty in ("error", "start"), "input.empty", self.empty, '"error" or "start"')
+        ok = not self.chat_template or self.format != "seqio"
+        require(ok, "input.chat_template", self.chat_template, '"" for SeqIO: a task makes its own prompts')
+        for setting, formats in (("name", ("tfds", "seqio")), ("split", ("tfds", "seqio")), ("module", ("seqio",)),
+                                 ("data_dir", ("tfds", "seqio"))):  # fmt: skip
+            ok = not getattr(self, setting) or self.resolved_format in formats
+            require(ok, f"input.{setting}", getattr(self, setting), f'"" with input.format {self.resolved_format!r}')
+        require(bool(self.fields.inputs), "input.input_field", self.input_field, "the name of a field")
+        ok = self.resolved_format != "text" or self.fields.names() == ["text"]
+        require(ok, "input.format", self.format, 'one that has fields: of text, each line is an input, its field "text"')
+        require(len(self.delimiter) == 1, "input.delimiter", self.delimiter, "one character")
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (self.pattern,) if isinstance(self.pattern, str) else self.pattern
+
+    @property
+    def resolved_format(self) -> str:
+        """`format`, or the one that the pattern's ending tells."""
+        return self.format or format_of(self.patterns[0])
+
+    @property
+    def fields(self) -> RecordFields:
+        default = {"text": "text", "seqio": "inputs_pretokenized"}.get(self.resolved_format, "")
+        return RecordFields(self.input_field or default, self.target_field, self.id_field)
+
+    def spec(self, tokenizer: str) -> InputSpec:
+        """What planning and workers need. `tokenizer` is the file of the target's tokeniser."""
+        return InputSpec(
+            self.resolved_format, self.fields, self.patterns if self.pattern else (), self.name, self.split, self.data_dir,
+            self.module, tokenizer if self.resolved_format == "seqio" else "", self.delimiter,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        if self.pattern:
+            return f"input.pattern is {self.pattern!r}"
+        return f"input.name is {self.name!r}, input.split {self.split!r}, input.data_dir {self.data_dir!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which models.
+
+    Attributes:
+      target: directory of the target model, local or on gs://.
+      draft: directory of the draft model or of an n-gram, "prompt_lookup", "uniform", or "" for plain decoding; see
+        docs/drafts.md.
+      tokenizer: directory or file of the tokeniser, "" for the target's directory.
+      dtype: of the parameters: "float32" or "bfloat16".
+      vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's; 0 for all, or where target
+        and draft are padded differently for those that are not padding.
+      prompt_lookup_max_ngram, prompt_lookup_min_ngram: how many of the last tokens prompt lookup matches.
+      mesh: how a worker's devices share the work: "data:2,model:4" for two groups of slots, each with the target split over
+        four devices; the draft is on all of them. "" for one device. See docs/tpu.md.
+    """
+
+    target: str
+    draft: str = ""
+    tokenizer: str = ""
+    dtype: str = "float32"
+    vocab_size: int = 0
+    prompt_lookup_max_ngram: int = 3
+    prompt_lookup_min_ngram: int = 1
+    mesh: str = ""
+
+    def __post_init__(self):
+        try:
+            parse_mesh(self.mesh or "model:1")
+        except ValueError:
+            require(False, "model.mesh", self.mesh, '"", or numbers of at least 1, as in "data:2,model:4"')
+        require(bool(self.target), "model.target", self.target, "the directory of a model")
+        require(self.dtype in ("float32", "bfloat16"), "model.dtype", self.dtype, '"float32" or "bfloat16"')
+        require(self.vocab_size >= 0, "model.vocab_size", self.vocab_size, "at least 0; 0 for all")
+        least, most = self.prompt_lookup_min_ngram, self.prompt_lookup_max_ngram
+        require(least >= 1, "model.prompt_lookup_min_ngram", least, "at least 1")
+        allowed = f"at least model.prompt_lookup_min_ngram, {least}"
+        require(most >= least, "model.prompt_lookup_max_ngram", most, allowed)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardsConfig:
+    """How the input is cut.
+
+    Attributes:
+      examples_per_shard: records in a work shard, the unit of committing and resuming.
+      bytes_per_shard: 0, or bytes in a work shard of an uncompressed JSON lines or text file, which then is not read at
+        launch: for inputs of terabytes. Examples are named by the byte at which they begin.
+      baseline_fraction: share of the shards that are decoded plainly, chosen by hash of their number, so that
+        `pipeline.analyze` can tell the speedup within this very job. Greedy outputs are the same, sampled ones have the
+        same law.
+    """
+
+    examples_per_shard: int = 256
+    bytes_per_shard: int = 0
+    baseline_fraction: float = 0.0
+
+    @property
+    def cut(self) -> Cut:
+        return Cut(self.examples_per_shard, self.bytes_per_shard)
+
+    def __post_init__(self):
+        require(self.examples_per_shard >= 1, "shards.examples_per_shard", self.examples_per_shard, "at least 1")
+        size = self.bytes_per_shard
+        require(size == 0 or size >= 1024, "shards.bytes_per_shard", size, "0, or at least 1024")
+        fraction = self.baseline_fraction
+        require(0 <= fraction <= 1, "shards.baseline_fraction", fraction, "a number from 0 to 1; 0 is none")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """What `pipeline.score` scores; other jobs do not look at it.
+
+    Attributes:
+      generations: folder of a finished `pipeline.generate` run whose texts are scored, "" for the input's references.
+      drafts: what is scored, by the name that it has in the output: a directory of a model or of an n-gram, or what
+        else `model.draft` may be. Empty for `model.draft` alone, named "draft".
+      lenience: values l of section A.5 of the paper that β is reported under as well.
+      batch_tokens: tokens that are scored in one pass, about. A pass holds two arrays of so many rows of the vocabulary.
+    """
+
+    generations: str = ""
+    drafts: dict[str, str] = dataclasses.field(default_factory=dict)
+    lenience: tuple[float, ...] = (0.5, 0.3, 0.1)
+    batch_tokens: int = 512
+
+    def __post_init__(self):
+        for name, path in self.drafts.items():
+            allowed = "names of letters, digits and underscores, not beginning with a digit"
+            require(name.isascii() and name.isidentifier(), "score.drafts", name, allowed)
+            require(bool(path), f"score.drafts.{name}", path, "what model.draft may be")
+        distinct = len(set(self.lenience)) == len(self.lenience)
+        ok = distinct and all(0 < value < 1 for value in self.lenience)
+        require(ok, "score.lenience", self.lenience, "distinct numbers between 0 and 1")
+        require(self.batch_tokens >= 1, "score.batch_tokens", self.batch_tokens, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class JobConfig:
+    """Everything that `pipeline.generate` is told, the output folder and Beam's options aside."""
+
+    input: InputConfig
+    model: ModelConfig
+    decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
+    shards: ShardsConfig = dataclasses.field(default_factory=ShardsConfig)
+    score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
+
+    def __post_init__(self):
+        size = self.shards.bytes_per_shard
+        allowed = "0 where input.format is none of jsonl and text, or input.id_field is set: ids are checked at launch"
+        ok = self.input.resolved_format in ("jsonl", "text") and not self.input.id_field
+        require(not size or ok, "shards.bytes_per_shard", size, allowed)
+        gamma = self.decoding.gamma
+        require(
+            bool(self.model.draft) or gamma == 0, "decoding.gamma", gamma, "0 where model.draft is empty (plain decoding)"
+        )
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
