@@ -10,7 +10,6 @@ Exit status: 0 when the report was written, 1 when the job failed, 2 when someth
 inputs and nothing was written.
 """
 
-import argparse
 import contextlib
 import datetime
 import json
@@ -26,6 +25,7 @@ from rich.console import Console
 
 from decoding.version import __version__
 from pipeline.config import ConfigError, absolute
+from pipeline.flags import Parser
 from pipeline.report import comparison, estimates
 from pipeline.report.estimates import Series
 from pipeline.report.operations import describe_models
@@ -41,18 +41,13 @@ GAMMAS = (1, 2, 3, 4, 5, 7, 10)
 _PARTS_TO_SHOW = 4  # per folder, that texts are taken from
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(message)
-
-
 def parse(args: Sequence[str]) -> tuple[list[str], str, bool, list[str]]:
     """Parses `args`, which exclude the program's name: inputs, output, whether to allow unfinished ones, Beam options.
 
     Raises:
       ConfigError: a flag is missing.
     """
-    parser = _Parser(prog="python -m pipeline.analyze", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m pipeline.analyze", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--inputs", default="", help="folders, separated by commas")
     parser.add_argument("--output", default="", help="folder of the report, local or on gs://")
     parser.add_argument("--allow_unfinished", action="store_true", help="analyse what there is of unfinished runs")

@@ -10,7 +10,6 @@ Exit status: 0 when the data set is there, 1 when the job failed, 2 when somethi
 and nothing was done.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import json
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.config import ConfigError, absolute
+from pipeline.flags import Parser
 from pipeline.manifest import FolderError
 from pipeline.runners import beam_options, first_local
 from transforms import storage
@@ -49,18 +49,13 @@ class Job:
     options: PipelineOptions
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(message)
-
-
 def parse(args: Sequence[str]) -> Job:
     """Parses `args`, which exclude the program's name, and looks into the folders.
 
     Raises:
       ConfigError, FolderError: with the setting, its value and what is allowed.
     """
-    parser = _Parser(prog="python -m pipeline.export_tfds", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m pipeline.export_tfds", description=__doc__.splitlines()[0], allow_abbrev=False)
     for name, default in (("inputs", ""), ("output", ""), ("splits", ""), ("name", "alpha"), ("version", "1.0.0")):
         parser.add_argument(f"--{name}", default=default)
     own, others = parser.parse_known_args(list(args))

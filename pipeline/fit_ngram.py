@@ -10,7 +10,6 @@ give the same file, however they are cut into shards and whatever runs the job.
 Exit status: 0 when the model is written, 1 when the job failed, 2 when something is wrong with the command or its input.
 """
 
-import argparse
 import dataclasses
 import logging
 import sys
@@ -26,6 +25,7 @@ import decoding
 from decoding.models import ngram
 from decoding.version import __version__
 from pipeline.config import ConfigError, JobConfig, absolute, parse_command_line
+from pipeline.flags import Parser, number
 from pipeline.manifest import FolderError, committed_shards, open_folder, plan_of
 from pipeline.preflight import CheckedModels, check_models, pieces_sha256
 from pipeline.runners import beam_options, paths_of
@@ -53,18 +53,13 @@ class Job:
     options: PipelineOptions
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(message)
-
-
 def parse(args: Sequence[str]) -> Job:
     """Parses `args`, which exclude the program's name, and checks what they name.
 
     Raises:
       ConfigError, FolderError: with the setting, its value and what is allowed.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pipeline.fit_ngram",
         usage="%(prog)s --config=FILE --output=DIR [--config.path.to.setting=value] [options] [Beam options]",
         description=__doc__.splitlines()[0],
@@ -81,8 +76,8 @@ def parse(args: Sequence[str]) -> Job:
     command = parse_command_line([*others, "--config.model.draft=", "--config.decoding.gamma=0"])
     if own.generations and own.text_field:
         raise ConfigError(f"--text_field is {own.text_field!r}; allowed with --generations: nothing")
-    order, min_count = _number("order", own.order, int, 1, 2), _number("min_count", own.min_count, int, 1)
-    held_out = _number("held_out", own.held_out, float, 0, 0.5)
+    order, min_count = number("order", own.order, int, 1, 2), number("min_count", own.min_count, int, 1)
+    held_out = number("held_out", own.held_out, float, 0, 0.5)
     generations = absolute(own.generations)
     paths = paths_of(command.config, command.output) | ({"--generations": generations} if generations else {})
     options = beam_options(command.beam_args, paths)
@@ -105,18 +100,6 @@ def parse(args: Sequence[str]) -> Job:
         about={"specbeam": __version__, "source": source, "pieces_sha256": pieces_sha256(pieces)},
     )
     return Job(items, reader, settings, options)
-
-
-def _number(name: str, text: str, convert: type, low: float, high: float = float("inf")):
-    what = "a whole number" if convert is int else "a number"
-    allowed = f"{what} of at least {low}" if high == float("inf") else f"{what} from {low} to {high}"
-    try:
-        value = convert(text)
-    except ValueError as error:
-        raise ConfigError(f"--{name} is {text!r}; allowed: {allowed}") from error
-    if not low <= value <= high:
-        raise ConfigError(f"--{name} is {text!r}; allowed: {allowed}")
-    return value
 
 
 def _refuse_foreign(output: str) -> None:

@@ -1,6 +1,5 @@
 """What is compared: the command line's flags, the settings that they mean, and which are measured against which."""
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from decoding import DecodingConfig
 from decoding.config import VERIFICATIONS
 from pipeline.config import ConfigError, JobConfig, parse_command_line
+from pipeline.flags import Parser, number
 
 VARIED = {"gamma": "gammas", "num_slots": "num_slots", "verification": "verifications", "temperature": "temperatures"}
 """Settings of the config that this job varies, and the flags that say over what."""
@@ -73,18 +73,13 @@ class Group:
         return (self.plain, *self.speculative)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(message)
-
-
 def parse(args: Sequence[str]) -> tuple[JobConfig, str, Settings]:
     """Parses `args`, which exclude the program's name: the job's config, the output folder, and what to compare.
 
     Raises:
       ConfigError: with the setting, its value and what is allowed.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="python -m pipeline.benchmark",
         usage="%(prog)s --config=FILE --output=DIR [--config.path.to.setting=value] [options]",
         description=__doc__.splitlines()[0],
@@ -111,9 +106,9 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, str, Settings]:
         num_slots=_several("num_slots", own.num_slots, int, "whole numbers of at least 1"),
         verifications=_several("verifications", own.verifications, _verification, ", ".join(VERIFICATIONS)),
         temperatures=_several("temperatures", own.temperatures, float, "numbers of at least 0"),
-        repeats=_whole("repeats", own.repeats, 2),
-        examples=_whole("examples", own.examples, 1),
-        seed=_whole("seed", own.seed, 0),
+        repeats=number("repeats", own.repeats, int, 2),
+        examples=number("examples", own.examples, int, 1),
+        seed=number("seed", own.seed, int, 0),
     )
     if not command.config.model.draft and settings.gammas != (0,):
         raise ConfigError(f"--gammas is {own.gammas!r} and model.draft is empty; allowed without a draft: 0")
@@ -143,13 +138,6 @@ def _verification(text: str) -> str:
     if text not in VERIFICATIONS:
         raise ValueError(text)
     return text
-
-
-def _whole(name: str, text: str, low: int) -> int:
-    value = int(text) if text.isdecimal() else -1
-    if value < low:
-        raise ConfigError(f"--{name} is {text!r}; allowed: a whole number of at least {low}")
-    return value
 
 
 def group_settings(settings: Settings) -> list[Group]:

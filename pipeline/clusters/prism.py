@@ -9,7 +9,6 @@ itself would download a binary of its release page at every start, which `--pris
 Exit status of `build`: 0 when the binary is there, 1 when it could not be built, 2 when Go or a flag is missing.
 """
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -24,6 +23,7 @@ from apache_beam.runners.portability.prism_runner import PrismRunner
 from apache_beam.version import __version__ as beam_version
 
 from pipeline.config import ConfigError, absolute
+from pipeline.flags import Parser
 from transforms.storage import is_remote
 
 _PACKAGE = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam_version}"
@@ -113,14 +113,9 @@ def stopped_after() -> Iterator[None]:
             server.stop()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(message)
-
-
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
-    parser = _Parser(prog="python -m pipeline.clusters.prism", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m pipeline.clusters.prism", description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build", help="build the binary of the installed Beam's version")
     command.add_argument("--folder", default="", help="where to (default: the user's cache directory)")

@@ -1,12 +1,12 @@
 """The command line of `pipeline.plan`."""
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 
 from decoding import sharding
 from decoding.models.presets import PRESETS
 from pipeline.config import ConfigError, JobConfig, parse_command_line
+from pipeline.flags import Parser
 from pipeline.planning import chips
 
 
@@ -26,18 +26,13 @@ class Settings:
     prepare: str = ""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(message)
-
-
 def parse(args: Sequence[str]) -> tuple[JobConfig, Settings]:
     """Parses `args`, which exclude the program's name.
 
     Raises:
       ConfigError: with the setting, its value and what is allowed.
     """
-    parser = _Parser(prog="python -m pipeline.plan", description="Plans a job for a TPU slice.", allow_abbrev=False)
+    parser = Parser(prog="python -m pipeline.plan", description="Plans a job for a TPU slice.", allow_abbrev=False)
     add = parser.add_argument
     add("--topology", default="", help="slice to plan for, for example v4:2x2x1; without it passes are measured here")
     add("--chips", type=int, default=0, help="of the slice that are used (default: all)")
