@@ -8,11 +8,9 @@ interleaves the two halves of every query and key head, which is undone here.
 import contextlib
 import functools
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from decoding.checkpoints import architecture, hf_decoder_only, storage
@@ -97,7 +95,7 @@ def open_file(path: str, *, weights: bool = True) -> Iterator[GgufFile]:
       CheckpointError: no such file, not a whole GGUF file, or the `gguf` package is not installed.
     """
     try:
-        with (storage.local_file if weights else _local_head)(path) as local:
+        with storage.local_file(path, None if weights else _HEAD_BYTES) as local:
             yield GgufFile(path, _open(path, local))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
@@ -133,21 +131,6 @@ def _read_header(local: str, size: int, modified_ns: int):
     if reader.byte_order != "I":
         raise ValueError("its byte order is not this machine's")
     return reader
-
-
-@contextlib.contextmanager
-def _local_head(path: str) -> Iterator[str]:
-    """A local path of the file, whose end may be a hole where it is remote and large."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
-        yield inner
-        return
-    with tempfile.TemporaryDirectory(prefix="specbeam-") as directory:
-        copy = os.path.join(directory, "head.gguf")
-        with filesystem.open(inner, "rb") as source, open(copy, "wb") as head:
-            head.write(source.read(_HEAD_BYTES))
-        os.truncate(copy, filesystem.size(inner))
-        yield copy
 
 
 def find(path: str, given: str | Mapping | None) -> Checkpoint:

@@ -84,15 +84,25 @@ def read_json(path: str) -> dict:
 
 
 @contextlib.contextmanager
-def local_file(path: str) -> Iterator[str]:
-    """A local path of the file: itself where it is local, else a copy that lives as long as the context."""
+def local_file(path: str, head_bytes: int | None = None) -> Iterator[str]:
+    """A local path of the file: itself where it is local, else a copy that lives as long as the context.
+
+    Args:
+      path: of the file.
+      head_bytes: how much of a remote file is copied, None for all; the rest of the copy is then a hole.
+    """
     filesystem, inner = fsspec.core.url_to_fs(path)
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         yield inner
         return
     with tempfile.TemporaryDirectory(prefix="specbeam-") as directory:
         copy = os.path.join(directory, os.path.basename(inner))
-        filesystem.get_file(inner, copy)
+        if head_bytes is None:
+            filesystem.get_file(inner, copy)
+        else:
+            with filesystem.open(inner, "rb") as source, open(copy, "wb") as head:
+                head.write(source.read(head_bytes))
+            os.truncate(copy, filesystem.size(inner))
         yield copy
 
 

@@ -109,6 +109,31 @@ class InputFile:
     first_record: int = 0
 
 
+class Cutter:
+    """Counts a file's records while it is read at launch, and notes where its shards end.
+
+    Attributes:
+      count: records so far.
+      position: the byte behind the last one.
+    """
+
+    def __init__(self, cut: Cut, position: int = 0):
+        self._cut, self._ends = cut, []
+        self.count, self.position = 0, position
+
+    def add(self, stored: int) -> None:
+        """A record of so many bytes."""
+        self.count, self.position = self.count + 1, self.position + stored
+        if self.count % self._cut.examples_per_shard == 0:
+            self._ends.append(self.position)
+
+    def planned(self, file: FoundFile, name: str, digest: str, *, compressed: bool) -> InputFile:
+        """The file once all of its records were counted. The first shard starts at byte 0."""
+        ends = [*self._ends, self.position] if self.count % self._cut.examples_per_shard else self._ends
+        shard_bytes = () if compressed else tuple(end - start for start, end in zip([0, *ends], ends))
+        return InputFile(file.path, name, file.size_bytes, file.modified, digest, self.count, shard_bytes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Raw:
     """One record as its format gives it, broken or not.

@@ -13,6 +13,7 @@ from transforms.inputs import lines
 from transforms.inputs.base import (
     MAX_RECORD_BYTES,
     Cut,
+    Cutter,
     FoundFile,
     InputError,
     InputFile,
@@ -25,7 +26,7 @@ from transforms.records import WorkShard
 
 
 def plan_file(file: FoundFile, name: str, spec: InputSpec, cut: Cut) -> InputFile:
-    digest, cuts, count, position = hashlib.sha256(), [], 0, 0
+    digest, cutter = hashlib.sha256(), Cutter(cut)
     with open_content(file.path) as (stream, compressed):
         lines.refuse_utf16(file.path, stream.read(2))
         stream.seek(0)
@@ -33,17 +34,12 @@ def plan_file(file: FoundFile, name: str, spec: InputSpec, cut: Cut) -> InputFil
         header = next(records, None)
         if header is not None:
             _header(file.path, header)
-            position = header.stored
+            cutter = Cutter(cut, header.stored)
             digest.update(header.line + b"\n")
         for record in records:
-            count, position = count + 1, position + record.stored
+            cutter.add(record.stored)
             digest.update(record.line + b"\n")
-            if count % cut.examples_per_shard == 0:
-                cuts.append(position)
-    if count % cut.examples_per_shard:
-        cuts.append(position)
-    shard_bytes = () if compressed else tuple(end - start for start, end in zip([0, *cuts], cuts))
-    return InputFile(file.path, name, file.size_bytes, file.modified, digest.hexdigest(), count, shard_bytes)
+    return cutter.planned(file, name, digest.hexdigest(), compressed=compressed)
 
 
 def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:

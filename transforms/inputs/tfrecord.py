@@ -14,6 +14,7 @@ import google_crc32c
 from transforms.inputs.base import (
     MAX_RECORD_BYTES,
     Cut,
+    Cutter,
     FoundFile,
     InputError,
     InputFile,
@@ -31,17 +32,12 @@ _SHOWN_BYTES = 1024
 
 def plan_file(file: FoundFile, name: str, spec: InputSpec, cut: Cut) -> InputFile:
     del spec
-    digest, cuts, count, position = hashlib.sha256(), [], 0, 0
+    digest, cutter = hashlib.sha256(), Cutter(cut)
     with open_content(file.path) as (stream, compressed):
         for data, crc in _frames(stream, file.path):
             digest.update(data + crc)
-            count, position = count + 1, position + _LENGTH_BYTES + 2 * _CRC_BYTES + len(data)
-            if count % cut.examples_per_shard == 0:
-                cuts.append(position)
-    if count % cut.examples_per_shard:
-        cuts.append(position)
-    shard_bytes = () if compressed else tuple(end - start for start, end in zip([0, *cuts], cuts))
-    return InputFile(file.path, name, file.size_bytes, file.modified, digest.hexdigest(), count, shard_bytes)
+            cutter.add(_LENGTH_BYTES + 2 * _CRC_BYTES + len(data))
+    return cutter.planned(file, name, digest.hexdigest(), compressed=compressed)
 
 
 def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
