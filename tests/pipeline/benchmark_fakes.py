@@ -32,3 +32,16 @@ class FakeGenerator:
             wrong = self.config.gamma == 2 and name.startswith(("b/", "input.jsonl:2/"))
             found += [generation([0.5, 0.5, math.nan], (5, 7 if wrong else 6, 1))] * self.config.num_samples
         return found, decoding.EngineReport(4, 7, 0.875, 1, 0.5, 0, {self.config.gamma: 4})
+
+
+class FakeTimer:
+    """A pass over n positions takes (n + 1) / 2 ms at first, and a tenth more every time."""
+
+    def __init__(self, model, *, num_slots, input_bucket, max_positions, positions, min_seconds):
+        assert max_positions > max(positions) and num_slots > 0 and input_bucket > 0
+        self._scale = 1e-3
+
+    def seconds(self, example, span, order):
+        assert len(example) > 0 and span > 0
+        self._scale *= 1.1
+        return {width: self._scale * (width + 1) / 2 for width in order}

@@ -14,8 +14,9 @@ from rich.console import Console
 import decoding
 from decoding import theory
 from pipeline import benchmark
+from pipeline.benchmarking import runner
 from pipeline.benchmarking.tables import print_results
-from tests.pipeline.benchmark_fakes import FakeGenerator
+from tests.pipeline.benchmark_fakes import FakeGenerator, FakeTimer
 from tests.pipeline.conftest import SENTENCES
 
 
@@ -73,9 +74,10 @@ def test_greedy_texts_of_a_real_pair_are_plain_decodings(whole):
 
 @pytest.fixture(scope="module")
 def run(whole):
-    """A whole run with the models loaded, and a generator whose results are known."""
+    """A whole run with the models loaded, and a generator and a timer whose results are known."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding, "Generator", FakeGenerator)
+        patch.setattr(runner, "PassTimer", FakeTimer)
         patch.setattr(FakeGenerator, "calls", [], raising=False)
         flags = ("--gammas=2,4", "--num_slots=2,1", "--verifications=token,coupled", "--temperatures=0,1")
         return whole("sampled", *flags, "--examples=9")

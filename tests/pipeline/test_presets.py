@@ -13,7 +13,7 @@ from tests.pipeline.helpers import rows, summary
 from transforms import tasks
 
 SMALL = ("--config.decoding.max_decode_tokens=8", "--config.decoding.num_slots=2", "--config.decoding.input_buckets=(64,)",
-         "--config.model.dtype=float32", "--config.shards.examples_per_shard=4")  # fmt: skip
+         "--config.decoding.gamma=2", "--config.model.dtype=float32", "--config.shards.examples_per_shard=4")  # fmt: skip
 
 
 def launch(name, data_dir, out, target, draft, *overrides, factory=None) -> None:
