@@ -174,7 +174,9 @@ def _prepare(command: CommandLine, device: dict | None, launch: Launch) -> Run:
 
 
 def _launch(run: Run, command: CommandLine, options: PipelineOptions, console: Console, build, show) -> int:
-    started = time.monotonic()
+    started, on_dataflow = time.monotonic(), dataflow.is_dataflow(options)
+    if on_dataflow:
+        dataflow.show_job()
     # Parts in a remote folder are not looked into for a job of many machines: there may be 100,000.
     here = runners.in_this_process(options) or not storage.is_remote(run.folder.root)
     try:
@@ -184,7 +186,8 @@ def _launch(run: Run, command: CommandLine, options: PipelineOptions, console: C
         with workers, show_progress(run) if here else contextlib.nullcontext():
             pipeline.run().wait_until_finish()
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
+        state = ": the job goes on where it is, gcloud dataflow jobs cancel ends it" if on_dataflow else ""
+        print(f"\ninterrupted{state}; the same command continues", file=sys.stderr)
         return 130
     except Exception as error:  # what the runner reports, often with the worker's traceback in its message
         print("error: the job failed:", _one_line(error), file=sys.stderr)

@@ -5,6 +5,7 @@ given and do not contradict it. docs/dataflow.md is the launch guide.
 """
 
 import importlib.util
+import logging
 import math
 import os
 
@@ -145,6 +146,18 @@ def resource_hints(options: PipelineOptions, config: JobConfig) -> dict[str, str
     hints: dict[str, str | int] = {"min_ram": _HINT_RAM_BYTES + 2 * weights}
     accelerator = accelerator_of(options)
     return hints if accelerator is None else {**hints, "accelerator": accelerator.request}
+
+
+def show_job() -> None:
+    """Lets Beam's runner say where the job's page is, and what Dataflow reports of it; the rest of its log stays quiet."""
+    logging.getLogger("apache_beam.runners.dataflow.dataflow_runner").setLevel(logging.INFO)
+    client = logging.getLogger("apache_beam.runners.dataflow.internal.apiclient")
+    client.setLevel(logging.INFO)
+    client.addFilter(_is_of_the_job)
+
+
+def _is_of_the_job(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or record.getMessage().startswith(("To access the Dataflow", "Submitted job"))
 
 
 def uses_prime(options: PipelineOptions) -> bool:
