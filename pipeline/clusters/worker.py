@@ -87,7 +87,7 @@ def worker_environment(
 
 def _end_with_parent() -> None:
     """Ends this process once its parent is gone. (PR_SET_PDEATHSIG would end it with the parent's *thread*.)"""
-    parent = os.getppid()
+    parent = int(os.environ.get("SPECBEAM_PARENT") or os.getppid())  # as it was before anything was imported
 
     def watch():
         while os.getppid() == parent:
