@@ -52,6 +52,9 @@ def keep_programs(directory: str | None = None) -> str:
     jax.config.update("jax_compilation_cache_dir", directory)
     # Many programs of small models compile in under a second, JAX's threshold, and there are dozens.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # The path of XLA's own caches, which lie within, would be part of every program's name: a directory that was moved, or is
+    # mounted elsewhere on a worker, would be as good as empty.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     return directory
 
 

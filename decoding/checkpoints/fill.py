@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -88,7 +87,7 @@ def _read(source: Source, tensors: Tensors, dtype) -> np.ndarray:
 def fill(
     build: Callable[[], nnx.Module],
     parameters: Iterable[tuple[str, np.ndarray]],
-    place: Callable[[str, np.ndarray], jax.Array] = lambda path, value: jnp.asarray(value),
+    place: Callable[[str, np.ndarray], jax.Array] = lambda path, value: jax.device_put(value, may_alias=False),
 ) -> nnx.Module:
     """A model of these parameters.
 

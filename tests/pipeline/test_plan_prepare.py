@@ -33,7 +33,10 @@ def programs(directory: pathlib.Path) -> set[str]:
 
 @pytest.mark.slow
 def test_a_job_compiles_nothing_that_plan_has_prepared(tmp_path):
-    """Not at load either, of plain shards and of others: JAX's cache keeps whatever a process compiles, and has no more."""
+    """Not at load either, of plain shards and of others, wherever the directory lies now.
+
+    JAX's cache keeps whatever a process compiles, and has no more than before.
+    """
     sentences = tmp_path / "few.jsonl"
     sentences.write_text("".join(json.dumps({"en": f"Open the file {i}."}) + "\n" for i in range(4)))
     settings = [
@@ -46,9 +49,10 @@ def test_a_job_compiles_nothing_that_plan_has_prepared(tmp_path):
     prepared = programs(cache)
     assert f"programs are kept; a job finds them with JAX_COMPILATION_CACHE_DIR={cache} and the same settings" in said
     assert sum(name.startswith("jit__chunk-") for name in prepared) == 2  # with γ = 3 and 0
-    command("pipeline.generate", *settings, f"--output={tmp_path / 'out'}", cache=cache)
+    elsewhere = cache.rename(tmp_path / "mounted")
+    command("pipeline.generate", *settings, f"--output={tmp_path / 'out'}", cache=elsewhere)
     assert (tmp_path / "out" / "_SUCCESS").exists()
-    assert programs(cache) == prepared
+    assert programs(elsewhere) == prepared
 
 
 @pytest.mark.slow
@@ -56,8 +60,8 @@ def test_a_job_compiles_nothing_that_plan_has_prepared(tmp_path):
 def test_programs_for_a_slice_are_kept_under_one_name_in_every_process(tmp_path):
     """What a TPU's own process asks for cannot be shown here; that the name does not depend on the process can."""
     settings = [
-        "--target=t5-v1.1-small", "--draft=t5-v1.1-small", "--config.model.dtype=bfloat16", "--topology=v4:2x2x1",
-        "--config.decoding.num_slots=4", "--config.decoding.input_buckets=(32,)", "--config.model.mesh=data:1,model:4",
+        "--config.model.dtype=bfloat16", "--topology=v4:2x2x1", "--config.model.mesh=data:1,model:4",
+        "--config.decoding.num_slots=4", "--config.decoding.input_buckets=(32,)", "--config.decoding.gamma=1",
     ]  # fmt: skip
     kept = []
     for name in ("one", "two"):
