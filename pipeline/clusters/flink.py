@@ -22,7 +22,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 
@@ -30,12 +29,10 @@ import requests
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, PortableOptions, StandardOptions
 
 from pipeline.clusters import flink_runner
+from pipeline.clusters.flink_jars import BEAM_VERSION, FLINK_VERSION, default_cache, fetch
 from pipeline.clusters.worker import WORKER
 from pipeline.config import ConfigError
 
-FLINK_VERSION = "1.19.0"
-BEAM_VERSION = "2.62.0"
-"""Of Beam's Java side, which translates the pipeline. Beam's protocols allow it to differ from the Python side's."""
 _MARK = "specbeam.beam-version"  # a setting of the cluster: its lib folder has Beam's runner
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -52,17 +49,6 @@ _OPENS = [
 ]
 _JOB_MANAGER = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
 _TASK_MANAGER = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
-_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
-  <modelVersion>4.0.0</modelVersion>
-  <groupId>specbeam</groupId><artifactId>flink-cluster</artifactId><version>1</version><packaging>pom</packaging>
-  <dependencies>{dependencies}</dependencies>
-</project>
-"""
-_DEPENDENCIES = (
-    ("org.apache.beam", f"beam-runners-flink-{FLINK_VERSION.rsplit('.', 1)[0]}", BEAM_VERSION),
-    ("org.apache.flink", "flink-runtime-web", FLINK_VERSION),
-    ("org.slf4j", "slf4j-jdk14", "1.7.36"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,45 +180,6 @@ def _rest(master: str, path: str):
         raise ConfigError(f"no Flink cluster answers at --flink_master {master!r}{hint}") from error
     except (requests.exceptions.RequestException, ValueError) as error:
         raise ConfigError(f"what answers at --flink_master {master!r} is no Flink cluster: {error}") from error
-
-
-def fetch(cache: pathlib.Path) -> pathlib.Path:
-    """The folder of all jars of Flink and of Beam's runner, fetched with Maven where it is not there yet.
-
-    Raises:
-      ConfigError: Maven is not there, or cannot fetch them.
-    """
-    lib = cache / f"flink-{FLINK_VERSION}-beam-{BEAM_VERSION}"
-    if lib.is_dir():
-        return lib
-    if shutil.which("mvn") is None:
-        raise ConfigError("mvn is not installed, which fetches Flink once (Debian: apt-get install maven)")
-    print(f"Fetching Flink {FLINK_VERSION} and Beam's runner {BEAM_VERSION}, 160 MB, to {lib}", flush=True)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        folder = pathlib.Path(temporary)
-        tags = ("groupId", "artifactId", "version")
-        (folder / "pom.xml").write_text(
-            _POM.format(
-                dependencies="".join(
-                    f"<dependency>{''.join(f'<{tag}>{value}</{tag}>' for tag, value in zip(tags, names))}</dependency>"
-                    for names in _DEPENDENCIES
-                )
-            )
-        )
-        command = ["mvn", "-B", "-q", "-f", str(folder / "pom.xml"), "dependency:copy-dependencies"]
-        command += [f"-DoutputDirectory={folder / 'lib'}", "-DincludeScope=runtime"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            lines = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line]
-            raise ConfigError(f"mvn cannot fetch Flink: {lines[0] if lines else 'no reason given'}")
-        flink_runner.write_job_jar(folder / "lib")
-        try:
-            os.rename(folder / "lib", lib)
-        except OSError:  # somebody else has just fetched it
-            if not lib.is_dir():
-                raise
-    return lib
 
 
 def start(folder: pathlib.Path, *, task_managers: int, slots: int, port: int, cache: pathlib.Path) -> Cluster:
@@ -444,11 +391,6 @@ def _run(given: argparse.Namespace) -> int:
 
 def _said(process: Process) -> str:
     return "runs" if process.alive else "is gone"
-
-
-def default_cache() -> pathlib.Path:
-    """Where Flink's jars are kept: $SPECBEAM_FLINK_CACHE, else below the user's own cache."""
-    return pathlib.Path(os.environ.get("SPECBEAM_FLINK_CACHE") or "~/.cache/specbeam/flink").expanduser()
 
 
 if __name__ == "__main__":
