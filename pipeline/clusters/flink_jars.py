@@ -66,5 +66,6 @@ def fetch(cache: pathlib.Path) -> pathlib.Path:
 
 
 def default_cache() -> pathlib.Path:
-    """Where Flink's jars are kept: $SPECBEAM_FLINK_CACHE, else below the user's own cache."""
-    return pathlib.Path(os.environ.get("SPECBEAM_FLINK_CACHE") or "~/.cache/specbeam/flink").expanduser()
+    """Where Flink's jars are kept: $SPECBEAM_FLINK_CACHE, else below the user's own cache directory."""
+    own = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "specbeam" / "flink"
+    return pathlib.Path(os.environ.get("SPECBEAM_FLINK_CACHE") or own).expanduser()

@@ -44,6 +44,13 @@ class _Job(flink_uber_jar_job_server.FlinkBeamJob):
             self.delete_jar()
 
     def get_state_stream(self) -> Iterator[tuple]:
+        try:
+            yield from self._states()
+        except KeyboardInterrupt:  # while the launcher waits here; the next launch shall not find this one at work
+            self.cancel()
+            raise
+
+    def _states(self) -> Iterator[tuple]:
         yield from self.with_state_history([])
         answered = time.monotonic()
         while True:
@@ -67,8 +74,9 @@ class _Job(flink_uber_jar_job_server.FlinkBeamJob):
             yield state, timestamp
 
     def _root_cause(self) -> str:
-        """What the job failed of: the last "Caused by" of Flink's trace, "" for nothing."""
-        trace = self.get(f"v1/jobs/{self._flink_job_id}/exceptions").get("root-exception") or ""
+        """What the job failed of: the last "Caused by" of Flink's latest trace, "" for nothing."""
+        history = self.get(f"v1/jobs/{self._flink_job_id}/exceptions").get("exceptionHistory", {}).get("entries", [])
+        trace = history[0]["stacktrace"] if history else ""
         return trace.split("Caused by: ")[-1].split("\n\tat ")[0].strip()
 
 

@@ -14,7 +14,12 @@ from concurrent import futures
 import grpc
 import pytest
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, PortableOptions, StandardOptions
-from apache_beam.portability.api import beam_provision_api_pb2, beam_provision_api_pb2_grpc, endpoints_pb2
+from apache_beam.portability.api import (
+    beam_job_api_pb2,
+    beam_provision_api_pb2,
+    beam_provision_api_pb2_grpc,
+    endpoints_pb2,
+)
 from apache_beam.runners.runner import create_runner
 
 from pipeline.clusters import flink, flink_runner, worker, worker_pool
@@ -32,7 +37,8 @@ class FakeCluster:
             "/overview": {"taskmanagers": 2, "slots-total": 2, "slots-available": 2},
             "/jobmanager/config": [{"key": "specbeam.beam-version", "value": flink.BEAM_VERSION}],
         }
-        answers = self.answers
+        self.patched = []
+        answers, patched = self.answers, self.patched
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
@@ -40,6 +46,11 @@ class FakeCluster:
                 self.send_response(200 if found is not None else 404)
                 self.end_headers()
                 self.wfile.write(json.dumps(found).encode())
+
+            def do_PATCH(self):
+                patched.append(self.path)
+                self.send_response(202)
+                self.end_headers()
 
             def log_message(self, *_):
                 pass
@@ -216,6 +227,41 @@ def test_commands_name_what_is_wrong(tmp_path, capsys):
     assert messages[0] == "error: --folder is missing; stop needs the cluster's folder"
     assert messages[1].startswith("error: no cluster was started with --folder")
     assert messages[2] == "error: --slots is 0; allowed: 1 or more"
+
+
+@pytest.fixture
+def submitted(cluster):
+    """A job that the fake cluster has."""
+    job = flink_runner._Job(f"http://{cluster.master}", "job.jar", "1", "a job", None, None)
+    job._flink_job_id = "7"
+    return job
+
+
+def test_a_failed_job_says_what_it_failed_of(cluster, submitted):
+    trace = "Some wrapper\n\tat x.y(Z.java)\nCaused by: java.lang.OutOfMemoryError: no heap\n\tat a.b(C.java)\n\t... 3 more"
+    cluster.answers["/v1/jobs/7/execution-result"] = {"status": {"id": "COMPLETED"}}
+    cluster.answers["/v1/jobs/7"] = {"state": "FAILED"}
+    cluster.answers["/v1/jobs/7/exceptions"] = {"exceptionHistory": {"entries": [{"stacktrace": trace}]}}
+    messages = list(submitted.get_message_stream())
+    assert [m.message_text for m in messages if not isinstance(m, tuple)] == ["java.lang.OutOfMemoryError: no heap"]
+    assert messages[-1][0] == beam_job_api_pb2.JobState.FAILED
+
+
+def test_an_interrupted_launcher_cancels_its_job(cluster, submitted, monkeypatch):
+    cluster.answers["/v1/jobs/7/execution-result"] = {"status": {"id": "IN_PROGRESS"}}
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flink_runner.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(submitted.get_state_stream())
+    assert cluster.patched == ["/v1/jobs/7?mode=cancel"]
+
+
+def test_a_job_manager_that_lost_the_job(cluster, submitted):
+    with pytest.raises(RuntimeError, match="lost the job: .*status 404"):
+        list(submitted.get_state_stream())
 
 
 class Provision(beam_provision_api_pb2_grpc.ProvisionServiceServicer):
