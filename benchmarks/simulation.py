@@ -394,9 +394,10 @@ def draw(found: dict[str, list[tuple[int, str, Outcome]]], path: str) -> None:
             of = [(shard, 100 * outcome.wasted) for shard, which, outcome in outcomes if which == rate]
             axis.plot(*zip(*of), marker="o", markersize=3, color=colour, label=rate)
         axis.axvline(256, color="0.7", linewidth=0.8, linestyle="--")
-        axis.set(title=name, xscale="log", yscale="log", ylim=(0.5, 100), xticks=SHARDS)
+        axis.set(title=name, xscale="log", yscale="log", ylim=(0.3, 100), xticks=SHARDS)
         axis.set_xticklabels([f"{shard:,}" for shard in SHARDS], fontsize=7)
-        axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+        axis.tick_params(labelbottom=True)
+        axis.set_yticks([0.3, 1, 3, 10, 30, 100], ["0.3", "1", "3", "10", "30", "100"])
         axis.minorticks_off()
         axis.title.set_fontsize(9)
         axis.grid(color="0.92")
@@ -404,11 +405,14 @@ def draw(found: dict[str, list[tuple[int, str, Outcome]]], path: str) -> None:
         axis.set_xlabel("examples per shard")
     for axis in axes[:, 0]:
         axis.set_ylabel("wasted worker time, %")
-    axes.flat[0].legend(title="preempted", fontsize=7, title_fontsize=7)
-    for axis in list(axes.flat)[len(found) :]:
-        axis.set_visible(False)
+    unused = list(axes.flat)[len(found) :]
+    for axis in unused:
+        axis.set_axis_off()
+    lines, names = axes.flat[0].get_legend_handles_labels()
+    place = (unused or [axes.flat[0]])[0]
+    place.legend(lines, names, title="a worker is preempted", fontsize=8, title_fontsize=8, loc="center")
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=72)
     plt.close(figure)
 
 

@@ -1,8 +1,10 @@
 """Where the time of a real job goes: decoding, reading, tokenising, committing, notes, and Beam's rest.
 
-    python -m benchmarks.stages [--slots=1,32] [--gamma=3] [--examples=1024] [--per-shard=256] [--repeats=3] [--output=FILE]
+    python -m benchmarks.stages [--slots=1,32] [--examples=1024] [--per-shard=256] [--repeats=3] [--output=FILE]
+        [--config=FILE] [--config.decoding.gamma=3 ...]
 
-`pipeline.generate` on the English-German pair, in this process with one worker, with a clock around what it calls. The
+`pipeline.generate` on the English-German pair, or with a config of one's own and then on all of its input, in this process
+with one worker, with a clock around what it calls. The
 *decode stage* lasts from the beginning of the first shard to the end of the last one's commit; models are loaded before
 it, the summary is made after it. What no clock covers is Beam's: moving shards between steps, metrics, coders.
 
@@ -115,13 +117,14 @@ class Stages:
 
 def run_job(slots: int, repeat: int, args: argparse.Namespace, folder: Path) -> Stages:
     """Runs one job in this process."""
-    write_input(folder / "input.jsonl", args.examples)
+    settings = list(args.job)
+    if not any(arg.split("=")[0] == "--config" for arg in settings):
+        write_input(folder / "input.jsonl", args.examples)
+        demo = [f"--config={ROOT / 'configs' / 'quickstart.py'}", f"--config.input.pattern={folder / 'input.jsonl'}"]
+        settings = demo + settings
+    settings += [f"--config.shards.examples_per_shard={args.per_shard}", f"--config.decoding.num_slots={slots}"]
     with Clock().running() as clock:
-        status = generate.main([
-            f"--config={ROOT / 'configs' / 'quickstart.py'}", f"--config.input.pattern={folder / 'input.jsonl'}",
-            f"--config.shards.examples_per_shard={args.per_shard}", f"--config.decoding.num_slots={slots}",
-            f"--config.decoding.gamma={args.gamma}", f"--output={folder / 'out'}",
-        ])  # fmt: skip
+        status = generate.main([*settings, f"--output={folder / 'out'}"])
         ended = time.perf_counter()
     if status:
         raise RuntimeError(f"the job ended with status {status}")
@@ -201,14 +204,15 @@ def occupancy_of(output: Path) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="Other options are those of pipeline.generate.", allow_abbrev=False
+    )
     parser.add_argument("--slots", default="1,32", help="numbers of slots, comma-separated")
-    parser.add_argument("--gamma", default="3")
-    parser.add_argument("--examples", type=int, default=1024)
+    parser.add_argument("--examples", type=int, default=1024, help="of the pair")
     parser.add_argument("--per-shard", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3, help="after one that does not count")
     parser.add_argument("--output", default="", help="JSON file")
-    args = parser.parse_args(argv)
+    args, args.job = parser.parse_known_args(argv)
     load, jobs, measured = os.getloadavg()[0], [], []
     for slots in map(int, args.slots.split(",")):
         cell, texts, occupancy = [], [], 1.0
@@ -224,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         jobs += cell[1:] or cell  # the first fills caches
         measured.append(costs(cell[1:] or cell, texts, occupancy))
     cores = len(os.sched_getaffinity(0))
-    print(f"{args.per_shard} examples per shard, γ = {args.gamma}, {args.repeats} repeats; {processor()}, {cores} cores, "
+    what = " ".join(args.job) or "configs/quickstart.py"
+    print(f"{what}, {args.per_shard} examples per shard, {args.repeats} repeats; {processor()}, {cores} cores, "
           f"load at start {load:.1f}\n")  # fmt: skip
     print(table(jobs))
     if args.output:

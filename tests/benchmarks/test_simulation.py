@@ -172,7 +172,8 @@ def test_command(tmp_path, capsys):
     )  # fmt: skip
     (tmp_path / "costs.json").write_text(json.dumps({"costs": [costs]}))
     arguments = [f"--costs={tmp_path / 'costs.json'}", "--examples=1e5", "--workers=8", f"--output={tmp_path / 'out.json'}"]
-    assert simulation.main(arguments) == 0
+    assert simulation.main([*arguments, f"--figure={tmp_path / 'waste.png'}"]) == 0
+    assert (tmp_path / "waste.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert "#### pair, 8 slots, gs://, threads" in said and "| 16,384 | 7 |" in said
     bold = [line.count("**") for line in said.splitlines() if line.startswith("| XXL")]
