@@ -31,7 +31,7 @@ from pipeline.supervise import Launch, supervise
 from pipeline.terminal import print_summary
 from transforms import storage
 from transforms.decode import DecodeShards, GeneratorFactory, ShardModelHandler
-from transforms.finish import FinishRun
+from transforms.finish import CountSettled, FinishRun
 from transforms.read import ReadSettings, ReadShards
 from transforms.write import CommitShards
 
@@ -68,12 +68,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
         commit = CommitShards(output, tokenizer=models.tokenizer, eos_id=models.eos_id, fingerprint=run.fingerprint)
         read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> read
         decoded = read.shards | "Decode" >> decode | "Commit" >> commit.with_resource_hints(**hints)
-        failed = (read[ReadShards.FAILED], decoded[CommitShards.FAILED]) | "Failed" >> beam.Flatten()
-        settled = (
-            (decoded.committed, failed | "FailedShards" >> beam.Map(lambda failure: failure.shard))
-            | "Settled" >> beam.Flatten()
-            | "CountSettled" >> beam.combiners.Count.Globally()
-        )
+        settled = (decoded.committed, read[ReadShards.FAILED], decoded[CommitShards.FAILED]) | "Settled" >> CountSettled()
     _ = root | "Finish" >> FinishRun(
         output,
         num_shards=run.plan.num_shards,

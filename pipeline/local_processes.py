@@ -13,6 +13,8 @@ import contextlib
 import ctypes
 import dataclasses
 import glob
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -21,7 +23,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 from apache_beam.portability import python_urns
-from apache_beam.portability.api import endpoints_pb2
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
 from google.protobuf import text_format
 
@@ -100,9 +101,8 @@ class _WorkerProcess(SubprocessSdkWorkerHandler):
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-            "CONTROL_API_SERVICE_DESCRIPTOR": _as_text(self.control_address),
-            "LOGGING_API_SERVICE_DESCRIPTOR": _as_text(self.logging_api_service_descriptor().url),
-            "PIPELINE_OPTIONS": "{}",
+            "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
+            "PIPELINE_OPTIONS": json.dumps({"default_sdk_harness_log_level": "WARNING"}),
             "WORKER_ID": self.worker_id,
             _SHARE: f"{self._watched.next_index()}/{self._watched.count}",
             _PARENT: str(os.getpid()),
@@ -115,10 +115,6 @@ class _WorkerProcess(SubprocessSdkWorkerHandler):
         print(f"warning: worker process {process.pid} died {how}", file=sys.stderr, flush=True)
         self._watched.died(process.pid)
         self.control_conn.abort(RuntimeError(f"worker process {process.pid} died {how}"))
-
-
-def _as_text(address: str) -> str:
-    return text_format.MessageToString(endpoints_pb2.ApiServiceDescriptor(url=address))
 
 
 def check(count: int) -> None:
@@ -163,6 +159,11 @@ def take_share(index: int, count: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
 
 
+def _is_meaningful(record: logging.LogRecord) -> bool:
+    """Not what every worker process says: it looks for a pickled main module, which jobs do without."""
+    return record.levelno >= logging.WARNING and "semi_persistent_directory" not in record.getMessage()
+
+
 def main() -> None:
     """A worker process."""
     if sys.platform == "linux":
@@ -171,6 +172,8 @@ def main() -> None:
             return
     index, count = map(int, os.environ[_SHARE].split("/"))
     take_share(index, count)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")  # as the launcher's, to the same place
+    logging.getLogger().handlers[0].addFilter(_is_meaningful)
     from apache_beam.runners.worker import sdk_worker_main
 
     sdk_worker_main.main(sys.argv)

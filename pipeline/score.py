@@ -41,7 +41,7 @@ from pipeline.preflight import CheckedModels, check_draft, check_models, shared_
 from pipeline.supervise import Launch, supervise
 from pipeline.terminal import print_missing
 from transforms import storage
-from transforms.finish import FinishRun
+from transforms.finish import CountSettled, FinishRun
 from transforms.plan import Plan
 from transforms.read import ReadShards
 from transforms.score import ReadGenerations, References, ScoreModelHandler, ScorerFactory, ScoreSettings, ScoreShards
@@ -288,12 +288,7 @@ def build_pipeline(root: beam.Pipeline, *, run: ScoreRun, factory: ScorerFactory
         commit = CommitScores(output, settings, fingerprint=run.fingerprint, recorded=source.recorded)
         handler = ScoreModelHandler(settings, factory, runners.worker_environment(root.options))
         scored = texts | "Score" >> ScoreShards(handler) | "Commit" >> commit
-        failed = (read[ReadShards.FAILED], scored[CommitScores.FAILED]) | "Failed" >> beam.Flatten()
-        settled = (
-            (scored.committed, failed | "FailedShards" >> beam.Map(lambda failure: failure.shard))
-            | "Settled" >> beam.Flatten()
-            | "CountSettled" >> beam.combiners.Count.Globally()
-        )
+        settled = (scored.committed, read[ReadShards.FAILED], scored[CommitScores.FAILED]) | "Settled" >> CountSettled()
     _ = root | "Finish" >> FinishRun(
         output,
         num_shards=run.plan.num_shards,

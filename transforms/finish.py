@@ -19,6 +19,16 @@ from transforms.storage import OutputFolder
 from transforms.write import read_footer
 
 
+class CountSettled(beam.PTransform):
+    """Numbers of committed shards, and any more collections of `ShardFailure`s, to one element, which is there when no
+    shard is on its way any more: how many there were."""
+
+    def expand(self, inputs):
+        committed, *failures = inputs
+        failed = failures | "Failed" >> beam.Flatten() | "FailedShards" >> beam.Map(lambda failure: failure.shard)
+        return (committed, failed) | "Together" >> beam.Flatten() | "Count" >> beam.combiners.Count.Globally()
+
+
 class FinishRun(beam.PTransform):
     """From the pipeline's root: reads all footers, writes the summary, and marks a complete run.
 

@@ -4,8 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,25 +12,16 @@ from pipeline import generate
 from pipeline.supervise import Launch, supervise
 from tests.pipeline import fakes
 from tests.pipeline.helpers import files, summary
-
-PROGRAM = (
-    "import sys, functools; from pipeline import generate, supervise; from tests.pipeline import fakes; "
-    "job = lambda args, launch: generate.main(args, fakes.factory({settings}), launch); "
-    "sys.exit(supervise.supervise(job, sys.argv[1:]))"
-)
-
-
-def launch(args, settings="") -> subprocess.CompletedProcess:
-    program = PROGRAM.format(settings=settings)
-    return subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, timeout=900, check=False)
+from tests.scaleout.processes import children, launch
 
 
 def test_a_deadly_shard_is_set_aside_and_done_once_its_cause_is_gone(command, tmp_path):
     out = tmp_path / "out"
-    found = launch(command("--direct_num_workers=2"), "deadly=('input.jsonl:12',)")
-    assert found.returncode == 1, found.stderr
-    assert found.stderr.count("died of SIGKILL") == 3
-    assert "os.fork" not in found.stderr  # no accelerator and no thread is in use when it forks
+    launched = launch(command("--direct_num_workers=2"), "deadly=('input.jsonl:12',)")
+    stdout, stderr = launched.communicate(timeout=900)
+    assert launched.returncode == 1, stderr
+    assert stderr.count("died of SIGKILL") == 3
+    assert "os.fork" not in stderr  # no accelerator and no thread is in use when it forks
     total = summary(out)
     assert total["shards"]["committed"] == 3
     (missing,) = total["shards"]["missing"]
@@ -40,7 +29,7 @@ def test_a_deadly_shard_is_set_aside_and_done_once_its_cause_is_gone(command, tm
     assert missing["error"]["error_type"] == "ProcessDied"
     assert "died 3 times" in missing["error"]["message"]
     assert "_SUCCESS" not in files(out)
-    assert "shard 1, attempt 3" in found.stdout
+    assert "shard 1, attempt 3" in stdout
     assert generate.main(command(), fakes.factory()) == 0
     assert summary(out)["examples"] == 30
     assert not [name for name in files(out) if name.startswith("attempts")]
@@ -113,13 +102,12 @@ def test_deaths_are_counted_until_there_are_too_many(tmp_path):
 
 def test_the_job_dies_with_its_supervisor(command, tmp_path):
     """So that a killed launcher leaves no process behind that works against the next launch."""
-    program = PROGRAM.format(settings="delay_secs=30")
-    parent = subprocess.Popen([sys.executable, "-c", program, *command()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parent = launch(command(), "delay_secs=30")
     begun = tmp_path / "out" / "attempts"
     deadline = time.monotonic() + 300
     while not (begun.exists() and list(begun.glob("part-*.json"))) and time.monotonic() < deadline:
         time.sleep(0.05)
-    (child,) = map(int, pathlib.Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split())
+    (child,) = children(parent.pid)
     parent.kill()
     parent.wait()
     while os.path.exists(f"/proc/{child}") and _state(child) != "Z" and time.monotonic() < deadline:

@@ -12,6 +12,9 @@ from pipeline.runners import beam_options
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
 from tests.scaleout.processes import children, launch, line_of, wait_for
+from transforms import attempts
+from transforms.records import WorkShard
+from transforms.storage import OutputFolder
 
 PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -56,12 +59,12 @@ def test_a_killed_worker_process(command, tmp_path):
 
 
 @linux
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_deadly_shard_is_blamed_and_its_neighbours_are_not(command, tmp_path):
     out = tmp_path / "out"
     launched = launch(
         command("--config.shards.examples_per_shard=2", *PROCESSES, output=out),
-        "delay_secs=0.3, deadly=('input.jsonl:2',)",
+        "delay_secs=0.3, deadly=('input.jsonl:4',)",
     )
     _, stderr = launched.communicate(timeout=250)
     assert launched.returncode == 1, stderr
@@ -72,6 +75,19 @@ def test_a_deadly_shard_is_blamed_and_its_neighbours_are_not(command, tmp_path):
     assert total["shards"]["committed"] == 14
     assert generate.main(command("--config.shards.examples_per_shard=2", output=out), fakes.factory()) == 0
     assert summary(out)["examples"] == 30
+
+
+def test_only_the_process_that_died_is_blamed(tmp_path, monkeypatch):
+    """Three deaths of process 7 while it had shard 0; process 8 had shard 1 each time."""
+    folder, works = OutputFolder(str(tmp_path)), [WorkShard(shard, 2, "", "", 0, 1, 0, None) for shard in range(2)]
+    for death in range(3):
+        for work, process in zip(works, (7, 8)):
+            monkeypatch.setattr(os, "getpid", lambda process=process: process)
+            assert attempts.begin(folder, work, "launch") == death + 1
+        attempts.forgive(folder, 2, "another launch", died=7)
+        attempts.forgive(folder, 2, "launch", died=7)
+    assert [attempts.given_up(folder, shard, 2, "launch") for shard in range(2)] == [True, False]
+    assert "died 3 times" in attempts.read(folder, 0, 2)["error"]["message"]
 
 
 @pytest.mark.parametrize(
