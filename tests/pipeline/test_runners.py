@@ -5,11 +5,14 @@ import os
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
+import decoding
 from pipeline import generate, runners
 from pipeline.config import ConfigError
 from pipeline.runners import LOCAL_RUNNER, beam_options
 from tests.pipeline import fakes
 from tests.pipeline.helpers import run
+from transforms.decode import SpeculativeModelHandler
+from transforms.score import ScoreModelHandler
 
 DATAFLOW = ("--runner=DataflowRunner", "--project=a-project", "--region=us-central1", "--temp_location=gs://bucket/temp")
 
@@ -153,3 +156,14 @@ def test_workers_keep_programs_where_the_launch_says(args, passed_on, monkeypatc
     assert runners.worker_environment(beam_options(args)) == expected
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     assert runners.worker_environment(beam_options(args)) == {}
+
+
+def test_models_are_loaded_after_jax_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(decoding, "keep_programs", told.append)
+    environment = {"JAX_COMPILATION_CACHE_DIR": "gs://bucket/programs"}
+    generating = SpeculativeModelHandler("target", env_vars=environment, factory=lambda *_: told.append("generator"))
+    scoring = ScoreModelHandler(None, lambda _: told.append("scorer"), environment)
+    for handler in (generating, scoring):
+        handler.load_model()
+    assert told == ["gs://bucket/programs", "generator", "gs://bucket/programs", "scorer"]
