@@ -1,6 +1,6 @@
 """What the pipeline costs around the decoder: jobs whose decoder sleeps for a known time, on every runner.
 
-    python -m benchmarks.overhead [--runners=threads,processes,prism,flink] [--workers=1,2,4] [--repeats=3] [--output=FILE]
+    python -m benchmarks.overhead [--runners=threads,processes,prism,flink] [--workers=1,2,4] [--repeats=2] [--output=FILE]
 
 A job is 1,000 work shards of four sentences, for each of which the decoder (`benchmarks.known_cost`) sleeps 50 ms: at
 best it takes shards x cost / workers. Everything else is real: planning, reading, tokenising, notes, statistics, Parquet,
@@ -210,7 +210,7 @@ def table(jobs: Sequence[Job], size: Size) -> str:
             shown([job.wall for job in cell], 1),
             shown([job.wall / ideal for job in cell], 2),
             shown([job.start for job in cell], 1),
-            shown([1000 * job.per_shard for job in cell], 1),
+            "–" if runner in ONE_BUNDLE else shown([1000 * job.per_shard for job in cell], 1),
             shown([job.end for job in cell], 1),
         ]
         counts = ["/".join(sorted({str(getattr(job, name)) for job in cell})) for name in ("at_once", "processes")]
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runners", default=",".join(RUNNERS), help=f"of {', '.join(RUNNERS)}")
     parser.add_argument("--workers", default="1,2,4", help="numbers of workers, comma-separated")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--shards", type=int, default=Size.shards)
     parser.add_argument("--examples", type=int, default=Size.examples_per_shard, help="per shard")
     parser.add_argument("--seconds", type=float, default=Size.seconds_per_example, help="that decoding an example takes")
