@@ -52,6 +52,7 @@ def build_request(pipeline: beam.Pipeline) -> JobRequest:
 
     job = pipeline.run().job  # of a dry run: translated, neither staged nor sent
     cloud, test = job.options.view_as(GoogleCloudOptions), job.options.view_as(TestOptions)
+    storage.OutputFolder(job.root_staging_location).check_writable()  # Beam would try for minutes
     test.dry_run, anonymous = False, cloud.no_auth  # the request is to be the real one
     cloud.no_auth = anonymous or "STORAGE_EMULATOR_HOST" in os.environ
     client = apiclient.DataflowApplicationClient(job.options, job.root_staging_location)

@@ -1,13 +1,25 @@
 """Dataflow's options: what `--accelerator` stands for, what is filled in, and what is refused at launch."""
 
+import logging
+import pathlib
+import re
+import shlex
+
 import pytest
-from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, WorkerOptions
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    WorkerOptions,
+    _BeamArgumentParser,
+)
 
 from pipeline import dataflow, generate, runners
 from pipeline.config import ConfigError, parse_command_line
 from pipeline.dataflow.accelerators import ACCELERATORS, by_request
 from tests.pipeline import fakes
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 BASE = ("--runner=DataflowRunner", "--project=a-project", "--region=us-west4", "--temp_location=gs://bucket/tmp")
 IMAGE = "--sdk_container_image=us-docker.pkg.dev/a-project/r/specbeam:1"
 TPU = (*BASE, IMAGE, "--worker_zone=us-west4-a", "--num_workers=4")
@@ -219,3 +231,54 @@ def test_the_job_ends_before_it_begins(args, message, command, tmp_path, capsys)
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert fakes.loads == loads and not (tmp_path / "out").exists()
+
+
+GUIDE = (ROOT / "docs" / "dataflow.md").read_text(encoding="utf-8")
+OWN = {"--accelerator", "--allow_code_change", "--allow_failed_shards", "--config", "--dry_run", "--output"}
+
+
+def commands_of_the_guide() -> list[list[str]]:
+    blocks = re.findall(r"^```\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = (line.replace("BUCKET", "bucket").replace("PROJECT", "a-project") for line in lines if line.strip())
+    return [shlex.split(line) for line in lines]
+
+
+def test_every_flag_of_the_guide_is_one_of_beam_or_of_this_project():
+    parser = _BeamArgumentParser(allow_abbrev=False)
+    for cls in {cls.__name__: cls for cls in PipelineOptions.__subclasses__()}.values():
+        cls._add_argparse_args(parser)
+    others = [words for words in commands_of_the_guide() if words[0] in ("gcloud", "docker") or "pipeline.plan" in words]
+    elsewhere = {word.split("=")[0] for words in others for word in words if word.startswith("--")} - {"--config"}
+    flags = set(re.findall(r"(?<![\w-])--[a-z_]+\b(?!-)", GUIDE)) - {"--build"}
+    flags -= {flag for flag in elsewhere if "_" not in flag}
+    assert len(flags) > 20
+    assert [flag for flag in sorted(flags - OWN) if flag not in parser._option_string_actions] == []
+
+
+def test_commands_of_the_guide_are_accepted(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    launches = [words for words in commands_of_the_guide() if "pipeline.generate" in words]
+    assert len(launches) == 3
+    for words in launches:
+        parsed = parse_command_line([*words[3:], "--dry_run"])
+        options = runners.beam_options(parsed.beam_args, runners.paths_of(parsed.config, parsed.output))
+        dataflow.check_config(options, parsed.config)
+        assert dataflow.is_dataflow(options)
+
+
+def test_what_the_guide_says_an_accelerator_stands_for():
+    service, machine = (words[0] for words in commands_of_the_guide() if words[0].startswith(("--dataflow", "--machine")))
+    given = options_of(*TPU, service, machine)
+    assert settings(options_of(*TPU, "--accelerator=v5e:2x2")) == settings(given)
+    for name in re.findall(r"`(\w+:\dx\d(?:x\d)?)`", GUIDE):
+        assert name in ACCELERATORS
+
+
+def test_beam_says_where_the_job_is(caplog):
+    dataflow.show_job()
+    client = logging.getLogger("apache_beam.runners.dataflow.internal.apiclient")
+    client.info("Create job: %s", "a page of fields")
+    client.info("To access the Dataflow monitoring console, please navigate to ...")
+    client.warning("something is wrong")
+    assert [record.getMessage()[:9] for record in caplog.records] == ["To access", "something"]
