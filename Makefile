@@ -35,7 +35,7 @@ quickstart: $(VENV)/.with-base
 test: $(VENV)/.with-test
 	$(PYTEST) -m "not slow and not soak" -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-slow: $(VENV)/.with-test $(VENV)/.with-tpu
+test-slow: $(VENV)/.with-test $(VENV)/.with-tpu $(VENV)/.with-prism
 	$(PYTEST) -m "slow and not soak" -n $(WORKERS) --dist worksteal $(ARGS)
 
 soak: $(VENV)/.with-test
