@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +104,10 @@ class Plan:
         names = [n for n in lowered if n[0] == "chunk" or which == "job" or (which == "all" and n != "empty")]
         compiler = Compiler()
         compiler.lowered = {name: lowered[name] for name in names}
-        return compiler.compile("tpu")
+        with warnings.catch_warnings():
+            # A TPU's program that is kept already can be read by a TPU's process only, and is compiled again here.
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+            return compiler.compile("tpu")
 
     def work(self, model, positions: int) -> roofline.Work:
         mesh = self.mesh
