@@ -10,6 +10,7 @@ Exit status of `build`: 0 when the binary is there, 1 when it could not be built
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -105,6 +106,7 @@ def check(options: PipelineOptions) -> None:
 @contextlib.contextmanager
 def stopped_after() -> Iterator[None]:
     """After the body, ends the Prism that Beam has started in it and else keeps for this process' next job."""
+    logging.getLogger("apache_beam.utils.subprocess_server").setLevel(logging.ERROR)  # it warns that it starts, and ends
     try:
         yield
     finally:
