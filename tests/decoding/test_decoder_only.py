@@ -63,7 +63,7 @@ def test_an_encoder_decoder_draft_is_refused(family):
         decoding.Generator(model, draft, decoding.DecodingConfig(num_slots=1))
 
 
-@pytest.mark.parametrize("gamma", [0, 3])
+@pytest.mark.parametrize("gamma", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_text_from_the_start_token_alone(family, gamma):
     """Unconditional generation: position 0, where nothing stands before the last token."""
     _, model, _, _ = family
