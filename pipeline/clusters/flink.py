@@ -244,7 +244,9 @@ def cluster_settings(folder: pathlib.Path, *, port: int, rpc_port: int, slots: i
         "heartbeat.timeout": 30000,
         "restart-strategy.type": "fixed-delay",
         "restart-strategy.fixed-delay.attempts": 10,
-        "restart-strategy.fixed-delay.delay": "2 s",
+        # By then a lost task manager is known to be lost. Tasks that are sent to it fail at once, and Beam's side of Flink,
+        # when its tasks are cancelled while their workers start, may forget such a worker.
+        "restart-strategy.fixed-delay.delay": "6 s",
     }
 
 
