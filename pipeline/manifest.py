@@ -34,7 +34,7 @@ from transforms.storage import OutputFolder
 
 _VERSIONED = ("apache-beam", "flax", "jax", "jaxlib", "numpy", "pyarrow", "sacrebleu", "sentencepiece", "tokenizers")
 _SHOWN_DIFFERENCES = 12
-_MOST_RANGES = 4096  # about 80 KB in a graph
+_MOST_RANGES = 4096  # 20 KB in a graph
 
 
 class FolderError(ValueError):
