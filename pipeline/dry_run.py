@@ -79,7 +79,7 @@ def _worker_rows(request: JobRequest) -> list[tuple[str, str]]:
         ("workers", workers),
         ("machine", f"{pool.get('machineType', 'Dataflow chooses')} in {where}"),
         ("accelerator", accelerator),
-        ("image", pool["workerHarnessContainerImage"]),
+        ("image", ", ".join(sorted({image["containerImage"] for image in pool["sdkHarnessContainerImages"]}))),
         ("threads per process", str(pool["numThreadsPerWorker"])),
         ("experiments", ", ".join(environment["experiments"])),
     ]
