@@ -126,7 +126,7 @@ def test_golden_models_against_float64(t5, texts, direct, sampling):
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.8, "top_k": 12}, {"temperature": 0.0}])
 def test_same_as_generation_recorded(t5, texts, sampling):
-    config = settings(gamma=3, num_slots=4, **sampling)
+    config = settings(gamma=3, num_slots=4, input_buckets=(40,), **sampling)
     ids = [str(i) for i in range(len(texts[0]))]
     check_recorded(t5[0], t5[1], config, texts[0], ids)
 
@@ -135,7 +135,7 @@ def test_same_as_generation_recorded_decoder_only(golden, texts):
     target = decoding.load_model(str(golden / "llama"))
     prompts = [prompt % target.vocab_size for prompt in texts[0]]
     bigram = NGramDraft.fit(prompts, target.vocab_size, start_id=target.start_id, eos_id=target.eos_id)
-    config = settings(gamma=2, num_slots=4)
+    config = settings(gamma=2, num_slots=4, input_buckets=(40,))
     check_recorded(target, bigram, config, prompts, [str(i) for i in range(len(prompts))])
 
 

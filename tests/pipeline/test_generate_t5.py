@@ -50,12 +50,15 @@ def test_greedy_is_plain_greedy_however_it_is_cut(command, tmp_path):
 
 
 def test_as_a_command(command, tmp_path):
-    """In a process of its own: the fork works with a real engine, and nothing tries to import TensorFlow."""
+    """In a process of its own: the fork works with a real engine, and nothing tries to import TensorFlow.
+
+    Greedy as the test above, whose compiled programs it finds.
+    """
     trap = tmp_path / "trap"
     trap.mkdir()
     (trap / "tensorflow.py").write_text("import os; print('TensorFlow was imported', flush=True); os._exit(77)")
     found = subprocess.run(
-        [sys.executable, "-m", "pipeline.generate", *command(*SMALL)],
+        [sys.executable, "-m", "pipeline.generate", *command(*SMALL, "--config.decoding.temperature=0.0")],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(trap)},
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
