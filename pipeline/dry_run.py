@@ -68,7 +68,8 @@ def _worker_rows(request: JobRequest) -> list[tuple[str, str]]:
     environment = request.job["environment"]
     (pool,) = environment["workerPools"]
     services = environment.get("serviceOptions", [])
-    accelerator = next((s.partition("=")[2] for s in services if s.startswith("worker_accelerator=")), "none")
+    otherwise = "by the steps' resource hints" if "enable_prime" in services else "none"
+    accelerator = next((s.partition("=")[2] for s in services if s.startswith("worker_accelerator=")), otherwise)
     scaling = pool.get("autoscalingSettings", {})
     fixed = scaling.get("algorithm") == "AUTOSCALING_ALGORITHM_NONE"
     most = scaling.get("maxNumWorkers", "as many as Dataflow sees fit")
