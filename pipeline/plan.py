@@ -56,7 +56,8 @@ def run(config: JobConfig, settings: Settings) -> dict:
         "memory": dataclasses.asdict(found) | {"total": found.total, "limit": limit, "fits": short <= 0},
         "predicted": predict(plan, settings),
         "programs": {
-            " ".join(map(str, name)): _program(name, program, plan.caches) for name, program in programs.items()
+            name if isinstance(name, str) else " ".join(map(str, name)): _program(name, program, plan.caches)
+            for name, program in programs.items()
         },
         "seconds": time.monotonic() - began,
     }

@@ -61,7 +61,7 @@ def job_programs(target, draft, config: DecodingConfig, vocab_size: int | None, 
     found = dict(Generator.lowered(target, draft, config, vocab_size))
     if baseline:
         plain = Generator.lowered(target, None, dataclasses.replace(config, gamma=0), vocab_size)
-        found |= {("plain", name): lower for name, lower in plain.items()}
+        found |= {("plain", *([name] if isinstance(name, str) else name)): lower for name, lower in plain.items()}
     return found
 
 
