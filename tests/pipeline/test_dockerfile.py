@@ -102,7 +102,7 @@ for argument; do
     case "$argument" in --no-cache-dir | --no-input) ;; *) set -- "$@" "$argument" ;; esac
 done
 exec "{UV}" pip install --dry-run --python "{sys.executable}" --target "{tmp_path / "empty"}" \\
-    --python-version 3.11 --python-platform x86_64-manylinux_2_28 "$@"
+    --python-version 3.11 --python-platform x86_64-manylinux_2_36 "$@"
 """
     )
     pip.chmod(0o755)
@@ -134,7 +134,7 @@ def test_packages_are_those_of_the_lock(device, wanted, unwanted, run_install):
     done = run_install(DEVICE=device)
     assert done.returncode == 0, done.stderr
     found = dict(re.findall(r"^ \+ ([\w.-]+)==([\w.+-]+)", done.stdout + done.stderr, re.MULTILINE))
-    assert found.pop("specbeam")
+    assert " + specbeam @ " in done.stdout + done.stderr
     assert len(found) > 100
     pins = lock()
     assert {name: version for name, version in found.items() if pins.get(name) != version} == {}
