@@ -73,10 +73,10 @@ def test_nothing_fits(command, tmp_path, half_done, capsys):
 def test_a_disk_that_fills_up_at_the_end(command, tmp_path, half_done, capsys, monkeypatch):
     put = OutputFolder.put
 
-    def put_or_fail(self, name, data):
+    def put_or_fail(self, name, data, **options):
         if name == "summary.json":
             raise OSError(28, "No space left on device", self.path(name))
-        put(self, name, data)
+        put(self, name, data, **options)
 
     monkeypatch.setattr(OutputFolder, "put", put_or_fail)
     run(command(), expect=1)

@@ -15,7 +15,7 @@ NEEDS_LIBTPU = pytest.mark.skipif(not chips.has_compiler(), reason="libtpu is no
 
 XXL, OTHERS = "T5 v1.1 XXL on v4, as compiled", "Other shapes, as compiled"
 MOST = " (the most slots that fit)"
-IN_CI = [("T5-small", "1"), ("T5-small", "4"), ("T5-small" + MOST, "1")]
+ROWS = {(f"T5-{size}{most}", chips) for size in ("small", "base", "large") for most in ("", MOST) for chips in "14"}
 SHAPES = {
     "LaMDA 137B, draft 100M": ["--topology=v4:4x4x4", "--target=lamda-137b", "--draft=lamda-100m"],
     "LaMDA 137B, draft 2B, split": ["--topology=v4:4x4x4", "--target=lamda-137b", "--draft=lamda-2b", "--split_draft"],
@@ -60,31 +60,18 @@ def check(row: dict[str, str], args: list[str], tmp_path) -> None:
         assert held["total"] + 8 * held["states"] / int(row["slots"]) > 32 << 30
 
 
-def check_xxl(draft: str, count: str, tmp_path) -> None:
-    model = draft.removesuffix(MOST).replace("T5-", "t5-v1.1-")
-    check(xxl(draft, count), ["--topology=v4:2x2x1", "--target=t5-v1.1-xxl", f"--draft={model}"], tmp_path)
-
-
 def test_the_tables_have_what_is_to_be_shown():
-    shown = {(row["draft"], row["chips"]) for row in table(XXL)}
-    assert shown == {(f"T5-{size}{most}", n) for size in ("small", "base", "large") for most in ("", MOST) for n in "14"}
+    assert {(row["draft"], row["chips"]) for row in table(XXL)} == ROWS
     assert {row["slots"] for row in table(XXL) if not row["draft"].endswith(MOST)} == {"1"}
     assert {row["shape"] for row in table(OTHERS)} == set(SHAPES)
 
 
 @pytest.mark.slow
 @NEEDS_LIBTPU
-@pytest.mark.parametrize(("draft", "count"), IN_CI)
+@pytest.mark.parametrize(("draft", "count"), sorted(ROWS))
 def test_xxl_fits_and_its_loop_copies_no_cache(draft, count, tmp_path):
-    check_xxl(draft, count, tmp_path)
-
-
-@pytest.mark.soak
-@NEEDS_LIBTPU
-def test_every_other_row_of_xxl(tmp_path):
-    for row in table(XXL):
-        if (row["draft"], row["chips"]) not in IN_CI:
-            check_xxl(row["draft"], row["chips"], tmp_path)
+    model = draft.removesuffix(MOST).replace("T5-", "t5-v1.1-")
+    check(xxl(draft, count), ["--topology=v4:2x2x1", "--target=t5-v1.1-xxl", f"--draft={model}"], tmp_path)
 
 
 @pytest.mark.soak
