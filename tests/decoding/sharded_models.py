@@ -121,7 +121,7 @@ def loaded() -> dict:
     """A checkpoint loaded onto a mesh against the same one on one device."""
     mesh = sharding.make_mesh(2, 2, jax.devices()[:4])
     found = {}
-    for name in ("llama", "t5_v1_1_target"):
+    for name in ("llama", "t5_v1_1_draft"):
         path = str(GOLDEN / name)
         one, many = (teacher_forced(decoding.load_model(path, mesh=which)) for which in (None, mesh))
         found[name] = float(np.max(np.abs(one - many)) / np.max(np.abs(one)))

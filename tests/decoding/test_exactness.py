@@ -83,7 +83,7 @@ def name_of(settings) -> str:
 
 @pytest.mark.parametrize("settings", REPRESENTATIVE, ids=name_of)
 def test_samples_have_the_targets_law(pair, settings):
-    check(pair, 25_000, **settings)
+    check(pair, 10_000, **settings)
 
 
 FILTERS = [
@@ -116,9 +116,8 @@ def test_plain_sampling_has_the_targets_law(pair):
     check(pair, 100_000, gamma=0, temperature=1.0)
 
 
-def sample_while_gamma_changes(pair, monkeypatch, rounds: int):
+def sample_while_gamma_changes(pair, monkeypatch, rounds: int, choices=(0, 1, 3, 5)):
     monkeypatch.setattr(decoding.engine, "GammaPolicy", Cycle)
-    choices = (0, 1, 3, 5)
     config = DecodingConfig(
         gamma="auto",
         gamma_choices=choices,
@@ -152,7 +151,7 @@ def test_a_gamma_that_looks_at_the_drawn_token_is_rejected(pair, monkeypatch):
         return proposal._replace(count=kept), state
 
     monkeypatch.setattr(ModelDraft, "propose", dropping)
-    found = p_value(pair, sample_while_gamma_changes(pair, monkeypatch, 10_000))
+    found = p_value(pair, sample_while_gamma_changes(pair, monkeypatch, 10_000, choices=(0, 3)))
     print(f"p = {found:.3g}")
     assert found < 1e-9
 
@@ -161,7 +160,7 @@ class Cycle:
     """In place of `GammaPolicy`: another γ every chunk."""
 
     def __init__(self, costs):
-        self._turns = itertools.cycle([3, 0, 5, 1])
+        self._turns = itertools.cycle([gamma for gamma in (3, 0, 5, 1) if gamma in costs])
 
     def choose(self):
         return next(self._turns), False

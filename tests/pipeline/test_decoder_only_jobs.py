@@ -12,6 +12,7 @@ import decoding
 from decoding.checkpoints import architecture, orbax
 from pipeline import generate
 from pipeline.config import ConfigError, parse_command_line
+from tests.pipeline import fakes
 from tests.pipeline.helpers import errors, rows, summary
 from transforms.tokenize import load_tokenizer
 
@@ -47,7 +48,7 @@ def test_dialogs_are_answered_by_a_model_of_lamdas_shape(tmp_path, spiece_model)
     draft = write_lamda(tmp_path / "draft", spiece_model, layers=1, seed=2)
     command = preset(
         "lamda_dialog.py", tmp_path / "out", model__target=target, model__draft=draft, model__dtype="float32",
-        decoding__gamma=3, decoding__max_decode_tokens=10, decoding__num_slots=4, decoding__input_buckets="(64, 160)",
+        decoding__gamma=3, decoding__max_decode_tokens=10, decoding__num_slots=4, decoding__input_buckets="(160,)",
         shards__examples_per_shard=8,
     )  # fmt: skip
     assert generate.main(command) == 0
@@ -96,7 +97,7 @@ from ml_collections import config_dict
 def get_config():
     return config_dict.ConfigDict(dict(
         input=dict(pattern={str(path)!r}, input_field="text", id_field="id", empty="start"),
-        model=dict(target={gpt!r}, draft={gpt!r}),
+        model=dict(target={gpt!r}, draft="prompt_lookup"),
         decoding=dict(gamma=2, temperature=0.0, max_decode_tokens=12, num_slots=2, input_buckets=(8,)),
     ))
 """
@@ -117,7 +118,7 @@ def get_config():
     assert len(outputs) == 4  # every id has random numbers of its own
 
     refused = ["--config.input.empty=error", f"--output={tmp_path / 'refused'}"]
-    assert generate.main([command[0], *refused]) == 0
+    assert generate.main([command[0], *refused], factory=fakes.factory()) == 0
     assert [error["error_type"] for error in errors(tmp_path / "refused")] == ["EmptyInput"] * 3
 
 
