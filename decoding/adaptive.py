@@ -42,12 +42,15 @@ class GammaPolicy:
         return (self._accepted + overall * _PRIOR_WEIGHT) / (self._examined + _PRIOR_WEIGHT)
 
     def choose(self) -> tuple[int, bool]:
-        """The next chunk's γ, and whether it is a probe that should be kept to PROBE_ITERATIONS."""
+        """The next chunk's γ, and whether it is a probe that should be kept to PROBE_ITERATIONS.
+
+        While less was seen than is believed beforehand, every chunk with a draft is one.
+        """
         tokens = np.concatenate([[1.0], 1.0 + np.cumsum(np.cumprod(self.acceptance))])
         ranked = sorted(self._costs, key=lambda gamma: (-tokens[gamma] / self._costs[gamma], gamma))
         if ranked[0] == 0 and len(ranked) > 1 and self._idle_chunks >= _PROBE_EVERY:
             return ranked[1], True
-        return ranked[0], False
+        return ranked[0], bool(ranked[0]) and self._examined.sum() < _PRIOR_WEIGHT
 
     def observe(self, gamma: int, accepted: np.ndarray, examined: np.ndarray) -> None:
         """Takes in a finished chunk: int[γ] guesses at each place that were accepted, and that were examined."""

@@ -254,11 +254,12 @@ class Generator:
         """
         config, choices = self.config, self._choices()
         row = new_row(self.start_id, self.start_id, 0, config.max_decode_tokens, row_key(config.seed, "", 0))
-        iterations = np.int32(max(1, min(8, config.max_decode_tokens // (max(config.gammas) + 1))))
         states = self._programs["empty"]()
 
         def seconds(gamma: int) -> float:
             nonlocal states
+            # As many as a chunk has, if every token is accepted: what a call costs beside them is shared as in a job.
+            iterations = max(1, min(config.chunk_iterations, config.max_decode_tokens // (gamma + 1)))
             packed, started = np.tile(row, (config.num_slots, 1)), time.perf_counter()
             states, _, log = self._advance(gamma, states, packed, iterations, config.num_slots + 1)
             log = jax.device_get(log)
