@@ -1,13 +1,13 @@
 """Is gamma = "auto" as good as the best fixed γ, which nobody knows beforehand?
 
     python -m benchmarks.auto [--pair=examples/models/ende_software] [--batches=1,2,4,8,16,32,64] [--temperatures=0,1]
-        [--repeats=16] [--output=FILE]
+        [--repeats=16] [--examples=128] [--output=FILE]
 
 For every batch size and temperature, interleaved in one process on the same sentences: plain decoding, every fixed γ of
 auto's set, and auto with costs that it measured itself. The first repeat is dropped. The best fixed γ is picked on the
 even repeats and compared with auto on the odd ones, so that it is not picked by luck. Fixed γ run auto's own programs
 with a policy that does not choose; plain decoding is a Generator without a draft. A fixed γ that needs more than twice
-the fastest's time in the dropped repeat, or more than 1.4 times in both of the next two, is not run again.
+the fastest's time in the dropped repeat, or more than 1.25 times in both of the next two, is not run again.
 
 Prints a Markdown table with t intervals, and the geometric mean of all settings.
 """
@@ -31,7 +31,7 @@ from benchmarks.workloads import read_sentences
 from decoding.adaptive import GammaPolicy
 
 # How many times the fastest's time makes a fixed γ hopeless, by the repeat after which it is asked.
-HOPELESS = {0: 2.0, 2: 1.4}
+HOPELESS = {0: 2.0, 2: 1.25}
 
 
 class Fixed:
@@ -47,14 +47,14 @@ class Fixed:
         pass
 
 
-def measure_setting(target, draft, inputs, batch: int, temperature: float, repeats: int) -> dict:
+def measure_setting(target, draft, inputs, batch: int, temperature: float, repeats: int, examples: int) -> dict:
     """One row of the table."""
     settings = dict(
         temperature=temperature, num_slots=batch, max_decode_tokens=NEW_TOKENS, input_buckets=(INPUT_TOKENS,)
     )
     auto = decoding.Generator(target, draft, decoding.DecodingConfig(gamma="auto", **settings))
     plain = decoding.Generator(target, None, decoding.DecodingConfig(gamma=0, **settings))
-    inputs, ids = repeated(inputs, max(32, 2 * batch))
+    inputs, ids = repeated(inputs, max(examples, 2 * batch))
     used = {}
 
     def run(name: str):
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,2,4,8,16,32,64")
     parser.add_argument("--temperatures", default="0,1")
     parser.add_argument("--repeats", type=int, default=16, help="repeats that count, half of them for picking")
+    parser.add_argument("--examples", type=int, default=128, help="sentences per run, at least two for each slot")
     parser.add_argument("--output", default="", help="JSON file")
     args = parser.parse_args()
     if args.repeats < 4:
@@ -111,7 +112,7 @@ def main() -> None:
     print("|--:|--:|--:|--:|--:|--:|---|")
     for temperature in map(float, args.temperatures.split(",")):
         for batch in map(int, args.batches.split(",")):
-            row = measure_setting(target, draft, inputs, batch, temperature, args.repeats)
+            row = measure_setting(target, draft, inputs, batch, temperature, args.repeats, args.examples)
             result["settings"].append(row)
             speeds, (ratio, low, high) = row["tokens_per_second"], row["ratio"]
             used = ", ".join(f"{gamma}: {n}" for gamma, n in sorted(row["gammas_of_auto"].items()))

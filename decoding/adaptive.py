@@ -20,8 +20,9 @@ Costs = Mapping[tuple[int, int], float]
 _PRIOR_ALPHA, _PRIOR_WEIGHT = 0.7, 16.0
 # How many examined guesses back the estimate remembers: acceptance drifts along a shard sorted by length.
 _MEMORY = 4096.0
-# While γ = 0 is best nothing is learnt of the draft, so every so many chunks a few iterations are spent on looking.
-_PROBE_EVERY, PROBE_ITERATIONS = 24, 2
+# While γ = 0 is best nothing is learnt of the draft, so after so many chunks a few iterations are spent on looking, and
+# after every look that changes nothing, twice as many chunks later: a drift is noticed within the time that went before.
+_PROBE_AFTER, PROBE_ITERATIONS = 24, 2
 
 
 class GammaPolicy:
@@ -33,7 +34,7 @@ class GammaPolicy:
         places = max(self._costs)
         self._accepted = np.zeros(places)
         self._examined = np.zeros(places)
-        self._idle_chunks = 0
+        self._idle_chunks, self._patience = 0, _PROBE_AFTER
 
     @property
     def acceptance(self) -> np.ndarray:
@@ -48,12 +49,14 @@ class GammaPolicy:
         """
         tokens = np.concatenate([[1.0], 1.0 + np.cumsum(np.cumprod(self.acceptance))])
         ranked = sorted(self._costs, key=lambda gamma: (-tokens[gamma] / self._costs[gamma], gamma))
-        if ranked[0] == 0 and len(ranked) > 1 and self._idle_chunks >= _PROBE_EVERY:
+        if ranked[0] == 0 and len(ranked) > 1 and self._idle_chunks >= self._patience:
             return ranked[1], True
         return ranked[0], bool(ranked[0]) and self._examined.sum() < _PRIOR_WEIGHT
 
     def observe(self, gamma: int, accepted: np.ndarray, examined: np.ndarray) -> None:
         """Takes in a finished chunk: int[γ] guesses at each place that were accepted, and that were examined."""
+        if gamma:
+            self._patience = 2 * self._patience if self._idle_chunks >= self._patience else _PROBE_AFTER
         self._idle_chunks = 0 if gamma else self._idle_chunks + 1
         self._accepted[:gamma] += accepted
         self._examined[:gamma] += examined

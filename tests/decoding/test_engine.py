@@ -10,7 +10,6 @@ import pytest
 
 import decoding.engine
 from decoding import DecodingConfig, Generator
-from decoding.adaptive import GammaPolicy
 from tests import scripted
 from tests.records import assert_same, check_consistency
 
@@ -436,13 +435,3 @@ def test_records_are_the_same_bits_in_shards_of_short_and_of_long_inputs(golden)
         np.testing.assert_array_equal(alone.tokens, together[i].tokens)
         np.testing.assert_array_equal(alone.beta, together[i].beta)
         np.testing.assert_array_equal(alone.target_logprob, together[i].target_logprob)
-
-
-def test_little_is_decoded_before_something_is_known_of_the_draft():
-    policy = GammaPolicy({0: 1.0, 3: 1.2})
-    assert policy.choose() == (3, True), "short: a draft is believed in, but not yet seen"
-    policy.observe(3, np.array([4, 0, 0]), np.array([8, 4, 0]))
-    assert policy.choose() == (3, True)
-    policy.observe(3, np.array([4, 4, 2]), np.array([4, 4, 4]))
-    assert policy.choose() == (3, False)
-    assert GammaPolicy({0: 1.0, 3: 9.0}).choose() == (0, False)

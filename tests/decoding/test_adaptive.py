@@ -1,0 +1,52 @@
+"""The policy of γ = "auto" by itself: what it chooses from which costs and which acceptances."""
+
+import numpy as np
+
+from decoding.adaptive import GammaPolicy
+
+
+def probes(policy: GammaPolicy, chunks: int, accepted: float) -> list[int]:
+    """Numbers of the chunks that were probes, where so much of 8 guesses at each place is accepted."""
+    found = []
+    for chunk in range(chunks):
+        gamma, probe = policy.choose()
+        if probe:
+            found.append(chunk)
+        policy.observe(gamma, np.full(gamma, 8 * accepted), np.full(gamma, 8))
+    return found
+
+
+def test_little_is_decoded_before_something_is_known_of_the_draft():
+    policy = GammaPolicy({0: 1.0, 3: 1.2})
+    assert policy.choose() == (3, True), "short: a draft is believed in, but not yet seen"
+    policy.observe(3, np.array([4, 0, 0]), np.array([8, 4, 0]))
+    assert policy.choose() == (3, True)
+    policy.observe(3, np.array([4, 4, 2]), np.array([4, 4, 4]))
+    assert policy.choose() == (3, False)
+    assert GammaPolicy({0: 1.0, 3: 9.0}).choose() == (0, False)
+
+
+def test_a_draft_that_never_pays_is_looked_at_after_24_chunks_and_then_twice_as_many_each_time():
+    assert probes(GammaPolicy({0: 1.0, 3: 9.0}), 400, accepted=0.0) == [24, 24 + 49, 24 + 49 + 97, 24 + 49 + 97 + 193]
+
+
+def test_a_draft_that_begins_to_pay_is_noticed_and_then_watched_as_from_the_start():
+    policy = GammaPolicy({0: 1.0, 3: 3.0})
+    probes(policy, 170, accepted=0.0)
+    assert policy.choose() == (3, True)
+    while policy.choose()[0] == 0 or policy.choose()[1]:  # ends as soon as the draft is used on its merits
+        gamma, _ = policy.choose()
+        policy.observe(gamma, np.full(gamma, 512), np.full(gamma, 512))
+    policy.observe(3, np.full(3, 0), np.full(3, 4096))
+    assert policy.choose() == (0, False)
+    assert probes(policy, 30, accepted=0.0) == [24]
+
+
+def test_the_choice_maximises_tokens_per_second_over_all_gammas():
+    costs = {0: 1.0, 1: 1.1, 2: 1.5, 5: 2.5}
+    policy = GammaPolicy(costs)
+    policy.observe(5, np.full(5, 9_000_000), np.full(5, 10_000_000))
+    alpha = policy.acceptance[0]
+    rates = {gamma: sum(alpha**i for i in range(gamma + 1)) / cost for gamma, cost in costs.items()}
+    assert abs(alpha - 0.9) < 1e-3 and max(rates, key=rates.get) == 5
+    assert policy.choose() == (5, False), rates
