@@ -378,7 +378,7 @@ class Generator:
             # Queued behind the chunk, so that the device has it ready, or begun, when the first slot is free.
             if staged is None and order:
                 staged = self._stage(inputs, order)
-                self._prefill_staged(staged, gamma)
+                self._prefill_staged(staged, 0 if probe else gamma)
             packed, log = jax.device_get((rows, log))
             packed = packed.copy()
             if adaptive:
