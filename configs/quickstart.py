@@ -1,9 +1,9 @@
 """English to German with the small pair that comes with SpecBeam, on 300 sentences that come with it.
 
-    python -m pipeline.generate --config=configs/quickstart.py --output=/tmp/quickstart
+    python -m pipeline.generate --config=configs/quickstart.py --output=out/quickstart
 
 Everything can be overridden: `--config.decoding.gamma=3`, `--config.input.pattern=my/*.jsonl`,
-`--config.model.target=path/to/t5`. `pipeline/config.py` says what each setting means.
+`--config.model.target=path/to/t5`. pipeline/settings.py and decoding/config.py say what each setting means.
 """
 
 import pathlib

