@@ -68,13 +68,10 @@ class Leader:
           build: makes the generator on every host, on the slice's mesh.
           arguments: JSON that `build` is called with on every host.
         """
-        self._lock = threading.Lock()
-        self._generators = [self._tell({"do": "build", "arguments": dict(arguments or {})}, lambda: build(arguments or {}))]
+        self._lock, arguments = threading.Lock(), dict(arguments or {})
+        broadcast({"do": "build", "arguments": arguments})
+        self._generators = [build(arguments)]
         self.config, self.costs = self._generators[0].config, self._generators[0].costs
-
-    def _tell(self, message: dict, then: Callable):
-        broadcast(message)
-        return then()
 
     def generate(self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]) -> list[Generation]:
         """As of `Generator`."""
@@ -92,12 +89,14 @@ class Leader:
             "example_ids": list(example_ids),
         }  # fmt: skip
         with self._lock:
-            return self._tell(message, lambda: self._generators[which].generate_with_report(inputs, example_ids))
+            broadcast(message)
+            return self._generators[which].generate_with_report(inputs, example_ids)
 
     def plain(self) -> "Plain":
         """As of `Generator`."""
         with self._lock:
-            self._generators.append(self._tell({"do": "plain"}, self._generators[0].plain))
+            broadcast({"do": "plain"})
+            self._generators.append(self._generators[0].plain())
             return Plain(self, len(self._generators) - 1)
 
     def close(self) -> None:

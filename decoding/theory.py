@@ -9,8 +9,9 @@ Symbols are the paper's:
   c_hat (ĉ)  operations per token of the draft / of the target, >= 0
 
 All formulas take the acceptances of one step's tokens as independent with probability α. Functions take scalars or arrays
-that broadcast, and return a Python float for scalars, else float64 arrays (`optimal_gamma`: int, int64). The limits are
-exact: γ = 0 gives 1 token per call and an improvement of 1, α = 1 gives γ + 1 tokens per call.
+that broadcast, and return a Python float for scalars, else float64 arrays (`optimal_gamma`: int, int64); a value outside its
+range raises ValueError. The limits are exact: γ = 0 gives 1 token per call and an improvement of 1, α = 1 gives γ + 1 tokens
+per call.
 """
 from __future__ import annotations
 

@@ -316,6 +316,9 @@ class DecoderOnly(nnx.Module):
 
         Returns:
           float32[B, T, V]; `[b, t]` is the distribution of the token after `decoder_tokens[b, :t + 1]`.
+
+        Raises:
+          ValueError: something is given for an encoder.
         """
         if encoder_tokens is not None or encoder_lengths is not None:
             raise ValueError("a decoder-only model has no encoder; put the input in front of decoder_tokens")

@@ -13,8 +13,9 @@ from decoding import DecodingConfig, sharding
 from decoding.checkpoints import CheckpointError, architecture, find_checkpoint
 from decoding.checkpoints.load import DTYPES
 from decoding.compilation import Compiler
-from decoding.engine import Generator, max_positions
+from decoding.engine import Generator
 from decoding.models.ngram import is_ngram
+from decoding.programs import max_positions, prefill_rows
 from pipeline.config import NAMED_DRAFTS, ConfigError, JobConfig
 from pipeline.planning import chips, memory, roofline
 from pipeline.planning.command import Settings
@@ -95,7 +96,7 @@ class Plan:
 
     def guess(self) -> memory.Memory:
         """Needs from shapes alone."""
-        rows = max(1, min(self.config.num_slots, 4096 // self.config.max_input_tokens))
+        rows = prefill_rows(self.config, self.config.max_input_tokens)
         return memory.from_shapes(self.target, self.draft, self.config, max_positions(self.config), rows)
 
     def compile(self, which: str) -> dict:

@@ -9,7 +9,7 @@ import decoding
 from decoding import sharding, theory
 from decoding.checkpoints import architecture
 from decoding.checkpoints.load import DTYPES
-from decoding.engine import max_positions
+from decoding.programs import max_positions
 from pipeline.config import JobConfig
 from pipeline.measurement import PassTimer
 from pipeline.planning import chips, roofline

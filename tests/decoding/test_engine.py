@@ -410,7 +410,8 @@ def test_a_draft_that_never_pays_is_not_prefilled(target, draft):
 
         return call
 
-    engine._programs = {name: counting(name, program) for name, program in engine._programs.items()}
+    programs = engine._programs
+    programs._compiled = {name: counting(name, program) for name, program in programs._compiled.items()}
     inputs, ids = examples(20)
     gammas = engine.generate_with_report(inputs, ids)[1].gammas
     assert set(gammas) == {0} and calls["prefill"] == 5 and calls["prefill draft"] == calls["insert draft"] == 0

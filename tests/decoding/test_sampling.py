@@ -22,14 +22,13 @@ JUST_BELOW_1 = np.float32(1) - np.float32(2) ** -24
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (1, 1.0), (4, 1.0), (0, 0.3), (0, 0.9), (5, 0.6), (50, 0.999)])
 def test_standardize_agrees_with_the_reference(temperature, top_k, top_p):
     logits = (np.random.default_rng(0).normal(size=(40, 3, 17)) * 3).astype(np.float32)
+    found = np.asarray(sampling.standardize(logits, DecodingConfig(temperature=temperature, top_k=top_k, top_p=top_p)))
+    wanted, clear = reference.standardize(logits, temperature, top_k, top_p), np.ones(logits.shape[:-1], bool)
     if top_p < 1.0:  # a float32 sum may fall on the other side of an edge closer than this
-        margin = reference.nucleus_margin(logits, temperature, top_k, top_p)
-        assert np.mean(margin > 1e-5) > 0.95
-        logits = logits[margin.min(axis=1) > 1e-5]
-    found = sampling.standardize(logits, DecodingConfig(temperature=temperature, top_k=top_k, top_p=top_p))
-    wanted = reference.standardize(logits, temperature, top_k, top_p)
-    np.testing.assert_allclose(found, wanted, atol=2e-6)
-    np.testing.assert_array_equal(np.asarray(found) > 0, wanted > 0)
+        clear = reference.nucleus_margin(logits, temperature, top_k, top_p) > 1e-5
+        assert np.mean(clear) > 0.95
+    np.testing.assert_allclose(found[clear], wanted[clear], atol=2e-6)
+    np.testing.assert_array_equal(found[clear] > 0, wanted[clear] > 0)
 
 
 def test_standardize_of_worked_examples():

@@ -1,5 +1,7 @@
 """Scores against hand-known pairs, direct float64 computation, and what generation recorded."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from decoding.scoring import Scorer
 from tests import reference, scripted
 
 NEVER = -1e9
+LENIENCE = (0.5, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,17 @@ def texts():
 
 def settings(**changes):
     return DecodingConfig(**{"input_buckets": (16, 40), "max_decode_tokens": 24, "gamma": 0, **changes})
+
+
+@pytest.fixture(scope="module")
+def scorer(t5):
+    """Scorers of the reference pair by sampling method, each built once."""
+
+    @functools.cache
+    def get(**sampling) -> Scorer:
+        return Scorer(t5[0], {"draft": t5[1]}, settings(**sampling), lenience=LENIENCE, batch_tokens=100)
+
+    return get
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +96,13 @@ def test_hand_known_pair_at_temperature_0():
 @pytest.mark.parametrize(
     "sampling",
     [
-        {},
-        pytest.param({"temperature": 0.7, "top_k": 20}, marks=pytest.mark.slow),
         {"top_p": 0.9},
-        pytest.param({"temperature": 0.0}, marks=pytest.mark.slow),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"temperature": 0.7, "top_k": 20}, {"temperature": 0.0})),
     ],
 )
-def test_golden_models_against_float64(t5, texts, direct, sampling):
+def test_golden_models_against_float64(scorer, texts, direct, sampling):
     """The mean within 1e-6, every β within 1e-5, nucleus edges closer than 1e-5 exempt."""
-    lenience, means = (0.5, 0.1), []
-    scorer = Scorer(t5[0], {"draft": t5[1]}, settings(**sampling), lenience=lenience, batch_tokens=100)
+    scorer, means = scorer(**sampling), []
     compiled = scorer.compilations()
     found = scorer.score(*texts)
     assert scorer.compilations() == compiled
@@ -102,11 +113,11 @@ def test_golden_models_against_float64(t5, texts, direct, sampling):
         if greedy:
             p, q = (np.eye(one.shape[-1])[np.argmax(one, axis=-1)] for one in logits)
             chosen = np.take_along_axis(raw[0], np.argmax(logits[1], axis=-1)[:, None], axis=-1)
-            lenient = chosen >= raw[0].max(axis=-1, keepdims=True) + np.log(lenience)
+            lenient = chosen >= raw[0].max(axis=-1, keepdims=True) + np.log(LENIENCE)
         else:
             sampled = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **sampling}
             p, q = (reference.standardize(one, **sampled) for one in logits)
-            lenient = np.stack([np.minimum(p / value, q).sum(axis=-1) for value in lenience], axis=-1)
+            lenient = np.stack([np.minimum(p / value, q).sum(axis=-1) for value in LENIENCE], axis=-1)
             if sampled["top_p"] < 1:
                 clear = np.min([reference.nucleus_margin(one, **sampled) for one in logits], axis=0) > 1e-5
         beta, draft = np.minimum(p, q).sum(axis=-1), scores.drafts["draft"]
@@ -124,7 +135,9 @@ def test_golden_models_against_float64(t5, texts, direct, sampling):
     assert count > 60 and abs(mine - exact) / count < 1e-6
 
 
-@pytest.mark.parametrize("sampling", [{"temperature": 0.8, "top_k": 12}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0.8, "top_k": 12}, pytest.param({"temperature": 0.0}, marks=pytest.mark.slow)]
+)
 def test_same_as_generation_recorded(t5, texts, sampling):
     config = settings(gamma=3, num_slots=4, input_buckets=(40,), **sampling)
     ids = [str(i) for i in range(len(texts[0]))]
@@ -187,8 +200,8 @@ def check_recorded(target, draft, config, inputs, ids):
     return found
 
 
-def test_neighbours_change_nothing(t5, texts):
-    scorer = Scorer(t5[0], {"draft": t5[1]}, settings(top_p=0.9), lenience=(0.5,), batch_tokens=100)
+def test_neighbours_change_nothing(scorer, texts):
+    scorer = scorer(top_p=0.9)
     together = scorer.score(*texts)
     order = [4, 2, 6, 0, 5, 1, 3]
     shuffled = scorer.score(*([column[i] for i in order] for column in texts))

@@ -8,7 +8,7 @@ from decoding.models.vocabulary import FirstTokens
 from tests import reference, tiny_t5
 from tests.scripted import Scripted, greedy, near
 
-INPUTS, LENGTH, REAL = [3, 4, 5], 4, 6
+INPUTS, LENGTH, LONGEST, REAL = [3, 4, 5], 4, 6, 6
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +25,17 @@ def pair(tmp_path_factory):
 
 def generate(pair, vocab_size, rounds=1, **settings):
     config = decoding.DecodingConfig(
-        num_samples=rounds, num_slots=min(rounds, 256), max_decode_tokens=6, input_buckets=(4,), chunk_iterations=4,
+        num_samples=rounds, num_slots=min(rounds, 256), max_decode_tokens=LONGEST, input_buckets=(4,), chunk_iterations=4,
         **settings,
     )  # fmt: skip
     return decoding.Generator(*pair, config, vocab_size=vocab_size).generate([INPUTS], ["example"])
 
 
 def logits_along(model, tokens) -> np.ndarray:
-    """float32[T, V], the whole model's, teacher forced."""
-    fed = np.array([[0, *tokens[:-1]]], np.int32)
-    return np.asarray(model.logits(fed, np.array([INPUTS]), np.array([3])))[0]
+    """float32[T, V], the whole model's, teacher forced; of one shape, so that it is compiled once."""
+    fed = np.zeros((1, LONGEST), np.int32)
+    fed[0, 1 : len(tokens)] = tokens[:-1]
+    return np.asarray(model.logits(fed, np.array([INPUTS]), np.array([3])))[0, : len(tokens)]
 
 
 @pytest.mark.parametrize("verification", ["token", pytest.param("block", marks=pytest.mark.slow)])

@@ -1,0 +1,247 @@
+"""The compiled programs of a `Generator`: everything that runs on device.
+
+For every bucket a prefill of target and draft and their insertion into slots, for every γ a chunk of iterations, and for
+γ = "auto" what lets the draft catch up.  Resident states have one length whatever a shard holds, so that a row meets the
+same programs, and its floats round the same way, in whichever shard it is; `attend_existing` skips what is not there.
+"""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from decoding import autoregressive, speculative
+from decoding.adaptive import Costs
+from decoding.compilation import Compiler
+from decoding.config import DecodingConfig
+from decoding.drafts import Draft, as_draft
+from decoding.models.base import LanguageModel
+from decoding.models.vocabulary import of_one_vocabulary
+from decoding.rows import WIDTH, new_row, pack, unpack
+from decoding.sampling import row_key
+from decoding.sharding import Placement, mesh_of
+
+# Which model a program is of.  Those of the two are apart so that while γ = 0 is best, the draft costs nothing.
+TARGET, DRAFT = 0, 1
+_PREFILL, _INSERT = ("prefill", "prefill draft"), ("insert", "insert draft")
+
+# Tokens per prefill batch, about: enough to keep an accelerator's matrix units busy, small enough for attention's
+# [P, H, L, L] scores.
+_PREFILL_TOKENS = 4096
+
+# How often γ = "auto" measures: at least and at most so many rounds, and no new one after so many seconds.
+_COST_ROUNDS, _COST_SECONDS = (3, 12), 4.0
+
+
+def max_positions(config: DecodingConfig) -> int:
+    """Decoder positions that resident states have room for.
+
+    A row at its last position still has γ drafted tokens, or a block of catching up, written behind it.
+    """
+    return config.max_decode_tokens + max(config.gammas) + 1
+
+
+def prefill_rows(config: DecodingConfig, bucket: int, groups: int = 1) -> int:
+    """Examples per prefill batch, where rows are shared out over so many groups of devices."""
+    rows = max(1, min(config.num_slots, _PREFILL_TOKENS // bucket))
+    return max(rows // groups * groups, 1)
+
+
+class Programs:
+    """Programs of a target and a draft under a configuration.
+
+    Attributes:
+      config: settings.
+      eos_id, start_id, vocab_size, encoder_decoder: the models', as in `LanguageModel`.
+      compiler: has the programs to be lowered, until they are compiled.
+    """
+
+    def __init__(
+        self, target: LanguageModel, draft: Draft | LanguageModel | None, config: DecodingConfig, vocab_size: int | None
+    ):
+        """Arguments and errors are those of a `Generator`; models may be abstract, and then `compile` is not to be called."""
+        if draft is None and config.gammas != (0,):
+            raise ValueError(f"decoding.gamma is {config.gamma!r} without a draft model; allowed: 0")
+        target, draft = of_one_vocabulary(target, draft, vocab_size)
+        if draft is not None and draft.encoder_decoder not in (None, target.encoder_decoder):
+            raise ValueError("target and draft must both be encoder-decoder models or both be decoder-only")
+        self.config = config
+        self.eos_id, self.start_id, self.vocab_size = target.eos_id, target.start_id, target.vocab_size
+        self.encoder_decoder = target.encoder_decoder
+        # γ = 0 alone never calls the draft, so it is neither prefilled nor kept.
+        models = (target,) if config.gammas == (0,) else (target, as_draft(draft))
+        self._placement = Placement(mesh_of(target))
+        self._placement.check_slots(config.num_slots)
+        self._graphs, params = zip(*(nnx.split(model) for model in models))
+        # A flat list crosses into a program in C++; nnx's own tree would be flattened in Python at every call.
+        self._params, self._structure = jax.tree.flatten(self._placement.settle(params))
+        self.compiler = Compiler()
+        self._add()
+
+    def compile(self) -> None:
+        """Makes the programs callable."""
+        self._compiled = self.compiler.compile()
+
+    def target(self) -> LanguageModel:
+        """The target, with the vocabulary it is decoded with; parameters are shared."""
+        return self._models(self._params)[TARGET]
+
+    def prefill_rows(self, bucket: int) -> int:
+        """Examples per prefill batch."""
+        return prefill_rows(self.config, bucket, self._placement.groups)
+
+    # What the host's loop calls.  Results are on device and perhaps not there yet.
+
+    def empty(self) -> tuple:
+        """Resident states of target and, unless γ is always 0, draft."""
+        return self._compiled["empty"]()
+
+    def prefill(self, which: int, tokens: np.ndarray, lengths: np.ndarray):
+        """The state of int32[P, bucket] tokens and their int32[P] lengths, P being `prefill_rows(bucket)`."""
+        return self._compiled[_PREFILL[which], tokens.shape[1]](self._params, tokens, lengths)
+
+    def insert(self, which: int, bucket: int, state, staged, source: np.ndarray, slots: np.ndarray):
+        """`state`, whose memory is taken over, with rows int32[B] `source` of a prefilled one in int32[B] `slots`."""
+        return self._compiled[_INSERT[which], bucket](state, staged, source, slots)
+
+    def follow(self, state, tokens: np.ndarray, positions: np.ndarray):
+        """The draft's state, fed what was emitted without it: int32[B, γ_max + 1] decoder inputs from int32[B] positions."""
+        return self._compiled["follow"](self._params, state, tokens, positions)
+
+    def chunk(self, gamma: int, states, packed: np.ndarray, max_iterations: int, stop_done: int):
+        """Iterates until `stop_done` rows are done or `max_iterations` is reached.
+
+        Returns:
+          All states, of which those that this γ uses are taken over; packed rows; and an Emission whose arrays have the
+          iteration as first axis [K, B, ...], with count 0 beyond the last iteration run.
+        """
+        used, rows, log = self._compiled["chunk", gamma](
+            self._params, _used(states, gamma), packed, np.int32(max_iterations), np.int32(stop_done)
+        )
+        return (*used, *states[len(used) :]), rows, log
+
+    # The programs themselves.
+
+    def _add(self) -> None:
+        config, place, add = self.config, self._placement, self.compiler.add
+        integers = lambda shape: place.whole(jax.ShapeDtypeStruct(shape, jnp.int32))
+        params = place.abstract(self._params)
+        models = self._models(params)
+        states = place.states(models, jax.eval_shape(self._empty))
+        slots = integers((config.num_slots,))
+        add("empty", place.jit(self._empty, states))
+        for bucket in config.input_buckets:
+            rows = self.prefill_rows(bucket)
+            arguments = (params, integers((rows, bucket)), integers((rows,)))
+            for which, (model, state) in enumerate(zip(models, states)):
+                prefill = functools.partial(self._prefill, which)
+                (staged,) = place.states([model], [jax.eval_shape(prefill, *arguments)])
+                add((_PREFILL[which], bucket), place.jit(prefill, staged), *arguments)
+                insert = place.jit(_insert, state, donate_argnums=0)
+                add((_INSERT[which], bucket), insert, state, staged, slots, slots)
+        for gamma in config.gammas:
+            chunk, used = functools.partial(self._chunk, gamma), _used(states, gamma)
+            arguments = (params, used, integers((config.num_slots, WIDTH)), integers(()), integers(()))
+            outputs = (used, place.everywhere, place.everywhere)
+            add(("chunk", gamma), place.jit(chunk, outputs, donate_argnums=1), *arguments)
+        if len(config.gammas) > 1:
+            block, draft = integers((config.num_slots, max(config.gammas) + 1)), states[DRAFT]
+            add("follow", place.jit(self._follow, draft, donate_argnums=1), params, draft, block, slots)
+
+    def _models(self, params) -> list[LanguageModel]:
+        return [nnx.merge(*pair) for pair in zip(self._graphs, jax.tree.unflatten(self._structure, params))]
+
+    def _empty(self):
+        models = self._models(self._placement.abstract(self._params))
+        slots, inputs, positions = self.config.num_slots, self.config.max_input_tokens, max_positions(self.config)
+        return tuple(model.init_state(slots, inputs, positions) for model in models)
+
+    def _prefill(self, which: int, params, inputs, lengths):
+        inputs, lengths = self._placement.split_rows(inputs), self._placement.split_rows(lengths)
+        return self._models(params)[which].prefill(inputs, lengths)
+
+    def _follow(self, params, state, tokens, positions):
+        return self._models(params)[DRAFT].follow(state, tokens, positions)
+
+    def _chunk(self, gamma: int, params, states, packed, max_iterations, stop_done):
+        models = self._models(params)
+        limit = self.config.chunk_iterations
+
+        def iterate(states, rows):
+            if gamma == 0:
+                state, rows, emission = autoregressive.iterate(models[TARGET], *states, rows, self.config)
+                return (state,), rows, emission
+            *states, rows, emission = speculative.iterate(*models, *states, rows, gamma, self.config)
+            return tuple(states), rows, emission
+
+        def proceed(carry):
+            k, _, rows, _ = carry
+            return (k < jnp.minimum(max_iterations, limit)) & (jnp.sum(rows.done) < stop_done)
+
+        def body(carry):
+            k, states, rows, log = carry
+            states, rows, emission = iterate(states, rows)
+            log = jax.tree.map(lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, k, 0), log, emission)
+            return k + 1, states, rows, log
+
+        rows = unpack(self._placement.split_rows(packed))
+        shapes = jax.eval_shape(iterate, states, rows)[2]
+        log = jax.tree.map(lambda one: jnp.zeros((limit, *one.shape), one.dtype), shapes)
+        _, states, rows, log = jax.lax.while_loop(proceed, body, (jnp.int32(0), states, rows, log))
+        return states, pack(rows), log
+
+
+def _used(states, gamma: int):
+    """The states that a chunk of this γ works on; one that only passes through a loop is copied on its way, by XLA on CPU."""
+    return states if gamma else states[:1]
+
+
+def _insert(state, staged, source: jax.Array, slots: jax.Array):
+    """Writes staged rows `source[i]` into slots `slots[i]`; out-of-range slots are dropped.
+
+    Staged leaves may be shorter than the resident ones along any axis but the first, and are written at the origin.
+    """
+
+    def write(resident, new):
+        window = (slots, *(slice(0, size) for size in new.shape[1:]))
+        return resident.at[window].set(new[source], mode="drop")
+
+    def merge(resident, new):
+        if isinstance(new, dict):
+            return resident | {name: merge(resident[name], new[name]) for name in new}
+        return jax.tree.map(write, resident, new)
+
+    return merge(state, staged)
+
+
+def measure_costs(programs: Programs) -> Costs:
+    """Seconds per iteration of every γ, all rows decoding.
+
+    Rounds over all γ, so that a machine that slows down for a while slows all of them; of each γ the fastest chunk,
+    since whatever else runs can only add.
+    """
+    config = programs.config
+    row = new_row(programs.start_id, programs.start_id, 0, config.max_decode_tokens, row_key(config.seed, "", 0))
+    states = programs.empty()
+
+    def seconds(gamma: int) -> float:
+        nonlocal states
+        # As many as a chunk has, if every token is accepted: what a call costs beside them is shared as in a job.
+        iterations = max(1, min(config.chunk_iterations, config.max_decode_tokens // (gamma + 1)))
+        packed, started = np.tile(row, (config.num_slots, 1)), time.perf_counter()
+        # No number of done rows ends it, so it runs them all, also where a row draws EOS.
+        states, _, log = programs.chunk(gamma, states, packed, iterations, config.num_slots + 1)
+        jax.device_get(log)
+        return (time.perf_counter() - started) / iterations
+
+    costs, began = {}, time.perf_counter()
+    for number in range(_COST_ROUNDS[1] + 1):
+        measured = {(config.max_input_tokens, gamma): seconds(gamma) for gamma in config.gammas}
+        if number:  # the first round touches memory for the first time
+            costs = {choice: min(measured[choice], costs.get(choice, np.inf)) for choice in measured}
+        if number >= _COST_ROUNDS[0] and time.perf_counter() - began > _COST_SECONDS:
+            break
+    return costs
