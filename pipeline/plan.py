@@ -5,7 +5,7 @@
         [--target=t5-v1.1-xxl] [--draft=t5-v1.1-small] [--split_draft] [--programs=all | loop | none]
         [--layer_overhead_us=0] [--prepare=DIRECTORY]
 
-The job's programs are compiled for the described slice by libtpu (`pip install 'specbeam[tpu]'`), with shapes in place of
+The job's programs are compiled for the described slice by libtpu (the extra `tpu`), with shapes in place of
 weights: no TPU is needed and nothing is allocated. Without libtpu, or with --programs=none, needs are estimated from
 shapes, and the report says so. --target and --draft replace the config's models by presets of published shapes, so that
 no checkpoint is needed. Without --topology the passes of the config's models are measured on this machine instead.

@@ -72,6 +72,7 @@ def check_names(cls: type, names: Iterable[str], path: str) -> None:
 
 
 def require(condition: bool, setting: str, value: Any, allowed: str) -> None:
+    """Raises ConfigError with the setting, its value and what is allowed, unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{setting} is {value!r}; allowed: {allowed}")
 
