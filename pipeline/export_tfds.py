@@ -59,11 +59,11 @@ def parse(args: Sequence[str]) -> Job:
     for name, default in (("inputs", ""), ("output", ""), ("splits", ""), ("name", "alpha"), ("version", "1.0.0")):
         parser.add_argument(f"--{name}", default=default)
     own, others = parser.parse_known_args(list(args))
-    inputs = [absolute(folder) for folder in own.inputs.split(",") if folder]
+    inputs = [absolute(folder.strip()) for folder in own.inputs.split(",") if folder.strip()]
     splits = own.splits.split(",") if own.splits else ["train"] if len(inputs) == 1 else []
     if not inputs or not own.output:
         raise ConfigError("--inputs and --output are needed: finished folders, and where prepared data sets lie")
-    if len(set(splits)) != len(inputs) or not all(_NAME.fullmatch(split) for split in splits):
+    if not len(set(splits)) == len(splits) == len(inputs) or not all(map(_NAME.fullmatch, splits)):
         raise ConfigError(
             f"--splits is {own.splits!r}; allowed: as many distinct names as there are --inputs, {len(inputs)}, of lower-case "
             "letters, digits and underscores"

@@ -94,6 +94,9 @@ def test_what_is_refused(folders, tmp_path, capsys):
     out, one = f"--output={tmp_path / 'tfds'}", f"--inputs={folders['1.0']}"
     assert "--inputs and --output are needed" in refused(one)
     assert "as many distinct names as there are --inputs, 1" in refused(one, out, "--splits=a,b")
+    # Two of the same name would write the same files.
+    twice = refused(f"{one},{folders['0.5']}", out, "--splits=a,a,b")
+    assert "as many distinct names as there are --inputs, 2" in twice
     assert "--name is 'A-b'" in refused(one, out, "--name=A-b") and "--version is '1'" in refused(one, out, "--version=1")
     assert "'--nmae' is neither" in refused(one, out, "--nmae=x")
     mixed = refused(f"--inputs={folders['1.0']},{folders['generations']}", out, "--splits=a,b")
