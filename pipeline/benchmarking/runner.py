@@ -168,7 +168,8 @@ class Runner:
             measured.generations = len(outputs[setting])
             measured.gammas.update(report.gammas)
             if repeat == 1 or setting.temperature > 0:
-                measured.statistics = measured.statistics.merge(self._statistics(outputs[setting]))
+                merged = measured.statistics.merge(self._statistics(outputs[setting]))
+                measured.statistics = dataclasses.replace(merged, examples=len(self._examples))  # the same in every repeat
         plain = next(outputs[setting] for setting in order if setting.gamma == 0)
         if repeat > 0:
             for setting in order:

@@ -112,7 +112,8 @@ def test_runner(monkeypatch, num_samples):
         assert found.statistics.generations == 3 * num_samples
     assert runner.measured[plain].differing == [0, 0, 0]
     assert runner.measured[fast].differing == [num_samples] * 3
-    assert runner.measured[groups[1].plain].statistics.examples == 9
+    sampled = runner.measured[groups[1].plain].statistics
+    assert (sampled.examples, sampled.generations) == (3, 9 * num_samples)  # α's interval rests on examples, not on repeats
     assert runner.span == 3
     assert {one: len(seconds) for one, seconds in runner.passes.items()} == {
         Pass(2, "target", 1): 3, Pass(2, "target", 3): 3, Pass(2, "draft", 1): 3,
