@@ -25,7 +25,7 @@ from rich.table import Table
 import decoding
 from pipeline import runners
 from pipeline.config import CommandLine, ConfigError, JobConfig
-from pipeline.generate import read_settings, run_job
+from pipeline.generate import finish, read_settings, run_job
 from pipeline.manifest import (
     FolderError,
     Run,
@@ -41,7 +41,6 @@ from pipeline.preflight import CheckedModels, check_draft, check_models, shared_
 from pipeline.supervise import Launch, supervise
 from pipeline.terminal import print_missing
 from transforms import storage
-from transforms.finish import CountSettled, FinishRun
 from transforms.plan import Plan
 from transforms.read import ReadShards
 from transforms.score import ReadGenerations, References, ScoreModelHandler, ScorerFactory, ScoreSettings, ScoreShards
@@ -271,7 +270,7 @@ def build_pipeline(root: beam.Pipeline, *, run: ScoreRun, factory: ScorerFactory
       factory: builds the scorer on workers; None loads the models.
     """
     output, source, settings = run.folder.root, run.source, run.settings
-    settled = None
+    outcomes = ()
     if run.pending:
         pending = root | "PendingRanges" >> beam.Create(ranges(run.pending))
         if isinstance(source.plan, GenerationsPlan):
@@ -288,17 +287,9 @@ def build_pipeline(root: beam.Pipeline, *, run: ScoreRun, factory: ScorerFactory
         commit = CommitScores(output, settings, fingerprint=run.fingerprint, recorded=source.recorded)
         handler = ScoreModelHandler(settings, factory, runners.worker_environment(root.options))
         scored = texts | "Score" >> ScoreShards(handler) | "Commit" >> commit
-        settled = (scored.committed, read[ReadShards.FAILED], scored[CommitScores.FAILED]) | "Settled" >> CountSettled()
-    _ = root | "Finish" >> FinishRun(
-        output,
-        num_shards=run.plan.num_shards,
-        fingerprint=run.fingerprint,
-        exact=source.facts["exact"],
-        after=settled,
-        parts=storage.SCORES,
-        statistics=ScoreStatistics,
-        facts={"text": source.facts, "lenience": list(settings.lenience)},
-    )
+        outcomes = (scored.committed, read[ReadShards.FAILED], scored[CommitScores.FAILED])
+    facts = {"text": source.facts, "lenience": list(settings.lenience)}
+    finish(root, run, outcomes, exact=source.facts["exact"], facts=facts)
 
 
 # What is said at the end.
@@ -349,7 +340,8 @@ def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequen
 
 
 def _estimate(found: dict, sign: str = "") -> tuple[str, str]:
-    return f"{found['mean']:{sign}.3f}", f"[{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
+    low, high = ("unknown" if end is None else f"{end:{sign}.3f}" for end in (found["low"], found["high"]))
+    return f"{found['mean']:{sign}.3f}", f"[{low}, {high}]"
 
 
 def _described(text: dict) -> str:

@@ -59,7 +59,8 @@ def bootstrap_interval(
       value: float64[...], the estimates.
       replicates: float64[..., R], their replicates; NaN where a replicate has no data.
       examples: how many examples each estimate rests on.
-      proportion: the estimates are within (0, 1), and so shall the interval be: it is made on the log-odds scale.
+      proportion: the estimates are within [0, 1], and so shall the interval be: it is made on the log-odds scale. At 0 and
+        1 themselves, where no replicate differs, it is Clopper and Pearson's for as many examples without an exception.
 
     Returns:
       low and high, float64[...]. Where there are fewer than two examples or replicates nothing is known: NaN, or 0 and 1
@@ -78,7 +79,9 @@ def bootstrap_interval(
         inside = (value > 0) & (value < 1)
         p = np.where(inside, value, 0.5)
         odds, width = logit(p), margin / (p * (1 - p))
-        low, high = np.where(inside, expit(odds - width), low), np.where(inside, expit(odds + width), high)
+        edge = ((1 - LEVEL) / 2) ** (1 / n)
+        low = np.where(inside, expit(odds - width), np.where(value > 0, edge, 0.0))
+        high = np.where(inside, expit(odds + width), np.where(value > 0, 1.0, 1 - edge))
         low, high = np.where(enough, low, 0.0), np.where(enough, high, 1.0)
     return low, high
 

@@ -68,7 +68,8 @@ class ScoreStatistics:
     def brief(self) -> str:
         """ "α 0.61 small, 0.13 bigram": for progress."""
         sums = self.sums
-        means = ((name.removeprefix("beta/"), _replicates(sums, name)[0]) for name in self.fractions if "beta/" in name)
+        drafts = [name.removeprefix("beta/") for name in self.fractions if name.startswith("beta/")]
+        means = ((draft, _replicates(sums, f"beta/{draft}")[0]) for draft in drafts)
         return "α " + ", ".join(f"{mean:.3f} {draft}" for draft, mean in means) if self.tokens else ""
 
     def summary(self) -> dict:
@@ -110,16 +111,19 @@ class ScoreStatistics:
         if not positions:
             return None
         return {
-            **self._interval(_replicates(sums, name), proportion=True),
+            **self._interval(sums, name, _replicates(sums, name), proportion=True),
             "level": LEVEL,
             "positions": positions,
             "definition": definition,
             "interval": INTERVAL,
         }
 
-    def _interval(self, found: np.ndarray, *, proportion: bool = False) -> dict:
-        low, high = bootstrap_interval(found[0], found[1:], self.examples, proportion=proportion)
-        return {"mean": float(found[0]), "low": float(low), "high": float(high)}
+    def _interval(self, sums: Sums, name: str, found: np.ndarray, *, proportion: bool = False) -> dict:
+        """A replicated value that rests on the examples that `name` has; ends are None where nothing is known of them."""
+        examples = min(int(sums.count(name + "@")[0]), self.examples)
+        low, high = bootstrap_interval(found[0], found[1:], examples, proportion=proportion)
+        ends = (None if np.isnan(end) else float(end) for end in (low, high))
+        return {"mean": float(found[0]), **dict(zip(("low", "high"), ends))}
 
     def _on_policy(self, sums: Sums, draft: str) -> dict | None:
         definition = "on policy: mean of the β that generation recorded over the positions that it examined"
@@ -129,7 +133,11 @@ class ScoreStatistics:
         difference = _replicates(sums, f"beta/{draft}") - _replicates(sums, f"recorded/{draft}")
         return {
             "alpha": alpha,
-            "difference": {**self._interval(difference), "level": LEVEL, "definition": "alpha over the text less on policy"},
+            "difference": {
+                **self._interval(sums, f"recorded/{draft}", difference),
+                "level": LEVEL,
+                "definition": "alpha over the text less on policy",
+            },
             "beta_max_difference": self.differences.get(draft),
         }
 

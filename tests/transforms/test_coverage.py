@@ -76,6 +76,13 @@ def test_a_proportion_stays_within_its_bounds():
     assert bootstrap_interval(0.02, replicates, 50)[0] < 0
 
 
+def test_a_proportion_without_an_exception():
+    """All replicates are the same: what ten examples leave open is Clopper and Pearson's."""
+    edge = 0.025 ** (1 / 10)
+    assert bootstrap_interval(1.0, np.ones(200), 10, proportion=True) == pytest.approx((edge, 1))
+    assert bootstrap_interval(0.0, np.zeros(200), 10, proportion=True) == pytest.approx((0, 1 - edge))
+
+
 def test_little_data_is_little_known():
     assert bootstrap_interval(0.3, np.array([0.3, 0.3]), 1, proportion=True) == (0, 1)
     assert np.isnan(bootstrap_interval(0.3, np.array([0.3, np.nan]), 9)).all()

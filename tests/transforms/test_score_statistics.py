@@ -48,6 +48,16 @@ def test_nothing_scored():
     assert silent == {"alpha": None, "proposed": 0.0, "agreement": None, "lenient": {"0.5": None}, "on_policy": None}
 
 
+def test_of_what_one_example_tells_the_spread_is_not_known():
+    one, silent = text("a", [0.5, 1.0], [0.5, math.nan]), text("b", [math.nan], [math.nan])
+    draft = statistics([one, silent], recorded="d").summary()["drafts"]["d"]
+    assert [(part["mean"], part["low"], part["high"]) for part in (draft["alpha"], draft["on_policy"]["alpha"])] == [
+        (0.75, 0.0, 1.0), (0.5, 0.0, 1.0),
+    ]  # fmt: skip
+    difference = draft["on_policy"]["difference"]
+    assert (difference["mean"], difference["low"], difference["high"]) == (0.25, None, None)
+
+
 def test_any_sharding_and_order():
     rng = np.random.default_rng(2)
     texts = [text(f"id{i}", rng.random(int(rng.integers(1, 9)))) for i in range(24)]
