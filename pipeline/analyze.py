@@ -32,7 +32,8 @@ from pipeline.report.operations import describe_models
 from pipeline.runners import beam_options, first_local
 from pipeline.sources import BENCHMARK, GENERATIONS, SCORES, Source, SourceError, open_sources
 from transforms import analysis, analysis_parts, storage
-from transforms.analysis import CombineSums, CombineTokenCounts
+from transforms.aggregate import CombineStatistics
+from transforms.analysis import CombineTokenCounts, Sums
 from transforms.storage import OutputFolder
 
 ANALYSIS = "analysis.json"
@@ -135,7 +136,9 @@ def build_pipeline(root: beam.Pipeline, *, sources: Sequence[Source], notes: Seq
         _measure, sources, gammas, beam.pvalue.AsDict(ranks)
     ).with_outputs("timing", "text", "problem", main="sums")  # fmt: skip
     found = (
-        measured.sums | "AddSums" >> beam.CombinePerKey(CombineSums()) | beam.Map(lambda pair: ("sums", pair)),
+        measured.sums
+        | "AddSums" >> beam.CombinePerKey(CombineStatistics(Sums))
+        | beam.Map(lambda pair: ("sums", pair)),
         measured.timing | beam.Map(lambda timing: ("timings", timing)),
         measured.text
         | "BestTexts" >> beam.combiners.Top.SmallestPerKey(analysis_parts.SHOWN_TEXTS, key=lambda text: text[0])
@@ -249,7 +252,10 @@ def analysed(sources: Sequence[Source], gammas: Sequence[int], notes: Sequence[s
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "problems": list(found["problems"]),
         "notes": [*notes, *comparison.unmatched(sources, series), *unknown],
-        "interval": {"level": estimates.LEVEL, "method": "Poisson bootstrap over examples, Student's t"},
+        "interval": {
+            "level": estimates.LEVEL,
+            "method": "Poisson bootstrap over examples (speedups: over repeats, within a job over shards), Student's t",
+        },
         "models": models,
         "sources": [source.describe() for source in sources],
         "machines": [

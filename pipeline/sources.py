@@ -148,7 +148,8 @@ def _open(folder: str, allow_unfinished: bool) -> Source:
         fingerprint=manifest["fingerprint"],
         target=_model(config["model"]["target"], identity["model"]["target"]),
         drafts=_drafts_of_scores(manifest) if kind == SCORES else _draft_of(config["model"], identity["model"]),
-        decoding=config["decoding"],
+        # Scores are without lenience, whatever the config that they were made with says.
+        decoding={**config["decoding"], "lenience": 1.0} if kind == SCORES else config["decoding"],
         task=_task(config["input"]),
         tokenizer=config["model"].get("tokenizer") or config["model"]["target"],
         identity=identity,
@@ -281,6 +282,8 @@ def _notes(sources: Sequence[Source]) -> list[str]:
             notes.append(f"{source.label} scores references, not the target's texts: its α is not that of Corollary 3.6.")
         elif source.kind == SCORES and not source.text.get("same_sampling", True):
             notes.append(f"{source.label} scores texts that were drawn with other sampling settings than it scores with.")
+        elif source.kind == SCORES and not source.text.get("exact", True):
+            notes.append(f"{source.label} scores texts that were decoded with lenience: its α is not that of Corollary 3.6.")
     targets = {source.target.digest: source.target.name for source in sources}
     if len(targets) > 1:
         notes.append(

@@ -111,22 +111,6 @@ def _added(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str
     return {name: a.get(name, _ZEROS) + b.get(name, _ZEROS) for name in a.keys() | b.keys()}
 
 
-class CombineSums(beam.CombineFn):
-    """Merges `Sums`."""
-
-    def create_accumulator(self) -> Sums:
-        return Sums()
-
-    def add_input(self, accumulator: Sums, element: Sums) -> Sums:
-        return accumulator.merge(element)
-
-    def merge_accumulators(self, accumulators: Iterable[Sums]) -> Sums:
-        return functools.reduce(Sums.merge, accumulators, Sums())
-
-    def extract_output(self, accumulator: Sums) -> Sums:
-        return accumulator
-
-
 class Columns:
     """Collects the columns of a `Texts`: a whole number per text."""
 
@@ -204,9 +188,6 @@ def sums_of_generations(texts: Texts, ranks: np.ndarray) -> Sums:
     columns.tokens("beta/source", texts.beta, known, texts.source)
     call = np.repeat(np.arange(len(texts.lengths)), texts.calls)  # int64[I], of which text a call is
     columns.count("calls", texts.calls)
-    drafted = np.bincount(call, weights=texts.gammas, minlength=len(texts.lengths))
-    columns.count("drafted", drafted)
-    columns.count("accepted", np.bincount(call, weights=texts.accepted, minlength=len(texts.lengths)))
     # Calls that a text's end may cut are left out, and told by where they start: leaving out those that were cut would
     # leave out long ones more often.
     start = texts.position[texts.place == 0]  # int64[I]
@@ -385,5 +366,5 @@ class CombineTokenCounts(beam.CombineFn):
 def rank_buckets(counts: np.ndarray) -> np.ndarray:
     """int64[V], of each token the bucket of its rank by frequency, as RANK_LABELS; equally frequent ones by number."""
     ranks = np.empty(len(counts), np.int64)
-    ranks[np.lexsort((np.arange(len(counts)), -counts))] = np.arange(len(counts))
+    ranks[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
     return np.searchsorted(RANKS, ranks, side="right")

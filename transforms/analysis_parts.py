@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from transforms.write import FOOTER_KEY
 
 SHOWN_TEXTS = 3
 _SHOWN_TOKENS = (8, 60)
+_LOWEST = float(np.finfo(np.float32).min)
 _GENERATED = ("example_id", "output_tokens", "source", "iteration", "beta", "gammas", "accepted")
 _SHOWN = ("example_id", "inputs", "output_tokens", "source", "iteration", "beta", "target_logprob", "draft_logprob", "gammas",
           "accepted")  # fmt: skip
@@ -91,7 +93,10 @@ def read_scores(path: str, drafts: Mapping[str, bool], lenience: tuple[float, ..
 
 
 def texts_to_show(path: str) -> list[tuple[tuple, dict]]:
-    """Some generations of a part, the ones that show most, with keys by which the best of all parts are chosen."""
+    """Some generations of a part, the ones that show most, with keys by which the best of all parts are chosen.
+
+    For JSON, which has neither: NaN is None, and the logarithm of 0 the lowest float32.
+    """
     table = read_columns(path, _SHOWN)
     found = []
     for number, (name, source) in enumerate(zip(table["example_id"].to_pylist(), table["source"].to_pylist())):
@@ -99,7 +104,11 @@ def texts_to_show(path: str) -> list[tuple[tuple, dict]]:
             digest = hashlib.blake2b(f"shown {name} {number}".encode(), digest_size=8).hexdigest()
             found.append(((-len({0, 1, 2} & set(source)), digest), number))
     chosen = sorted(found)[:SHOWN_TEXTS]
-    return [(key, table.slice(number, 1).to_pylist()[0]) for key, number in chosen]
+    rows = [(key, table.slice(number, 1).to_pylist()[0]) for key, number in chosen]
+    for _, row in rows:
+        for name in ("beta", "target_logprob", "draft_logprob"):
+            row[name] = [None if math.isnan(value) else max(value, _LOWEST) for value in row[name]]
+    return rows
 
 
 def _flat(table: pa.Table, column: str) -> Any:

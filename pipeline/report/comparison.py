@@ -12,7 +12,7 @@ from scipy.special import chdtrc
 
 from decoding import theory
 from pipeline.report import estimates
-from pipeline.report.estimates import Estimate, Series, estimate, propagated, ratio_of
+from pipeline.report.estimates import Estimate, Series, estimate, exactly, propagated, ratio_of
 from pipeline.sources import BENCHMARK, GENERATIONS, SCORES, Source
 
 SeriesOf = Mapping[tuple[int, str], Series]
@@ -66,11 +66,12 @@ def tokens_per_call(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
         source, gamma = sources[number], fixed_gamma(sources[number])
         if source.kind != GENERATIONS or gamma is None:
             continue
-        observed = one.tokens_per_call()
+        observed, examples = one.tokens_per_call(), one.examples
         predicted = {"iid on policy": estimates.expected_tokens(one.mean_beta(), gamma)}
         matches = scores_of(sources, series, source.target.digest, source.drafts[name].digest, source.sampling)
         for match in matches[:1]:
             predicted |= series[match].predicted_tokens_per_call(gamma)
+            examples = min(examples, series[match].examples)
         found.append(
             {
                 **identify(source, name),
@@ -79,11 +80,10 @@ def tokens_per_call(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
                 "scores": sources[matches[0][0]].label if matches else None,
                 "observed": estimate(observed, one.examples),
                 "predicted": {
-                    method: {"tokens": estimate(values, one.examples), "miss": estimate(values / observed - 1, one.examples)}
+                    method: {"tokens": estimate(values, examples), "miss": estimate(values / observed - 1, examples)}
                     for method, values in predicted.items()
                     if np.isfinite(values[0])
                 },
-                "oracle": propagated(theory.oracle_expected_tokens, one.alpha()) if one.alpha() else None,
             }
         )
     return found
@@ -174,7 +174,7 @@ def _speedup_row(
     }
     if gamma == "auto" or not row["alpha"]:
         return found
-    alpha, c = found["alpha"], _estimate_of(cost["c"])
+    alpha, c = found["alpha"], _draft_cost(cost)
     v = _estimate_of(cost["pass_cost"][str(gamma + 1)])
     predicted = {
         "theorem_3_8": propagated(lambda a, c: theory.walltime_improvement(a, gamma, c), alpha, c),
@@ -201,6 +201,11 @@ def _speedup_row(
 
 def _estimate_of(value: Mapping[str, Any]) -> Estimate:
     return {name: value[name] for name in ("mean", "low", "high")}
+
+
+def _draft_cost(cost: Mapping[str, Any]) -> Estimate:
+    """c; as the benchmark has it, 0 for a draft that is no model, which costs next to nothing."""
+    return _estimate_of(cost["c"]) if cost["c"] else exactly(0.0)
 
 
 def best_gammas(sources: Sequence[Source], series: SeriesOf, described: Mapping[tuple[int, str], dict]) -> list[dict]:
@@ -232,7 +237,7 @@ def _capped(alpha: Estimate) -> Estimate:
 
 
 def _best_for(alpha: Estimate, cost: Mapping[str, Any], label: str) -> dict:
-    c = _estimate_of(cost["c"])
+    c = _draft_cost(cost)
     passes = {int(width): value["mean"] for width, value in cost["pass_cost"].items()}
     ends = [a for a in alpha.values() if a is not None]
     costs = [value for value in c.values() if value is not None]

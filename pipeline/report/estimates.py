@@ -33,12 +33,11 @@ def estimate(values: np.ndarray, examples: float, *, proportion: bool = False) -
     Args:
       values: float64[1 + R].
       examples: how many examples it rests on.
-      proportion: it is within (0, 1), and so is its interval.
+      proportion: it is within [0, 1], and so is its interval.
     """
     if not np.isfinite(values[0]):
         return None
-    known = values[1:][np.isfinite(values[1:])]
-    low, high = bootstrap_interval(values[0], known, examples if len(known) > 1 else 0, proportion=proportion)
+    low, high = bootstrap_interval(values[0], values[1:], examples, proportion=proportion)
     return {"mean": float(values[0]), "low": _number(low), "high": _number(high)}
 
 

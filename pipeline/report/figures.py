@@ -174,9 +174,7 @@ def gamma_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
     for i, c in enumerate((0.02, 0.05, 0.1, 0.2, 0.5)):
         axes.step(_ALPHAS, best(c), where="mid", color="#8a8f98", linestyle=_LINES[i % len(_LINES)], linewidth=1.3,
                   label=f"c = {c:g}")  # fmt: skip
-    rows = [
-        {**row, **cost} for row in results["best_gammas"] for cost in row["costs"] if row["kind"] == "scores" or cost
-    ]
+    rows = [{**row, **cost} for row in results["best_gammas"] for cost in row["costs"]]
     seen: set[tuple] = set()
     shown = [row for row in rows if not ((key := (row["draft"], row["sampling"], row["num_slots"])) in seen or seen.add(key))]
     shown = shown[:_MOST_LINES]
@@ -220,7 +218,10 @@ def trace(axes: Axes, results: Mapping[str, Any]) -> bool:
     text = results["texts"][0]
     row = text["row"]
     costs = [one for one in results["speedups"] if one["c"] and one["draft"] == text["draft"]]
-    c, passes = (costs[0]["c"]["mean"], {one["gamma"]: one["pass_cost"]["mean"] for one in costs}) if costs else (0.05, {})
+    c, passes = 0.05, {}
+    if costs:  # of one batch size
+        c, first = costs[0]["c"]["mean"], (costs[0]["run"], costs[0]["num_slots"])
+        passes = {one["gamma"]: one["pass_cost"]["mean"] for one in costs if (one["run"], one["num_slots"]) == first}
     at = 0.0
     for gamma in row["gammas"]:
         for _ in range(gamma):

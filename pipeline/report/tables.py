@@ -115,9 +115,9 @@ class Table:
 def escape_markdown(text: str) -> str:
     """Text for a cell: nothing in it is markup."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for character in ("\\", "|", "`", "*", "_"):
+    for character in ("\\", "|", "`", "*", "_", "~"):
         text = text.replace(character, "\\" + character)
-    return text
+    return text.replace("](", "]\\(")  # a link
 
 
 def text(title: str) -> Column:

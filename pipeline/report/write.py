@@ -75,7 +75,7 @@ def shown_texts(results: Mapping[str, Any]) -> list[ShownText]:
 def headlines(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The few numbers to see first, each once: (value, what it is)."""
     found, alpha, ratio = [], Column("", "estimate", 3), Column("", "estimate", 2)
-    for one in results["two_definitions"][:2]:
+    for one in [one for one in results["two_definitions"] if one["over_target_text"]][:2]:
         found.append((alpha.show(one["over_target_text"]), f"α of {one['draft']} over the target's text, {one['sampling']}"))
     if not found:
         found = [(alpha.show(o["alpha"]), f"α of {o['draft']}, {o['sampling']}") for o in results["series"][:2] if o["alpha"]]

@@ -9,7 +9,7 @@ import pytest
 
 from decoding import theory
 from pipeline import analyze
-from pipeline.report import estimates
+from pipeline.report import content, estimates
 from pipeline.report.operations import operations_per_token
 from tests.pipeline import analysis_folders as folders
 
@@ -18,7 +18,16 @@ def run(capsys, *inputs, output, expect=0, options=()) -> dict | str:
     """Content of analysis.json, or the message on standard error where the job is expected to fail."""
     joined = ",".join(map(str, inputs))
     assert analyze.main([f"--inputs={joined}", f"--output={output}", *options]) == expect
-    return json.loads((output / "analysis.json").read_text()) if expect == 0 else capsys.readouterr().err
+    return read(output) if expect == 0 else capsys.readouterr().err
+
+
+def read(folder) -> dict:
+    """analysis.json, which must be JSON: Python's own reader takes NaN and infinities for numbers."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    return json.loads((folder / "analysis.json").read_text(), parse_constant=refuse)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +48,7 @@ def made(tmp_path_factory, without_report):
     folders.make_benchmark(root / "bench")
     inputs = [root / name for name in ("sampled", "again", "scores", "bench")]
     assert analyze.main([f"--inputs={','.join(map(str, inputs))}", f"--output={root / 'report'}"]) == 0
-    return root, json.loads((root / "report" / "analysis.json").read_text())
+    return root, read(root / "report")
 
 
 def series(results: dict, run: str, draft: str = "small") -> dict:
@@ -122,6 +131,21 @@ def test_independent_equal_beta_passes_the_same_diagnostics(tmp_path, capsys):
     assert abs(row["predicted"]["walk"]["miss"]["mean"]) < 0.03
 
 
+@pytest.mark.parametrize(("constant", "ends"), [(0.0, (0.0, 1 - 0.025 ** (1 / 120))), (1.0, (0.025 ** (1 / 120), 1.0))])
+def test_nothing_or_everything_is_accepted(tmp_path, capsys, constant, ends):
+    with np.errstate(divide="ignore"):
+        folders.make_generations(tmp_path / "g", constant=constant)
+        folders.make_scores(tmp_path / "s", constant=constant)
+    folders.make_benchmark(tmp_path / "b")
+    results = run(capsys, *(tmp_path / name for name in "gsb"), output=tmp_path / "report")
+    for name in "gs":
+        alpha = series(results, name)["alpha"]
+        assert (alpha["mean"], alpha["low"], alpha["high"]) == pytest.approx((constant, *ends))
+    (row,) = results["tokens_per_call"]
+    assert row["predicted"]["walk"]["miss"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert content.all_tables(results)
+
+
 def test_the_law_test_keeps_its_level():
     """Accepted lengths of clustered but geometric calls: a text's own rate varies with nothing but chance."""
     rng, rejected, trials = np.random.default_rng(5), 0, 200
@@ -156,6 +180,23 @@ def test_speed(made):
     tokens = series(results, "scores")["predicted"]["3"]["walk"]["mean"]
     assert fixed["predicted"]["joint_with_pass_cost"]["speedup"]["mean"] == pytest.approx(tokens / (0.3 + 1.3))
     assert auto["predicted"] == {} and auto["measured"]["mean"] == 1.6
+
+
+def test_a_benchmark_of_a_draft_that_is_no_model(made, tmp_path, capsys):
+    """It has no pass to time: c is 0, as in the benchmark's own predictions."""
+    root, _ = made
+    path = folders.make_benchmark(tmp_path / "bench") / "benchmark.json"
+    results = json.loads(path.read_text())
+    results["costs"][0]["c"] = None
+    path.write_text(json.dumps(results))
+    results = run(capsys, root / "scores", tmp_path / "bench", output=tmp_path / "report")
+    fixed = results["speedups"][0]
+    assert fixed["c"] == {"mean": 0, "low": 0, "high": 0}
+    assert fixed["predicted"]["theorem_3_8"]["speedup"]["mean"] == pytest.approx(theory.walltime_improvement(0.6, 3, 0))
+    row = next(one for one in results["best_gammas"] if one["draft"] == "small")
+    assert row["costs"][0]["gamma_measured"]["mean"] == theory.optimal_gamma_measured(
+        row["alpha"]["mean"], 0, {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.7}
+    )
 
 
 def test_in_job_speedup(made):
@@ -266,6 +307,19 @@ def test_a_draft_that_is_missing(tmp_path, capsys):
     pq.write_table(pq.read_table(part).drop_columns(["beta_lookup"]), part)
     message = run(capsys, scores, output=tmp_path / "other", expect=2)
     assert "lacks what its manifest promises" in message and "beta_lookup" in message
+
+
+def test_scores_are_without_lenience(tmp_path, capsys):
+    """Whatever their config says; that the texts were decoded with it is said."""
+    made, scores = folders.make_generations(tmp_path / "a"), folders.make_scores(tmp_path / "s")
+    manifest = json.loads((scores / "manifest.json").read_text())
+    manifest["config"]["decoding"]["lenience"], manifest["text"]["exact"] = 0.5, False
+    (scores / "manifest.json").write_text(json.dumps(manifest))
+    results = run(capsys, made, scores, output=tmp_path / "report")
+    assert [one["run"] for one in results["two_definitions"]] == ["a"]
+    assert series(results, "s")["sampling"] == "T = 1"
+    note = "s scores texts that were decoded with lenience: its α is not that of Corollary 3.6."
+    assert [one for one in results["notes"] if "lenience" in one] == [note]
 
 
 def test_the_same_run_twice(tmp_path, capsys):

@@ -11,6 +11,7 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
 from pipeline import analyze
 from pipeline.report import content, figures, paper, write
@@ -84,7 +85,7 @@ def markdown_tables(text: str) -> dict[str, list[list[str]]]:
             heading = line[4:]
         elif line.startswith("| "):
             cells = re.split(r"(?<!\\) \| ", line[2:-2])
-            plain = [html.unescape(re.sub(r"\\([\\|`*_])", r"\1", cell)) for cell in cells]
+            plain = [html.unescape(re.sub(r"\\([\\|`*_~(])", r"\1", cell)) for cell in cells]
             found.setdefault(heading, []).append(plain)
     return found
 
@@ -182,6 +183,19 @@ def test_figures(report):
     assert (folder / "figures" / "tokens.svg").read_text().count("γ=") == 5
 
 
+def test_a_trace_has_the_costs_of_one_batch_size(report):
+    _, results = report
+
+    def widths(speedups):
+        axes = Figure().subplots()
+        figures.trace(axes, {**results, "speedups": speedups})
+        return [patch.get_width() for patch in axes.patches]
+
+    one = next(row for row in results["speedups"] if row["c"])
+    other = {**one, "num_slots": 8, "pass_cost": {"mean": 9.0, "low": 9.0, "high": 9.0}}
+    assert widths([one, other]) == widths([one]) != widths([other])
+
+
 def test_figures_are_the_same_bytes_each_time(report):
     _, results = report
     drawn = [figures.render("x", "title", figures.accepted_lengths, results) for _ in range(2)]
@@ -247,6 +261,7 @@ def test_constant_columns_are_said_once():
 
 def test_markdown_cells_are_text():
     assert escape_markdown("a|b*c_d`e<f>&\n g\\") == "a\\|b\\*c\\_d\\`e&lt;f&gt;&amp; g\\\\"
+    assert escape_markdown("[a](b) ~~c~~ 0.5 [0.4, 0.6]") == "[a]\\(b) \\~\\~c\\~\\~ 0.5 [0.4, 0.6]"
 
 
 def test_texts_by_iteration():
@@ -285,6 +300,9 @@ def test_the_papers_numbers_stand_only_beside_the_papers_settings(report):
     shapes = {"x": {"name": one["target"], "shape": xxl}, "y": {"name": "small", "shape": small}}
     same = {**results, "models": shapes, "series": [{**one, "task": "wmt14_translate/de-en"}]}
     (row,) = content.table_3(same).rows
+    assert row[-2:] == (0.75, 0.62)
+    other = {**one, "task": "wmt14_translate/de-en", "sampling": "T = 0.5"}  # another way of sampling stands first
+    (row,) = content.table_3({**same, "series": [other, *same["series"]]}).rows
     assert row[-2:] == (0.75, 0.62)
     assert [cell for cell in content.table_5(same).rows[0] if isinstance(cell, float)] == [0.62, 0.71, 0.84]
 
