@@ -15,7 +15,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -45,7 +46,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
       factory: builds the generator on workers; None loads the config's models.
     """
     config, models, output = run.config, run.models, run.folder.root
-    settled = None
+    outcomes = ()
     if run.pending:
         hints = dataflow.resource_hints(root.options, config)
         handler = ShardModelHandler(
@@ -68,13 +69,28 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
         commit = CommitShards(output, tokenizer=models.tokenizer, eos_id=models.eos_id, fingerprint=run.fingerprint)
         read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> read
         decoded = read.shards | "Decode" >> decode | "Commit" >> commit.with_resource_hints(**hints)
-        settled = (decoded.committed, read[ReadShards.FAILED], decoded[CommitShards.FAILED]) | "Settled" >> CountSettled()
+        outcomes = (decoded.committed, read[ReadShards.FAILED], decoded[CommitShards.FAILED])
+    finish(root, run, outcomes, exact=config.decoding.exact)
+
+
+def finish(root: beam.Pipeline, run: Run, outcomes: tuple, *, exact: bool, facts: Mapping[str, Any] | None = None) -> None:
+    """Adds the end of a run, which waits for all `outcomes`.
+
+    Args:
+      root: the pipeline.
+      run: which run.
+      outcomes: what `CountSettled` takes; () where no shard is pending.
+      exact, facts: for the summary.
+    """
     _ = root | "Finish" >> FinishRun(
-        output,
+        run.folder.root,
         num_shards=run.plan.num_shards,
         fingerprint=run.fingerprint,
-        exact=config.decoding.exact,
-        after=settled,
+        exact=exact,
+        after=outcomes | "Settled" >> CountSettled() if outcomes else None,
+        parts=run.parts,
+        statistics=run.statistics,
+        facts=facts,
     )
 
 
