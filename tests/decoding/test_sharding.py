@@ -33,7 +33,7 @@ def measure(*cases: str) -> dict[str, dict]:
 
 @functools.cache
 def quick() -> dict[str, dict]:
-    return measure("t5:2:4", "llama:1:8", "loaded")
+    return measure("t5:2:4", "collectives", "loaded")
 
 
 def check(case: str, found: dict) -> None:
@@ -41,14 +41,14 @@ def check(case: str, found: dict) -> None:
     assert found["same_tokens"] and found["tokens"] > 20, (case, found)
 
 
-@pytest.mark.parametrize("case", ["t5:2:4", "llama:1:8"])
-def test_logits_and_speculative_greedy_tokens_are_those_of_one_device(case):
-    check(case, quick()[case])
+def test_logits_and_speculative_greedy_tokens_are_those_of_one_device():
+    check("t5:2:4", quick()["t5:2:4"])
 
 
 @pytest.mark.slow
-def test_every_family_on_every_mesh():
-    cases = [f"{name}:{data}:{ways}" for name in ("t5", "gpt2", "llama", "lamda") for data, ways in MESHES]
+@pytest.mark.parametrize("family", ["t5", "gpt2", "llama", "lamda"])
+def test_every_family_on_every_mesh(family):
+    cases = [f"{family}:{data}:{ways}" for data, ways in MESHES]
     results = measure(*cases)
     for case in cases:
         check(case, results[case])
@@ -64,7 +64,7 @@ def test_each_device_holds_its_share():
 
 def test_fused_projections_are_taken_apart_without_moving_anything():
     """Three sums per decoder layer and one for the embedding; with contiguous columns there would be exchanges."""
-    found = quick()["t5:2:4"]["collectives"]
+    found = quick()["collectives"]
     assert found.get("all-reduce", 0) >= 3
     assert not {"all-to-all", "collective-permute", "all-gather"} & set(found), found
 

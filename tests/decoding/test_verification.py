@@ -180,7 +180,7 @@ def edges(thresholds, u) -> float:
 @pytest.mark.parametrize(("name", "lenience"), [("token", 1.0), ("token", 0.4), ("block", 1.0)])
 @pytest.mark.parametrize("gamma", [1, 2, 3, 5])
 def test_rules_decide_as_the_reference_given_the_same_uniforms(monkeypatch, name, lenience, gamma):
-    rng, cases, vocab_size = np.random.default_rng(gamma), 4000, 4
+    rng, cases, vocab_size = np.random.default_rng(gamma), 1500, 4
     p, q, tokens = random_cases(rng, cases, gamma, vocab_size)
     accept_u = rng.uniform(size=(cases, gamma)).astype(np.float32)
     accept_u[rng.uniform(size=accept_u.shape) < 0.05] = 0.0

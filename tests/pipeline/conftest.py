@@ -8,6 +8,8 @@ import shutil
 import pytest
 import sentencepiece
 
+from tests.pipeline.helpers import run
+
 SENTENCES = [
     "The package provides a small tool to convert files.",
     "No protection when the device is started.",
@@ -41,20 +43,14 @@ def models(tmp_path_factory, golden, spiece_model) -> dict[str, pathlib.Path]:
     return found
 
 
-@pytest.fixture
-def sentences(tmp_path) -> pathlib.Path:
-    """30 records of fields "en" and "de"."""
-    path = tmp_path / "input.jsonl"
+def write_sentences(path: pathlib.Path) -> pathlib.Path:
     rows = ({"en": f"{SENTENCES[i % len(SENTENCES)]} {i}", "de": f"Satz {i} hat einen Bezug."} for i in range(30))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-@pytest.fixture
-def command(tmp_path, models, sentences):
-    """A command line for `pipeline.generate`: command("--config.x=y", output=...) -> list of arguments."""
-    config = tmp_path / "config.py"
-    config.write_text(
+def write_config(path: pathlib.Path, models: dict[str, pathlib.Path], sentences: pathlib.Path) -> pathlib.Path:
+    path.write_text(
         f"""
 from ml_collections import config_dict
 def get_config():
@@ -66,8 +62,36 @@ def get_config():
     ))
 """
     )
+    return path
+
+
+@pytest.fixture
+def sentences(tmp_path) -> pathlib.Path:
+    """30 records of fields "en" and "de"."""
+    return write_sentences(tmp_path / "input.jsonl")
+
+
+@pytest.fixture
+def command(tmp_path, models, sentences):
+    """A command line for `pipeline.generate`: command("--config.x=y", output=...) -> list of arguments."""
+    config = write_config(tmp_path / "config.py", models, sentences)
 
     def arguments(*overrides: str, output: pathlib.Path = tmp_path / "out") -> list[str]:
         return [f"--config={config}", f"--output={output}", *overrides]
 
     return arguments
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, models) -> pathlib.Path:
+    """Output of `run(command())`, to be read only: a job costs about a second, and many tests begin where it ends."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder / "config.py", models, write_sentences(folder / "input.jsonl"))
+    run([f"--config={config}", f"--output={folder / 'out'}"])
+    return folder / "out"
+
+
+@pytest.fixture
+def finished(tmp_path, finished_run) -> pathlib.Path:
+    """A copy of it in `command()`'s own output folder, as if that had been run."""
+    return shutil.copytree(finished_run, tmp_path / "out")

@@ -58,27 +58,27 @@ def put_everything(url: str, models, sentences: pathlib.Path) -> tuple[str, list
     ]
 
 
-def test_the_job_on_gcs_equals_the_local_one(command, models, sentences, server, tmp_path, monkeypatch):
+def test_the_job_on_gcs_equals_the_local_one(command, finished_run, models, sentences, server, tmp_path, monkeypatch):
     """Fake generators, real everything else; a second launch finds nothing to do, and one after a loss does that part."""
-    run(command())
     emulator.use(monkeypatch, server)
     bucket, overrides = put_everything(server, models, sentences)
     remote = [*command(output=f"gs://{bucket}/runs/a"), *overrides]
     run(remote)
     emulator.download_tree(server, bucket, "runs/a", tmp_path / "fetched")
-    assert files(tmp_path / "fetched") == files(tmp_path / "out")
-    assert_same_rows(rows(tmp_path / "out"), rows(tmp_path / "fetched"))
+    assert files(tmp_path / "fetched") == files(finished_run)
+    assert_same_rows(rows(finished_run), rows(tmp_path / "fetched"))
     folder, loads = OutputFolder(f"gs://{bucket}/runs/a"), fakes.loads
     run(remote)
     assert fakes.loads == loads
     folder.delete(["generations/part-00002-of-00004.parquet"])
     run(remote)
     emulator.download_tree(server, bucket, "runs/a", tmp_path / "again")
-    assert_same_rows(rows(tmp_path / "out"), rows(tmp_path / "again"))
+    assert_same_rows(rows(finished_run), rows(tmp_path / "again"))
 
 
-def test_a_failing_store_changes_nothing(command, models, sentences, server, tmp_path, monkeypatch, impatient):
-    run(command())
+def test_a_failing_store_changes_nothing(
+    command, finished_run, models, sentences, server, tmp_path, monkeypatch, impatient
+):
     with emulator.FailingProxy(server, rate=0.2, seed=7) as proxy:
         bucket, overrides = put_everything(server, models, sentences)
         emulator.use(monkeypatch, proxy.url)
@@ -87,9 +87,9 @@ def test_a_failing_store_changes_nothing(command, models, sentences, server, tmp
         assert all(proxy.failures[what] for what in proxy.FAILURES), proxy.failures
         assert failed > 0.1 * sum(proxy.failures.values()), proxy.failures
     emulator.download_tree(server, bucket, "runs/a", tmp_path / "fetched")
-    assert files(tmp_path / "fetched") == files(tmp_path / "out")
-    assert_same_rows(rows(tmp_path / "out"), rows(tmp_path / "fetched"))
-    totals = [summary(tmp_path / name) for name in ("out", "fetched")]
+    assert files(tmp_path / "fetched") == files(finished_run)
+    assert_same_rows(rows(finished_run), rows(tmp_path / "fetched"))
+    totals = [summary(folder) for folder in (finished_run, tmp_path / "fetched")]
     for total in totals:
         total.pop("timings"), total.pop("finished")
     assert totals[0] == totals[1]

@@ -27,28 +27,25 @@ def files_of_at_most(num_bytes: int):
 
 
 @pytest.fixture
-def half_done(command, tmp_path):
+def half_done(finished):
     """A folder with parts 0 and 3 of 4; yields its committed files with their times."""
-    run(command(output=tmp_path / "reference"))
-    run(command())
-    out = tmp_path / "out"
     for name in ("_SUCCESS", "summary.json", *(f"generations/part-0000{i}-of-00004.parquet" for i in (1, 2))):
-        (out / name).unlink()
-    return {path: path.stat().st_mtime_ns for path in (out / "generations").iterdir()}
+        (finished / name).unlink()
+    return {path: path.stat().st_mtime_ns for path in (finished / "generations").iterdir()}
 
 
-def assert_resumable(command, tmp_path, half_done):
+def assert_resumable(command, tmp_path, half_done, reference):
     out = tmp_path / "out"
     assert "_SUCCESS" not in files(out)
     assert {path: path.stat().st_mtime_ns for path in (out / "generations").iterdir()} == half_done
     assert not [name for name in files(out) if name.endswith(".tmp")]  # what was half written is gone
     run(command())
-    assert files(out) == files(tmp_path / "reference")
-    assert_same_rows(rows(tmp_path / "reference"), rows(out))
+    assert files(out) == files(reference)
+    assert_same_rows(rows(reference), rows(out))
     assert {path: path.stat().st_mtime_ns for path in half_done} == half_done
 
 
-def test_parts_that_do_not_fit(command, tmp_path, half_done, capsys):
+def test_parts_that_do_not_fit(command, tmp_path, half_done, finished_run, capsys):
     smallest = min(path.stat().st_size for path in half_done)
     with files_of_at_most(smallest - 1000):
         run(command(), expect=1)
@@ -56,10 +53,10 @@ def test_parts_that_do_not_fit(command, tmp_path, half_done, capsys):
     assert [shard["shard"] for shard in missing] == [1, 2]
     assert all(shard["error"]["stage"] == "commit" and "File too large" in shard["error"]["message"] for shard in missing)
     assert "shard 1, attempt 1: commit: OSError: [Errno 27] File too large" in capsys.readouterr().out
-    assert_resumable(command, tmp_path, half_done)
+    assert_resumable(command, tmp_path, half_done, finished_run)
 
 
-def test_nothing_fits(command, tmp_path, half_done, capsys):
+def test_nothing_fits(command, tmp_path, half_done, finished_run, capsys):
     loads = fakes.loads
     with files_of_at_most(0):
         status = generate.main(command(), fakes.factory())
@@ -67,10 +64,10 @@ def test_nothing_fits(command, tmp_path, half_done, capsys):
     message = capsys.readouterr().err
     assert message.startswith("error: the output folder") and message.count("\n") == 1
     assert str(tmp_path / "out") in message and "File too large" in message
-    assert_resumable(command, tmp_path, half_done)
+    assert_resumable(command, tmp_path, half_done, finished_run)
 
 
-def test_a_disk_that_fills_up_at_the_end(command, tmp_path, half_done, capsys, monkeypatch):
+def test_a_disk_that_fills_up_at_the_end(command, tmp_path, half_done, finished_run, capsys, monkeypatch):
     put = OutputFolder.put
 
     def put_or_fail(self, name, data, **options):
@@ -89,11 +86,11 @@ def test_a_disk_that_fills_up_at_the_end(command, tmp_path, half_done, capsys, m
     loads = fakes.loads
     run(command())
     assert fakes.loads == loads  # only the end was missing
-    assert_same_rows(rows(tmp_path / "reference"), rows(out))
+    assert_same_rows(rows(finished_run), rows(out))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
-def test_a_folder_made_read_only(command, tmp_path, half_done, capsys):
+def test_a_folder_made_read_only(command, tmp_path, half_done, finished_run, capsys):
     out = tmp_path / "out"
     for folder in (out, *(path for path in out.iterdir() if path.is_dir())):
         folder.chmod(0o555)
@@ -104,7 +101,7 @@ def test_a_folder_made_read_only(command, tmp_path, half_done, capsys):
             folder.chmod(0o755)
     message = capsys.readouterr().err
     assert "cannot be written" in message and "Permission denied" in message and str(out) in message
-    assert_resumable(command, tmp_path, half_done)
+    assert_resumable(command, tmp_path, half_done, finished_run)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a filesystem that takes no files from anybody")

@@ -42,15 +42,13 @@ def test_folder_and_columns(command, tmp_path, capsys):
         assert word in shown
 
 
-def test_rows_hold_the_generator_results(command, tmp_path, models):
+def test_rows_hold_the_generator_results(command, finished_run, models):
     from pipeline.config import parse_command_line
     from transforms.tokenize import load_tokenizer
 
-    run(command())
     config = parse_command_line(command()).config.decoding
     tokenizer = load_tokenizer(str(models["target"]))
-    frame = rows(tmp_path / "out")
-    for _, row in frame.iterrows():
+    for _, row in rows(finished_run).iterrows():
         expected = fakes.fake_generation(config, tuple(row["input_tokens"].tolist()), row["example_id"])
         assert row["input_tokens"][-1] == 1
         np.testing.assert_array_equal(row["output_tokens"], expected.tokens)
@@ -62,9 +60,8 @@ def test_rows_hold_the_generator_results(command, tmp_path, models):
         assert row["num_iterations"] == expected.num_iterations
 
 
-def test_summary_adds_up(command, tmp_path):
-    run(command())
-    frame, total = rows(tmp_path / "out"), summary(tmp_path / "out")
+def test_summary_adds_up(finished_run):
+    frame, total = rows(finished_run), summary(finished_run)
     beta = np.concatenate(frame["beta"].to_list()).astype(np.float64)
     assert total["complete"] and total["exact"]
     assert total["examples"] == len(frame) == 30
@@ -81,25 +78,23 @@ def test_summary_adds_up(command, tmp_path):
     assert total["bleu"]["references"] == 30
 
 
-def test_summary_bleu_is_the_corpus_bleu(command, tmp_path):
+def test_summary_bleu_is_the_corpus_bleu(finished_run):
     import sacrebleu
 
-    run(command())
-    frame = rows(tmp_path / "out")
+    frame = rows(finished_run)
     expected = sacrebleu.corpus_bleu(list(frame["prediction"]), [list(frame["targets"])])
-    assert summary(tmp_path / "out")["bleu"]["score"] == pytest.approx(expected.score, abs=1e-9)
+    assert summary(finished_run)["bleu"]["score"] == pytest.approx(expected.score, abs=1e-9)
 
 
-def test_manifest(command, tmp_path, sentences):
-    run(command())
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+def test_manifest(finished_run):
+    manifest = json.loads((finished_run / "manifest.json").read_text())
     assert manifest["config"]["decoding"]["gamma"] == 3
     assert manifest["exact"] is True
     assert manifest["num_shards"] == 4
     assert manifest["plan"]["files"][0]["num_records"] == 30
     assert len(manifest["fingerprint"]) == 64
     assert manifest["versions"]["jax"]
-    footer = read_footer(str(tmp_path / "out" / "generations" / "part-00003-of-00004.parquet"))
+    footer = read_footer(str(finished_run / "generations" / "part-00003-of-00004.parquet"))
     assert (footer.shard, footer.attempt, footer.fingerprint) == (3, 1, manifest["fingerprint"])
     assert footer.statistics.examples == 6
 
@@ -118,33 +113,30 @@ def test_lenience_is_not_exact(command, tmp_path):
     assert summary(tmp_path / "out")["exact"] is False
 
 
-def test_shards_threads_and_order_change_nothing(command, tmp_path):
-    run(command())
-    reference = rows(tmp_path / "out")
+def test_shards_threads_and_order_change_nothing(command, tmp_path, finished_run):
+    reference = rows(finished_run)
     for i, (shard_size, workers) in enumerate([(1, 1), (5, 3), (100, 2)]):
         other = tmp_path / f"other{i}"
         run(command(f"--config.shards.examples_per_shard={shard_size}", f"--direct_num_workers={workers}", output=other))
         assert_same_rows(reference, rows(other))
-        a, b = summary(tmp_path / "out"), summary(other)
+        a, b = summary(finished_run), summary(other)
         for volatile in ("timings", "finished", "fingerprint", "shards"):
             a.pop(volatile), b.pop(volatile)
         assert a == b
 
 
-def test_seed_changes_results(command, tmp_path):
-    run(command())
-    run(command("--config.decoding.seed=1", output=tmp_path / "other"))
-    a, b = rows(tmp_path / "out"), rows(tmp_path / "other")
+def test_seed_changes_results(command, tmp_path, finished_run):
+    run(command("--config.decoding.seed=1"))
+    a, b = rows(finished_run), rows(tmp_path / "out")
     assert any(list(x) != list(y) for x, y in zip(a["output_tokens"], b["output_tokens"]))
 
 
-def test_gzip_gives_the_same_rows(command, tmp_path, sentences):
+def test_gzip_gives_the_same_rows(command, tmp_path, sentences, finished_run):
     packed = tmp_path / "packed" / "input.jsonl"
     packed.parent.mkdir()
     packed.write_bytes(gzip.compress(sentences.read_bytes()))
-    run(command())
-    run(command(f"--config.input.pattern={packed}", output=tmp_path / "other"))
-    assert_same_rows(rows(tmp_path / "out"), rows(tmp_path / "other"))
+    run(command(f"--config.input.pattern={packed}"))
+    assert_same_rows(rows(finished_run), rows(tmp_path / "out"))
 
 
 def test_plain_decoding_has_no_alpha(command, tmp_path):

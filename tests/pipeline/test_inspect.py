@@ -2,8 +2,7 @@
 
 import json
 import re
-
-import pytest
+import shutil
 
 from pipeline import inspect, score
 from tests import emulator
@@ -69,46 +68,40 @@ def test_failed_begun_and_untouched_shards(command, tmp_path, capsys):
     assert "not complete" in shown and "3 failed, 1 begun, 1 not begun" in shown and "no device" in shown
 
 
-def test_only_the_end_is_missing(command, tmp_path, capsys):
-    run(command())
-    (tmp_path / "out" / "_SUCCESS").unlink()
-    assert described(tmp_path / "out", capsys, expect=1)["shards"]["missing"] == []
-    assert inspect.main([str(tmp_path / "out")]) == 1
+def test_only_the_end_is_missing(finished, capsys):
+    (finished / "_SUCCESS").unlink()
+    assert described(finished, capsys, expect=1)["shards"]["missing"] == []
+    assert inspect.main([str(finished)]) == 1
     assert "only the end" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["cut", "other run", "empty", "errors lost", "errors cut", "part lost"])
-def test_damage_is_found_in_a_folder_marked_complete(command, tmp_path, capsys, damage):
-    out, part = tmp_path / "out", "generations/part-00001-of-00004.parquet"
+def test_damage_is_found_in_a_folder_marked_complete(command, tmp_path, capsys):
+    whole, part, errors = tmp_path / "out", "generations/part-00001-of-00004.parquet", "errors/part-00000-of-00004.jsonl"
     run(command(), poisoned=("input.jsonl:5",))
-    if damage == "cut":
-        (out / part).write_bytes((out / part).read_bytes()[:-10])
-    elif damage == "other run":
-        other = tmp_path / "other"
-        run(command("--config.decoding.seed=1", output=other))
-        (out / part).write_bytes((other / part).read_bytes())
-    elif damage == "empty":
-        (out / part).write_bytes(b"")
-    elif damage == "errors lost":
-        (out / "errors" / "part-00000-of-00004.jsonl").unlink()
-    elif damage == "errors cut":
-        (out / "errors" / "part-00000-of-00004.jsonl").write_text('{"stage": ')
-    else:
+    run(command("--config.decoding.seed=1", output=tmp_path / "other"))
+    damages = {
+        part: (whole / part).read_bytes()[:-10],
+        "another run": (tmp_path / "other" / part).read_bytes(),
+        f"{errors} cannot be read": b'{"stage": ',
+        "errors/ holds 0 records, the parts count 1": None,
+    }
+    for number, (problem, content) in enumerate(damages.items()):
+        out = shutil.copytree(whole, tmp_path / f"damaged{number}")
+        file = out / (errors if "errors" in problem else part)
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        found = described(out, capsys, expect=1)
+        assert len(found["problems"]) == 1 and problem in found["problems"][0]
+    for name, content in (("empty", b""), ("lost", None)):
+        out = shutil.copytree(whole, tmp_path / name)
         (out / part).unlink()
-    found = described(out, capsys, expect=1)
-    if damage in ("empty", "part lost"):
+        if content is not None:
+            (out / part).write_bytes(content)
+        (out / "thesis.txt").write_text("")
+        found = described(out, capsys, expect=1)
         assert [shard["shard"] for shard in found["shards"]["missing"]] == [1]
-    else:
-        wanted = {
-            "cut": part,
-            "other run": "another run",
-            "errors lost": "errors/ holds 0 records, the parts count 1",
-            "errors cut": "errors/part-00000-of-00004.jsonl cannot be read",
-        }
-        (problem,) = found["problems"]
-        assert wanted[damage] in problem
-    (out / "thesis.txt").write_text("")
-    assert described(out, capsys, expect=1)["other_files"] == ["thesis.txt"]
+        assert found["other_files"] == ["thesis.txt"]
 
 
 def test_folders_of_no_run(tmp_path, capsys):
@@ -131,25 +124,23 @@ def test_folders_of_no_run(tmp_path, capsys):
     refused("num_shards")
 
 
-def test_on_gcs(command, tmp_path, capsys, monkeypatch):
-    run(command())
+def test_on_gcs(finished_run, capsys, monkeypatch):
     with emulator.python_emulator() as url:
         bucket = emulator.make_bucket(url)
-        emulator.upload_tree(url, bucket, "runs/a", tmp_path / "out")
+        emulator.upload_tree(url, bucket, "runs/a", finished_run)
         emulator.use(monkeypatch, url)
         remote = described(f"gs://{bucket}/runs/a", capsys, expect=0)
         assert inspect.main([f"gs://{bucket}/runs/b"]) == 2
         assert "is empty or does not exist" in capsys.readouterr().err
-    local = described(tmp_path / "out", capsys, expect=0)
+    local = described(finished_run, capsys, expect=0)
     remote.pop("output"), local.pop("output")
     assert remote == local
-    assert len(files(tmp_path / "out")) == 7
+    assert len(files(finished_run)) == 7
 
 
-def test_a_folder_of_scores(command, tmp_path, capsys):
-    run(command(output=tmp_path / "generated"))
+def test_a_folder_of_scores(command, tmp_path, capsys, finished_run):
     out = tmp_path / "out"
-    assert score.main(command(f"--config.score.generations={tmp_path / 'generated'}"), fake()) == 0
+    assert score.main(command(f"--config.score.generations={finished_run}"), fake()) == 0
     found = described(out, capsys, expect=0)
     assert found["totals"]["tokens"] == summary(out)["tokens"] > 0
     assert found["totals"]["drafts"]["draft"]["alpha"] == summary(out)["drafts"]["draft"]["alpha"]

@@ -22,8 +22,7 @@ def test_finished_folder_is_left_alone(command, tmp_path, capsys):
     assert "Finished already" in capsys.readouterr().out
 
 
-def test_resume_does_only_what_is_missing(command, tmp_path):
-    run(command())
+def test_resume_does_only_what_is_missing(command, finished, tmp_path):
     out, reference, total = tmp_path / "out", rows(tmp_path / "out"), summary(tmp_path / "out")
     kept = out / "generations" / "part-00002-of-00004.parquet"
     stamp = kept.stat().st_mtime_ns
@@ -58,8 +57,7 @@ def test_what_a_runner_repeats_is_decoded_once(command, tmp_path, monkeypatch):
     assert not [name for name in files(tmp_path / "out") if name.startswith("attempts")]
 
 
-def test_only_the_end_is_missing(command, tmp_path):
-    run(command())
+def test_only_the_end_is_missing(command, finished, tmp_path):
     (tmp_path / "out" / "_SUCCESS").unlink()
     (tmp_path / "out" / "summary.json").unlink()
     loads = fakes.loads
@@ -88,8 +86,7 @@ def test_crash_while_loading_keeps_the_folder_resumable(command, tmp_path, capsy
         ("--config.model.dtype=bfloat16", ["model.dtype"]),
     ],
 )
-def test_other_settings_are_refused(command, tmp_path, capsys, override, parts):
-    run(command())
+def test_other_settings_are_refused(command, finished, tmp_path, capsys, override, parts):
     fingerprint = json.loads((tmp_path / "out" / "manifest.json").read_text())["fingerprint"]
     capsys.readouterr()
     run(command(override), expect=2)
@@ -99,8 +96,7 @@ def test_other_settings_are_refused(command, tmp_path, capsys, override, parts):
     assert message.count("\n") == 1
 
 
-def test_other_input_and_weights_are_refused(command, tmp_path, capsys, sentences, models):
-    run(command())
+def test_other_input_and_weights_are_refused(command, finished, tmp_path, capsys, sentences, models):
     other = tmp_path / "other" / "target"
     shutil.copytree(models["target"], other)
     weights = bytearray((other / "model.safetensors").read_bytes())
@@ -113,8 +109,7 @@ def test_other_input_and_weights_are_refused(command, tmp_path, capsys, sentence
     assert "input.files.input.jsonl.digest" in capsys.readouterr().err
 
 
-def test_moved_input_and_models_continue(command, tmp_path, sentences, models):
-    run(command())
+def test_moved_input_and_models_continue(command, finished, tmp_path, sentences, models):
     (tmp_path / "out" / "_SUCCESS").unlink()
     (tmp_path / "out" / "generations" / "part-00001-of-00004.parquet").unlink()
     moved = tmp_path / "moved"
@@ -125,8 +120,7 @@ def test_moved_input_and_models_continue(command, tmp_path, sentences, models):
     assert summary(tmp_path / "out")["examples"] == 30
 
 
-def test_changed_code_is_refused_unless_allowed(command, tmp_path, capsys, monkeypatch):
-    run(command())
+def test_changed_code_is_refused_unless_allowed(command, finished, tmp_path, capsys, monkeypatch):
     (tmp_path / "out" / "_SUCCESS").unlink()
     (tmp_path / "out" / "generations" / "part-00001-of-00004.parquet").unlink()
     monkeypatch.setattr("pipeline.manifest.code_digest", lambda: "other code")
