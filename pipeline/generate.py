@@ -4,8 +4,8 @@
 
 Without `--runner` it runs in this process. The same command on the same folder continues where an earlier one stopped.
 
-Exit status: 0 when the folder is complete (or misses at most `--allow_failed_shards`), 1 when shards are missing, 2 when
-something is wrong with the command, its input or its folder and nothing was done.
+Exit status: 0 when the folder is complete (or misses at most `--allow_failed_shards`), 1 when shards are missing or the job
+broke off, 2 when something is wrong with the command, its input or its folder and nothing was done, 130 when interrupted.
 """
 
 import contextlib
@@ -153,9 +153,9 @@ def run_job(
     if run.finished:
         console.print(f"Finished already, nothing to do: {run.folder.root}", soft_wrap=True, highlight=False)
         return 0
-    if run.begun or len(run.pending) < run.plan.num_shards:
-        done = run.plan.num_shards - len(run.pending)
-        console.print(f"Continuing: {done} of {run.plan.num_shards} shards are committed, {run.begun} more were begun.")
+    if run.committed or run.begun:
+        shown = f"{run.committed} of {run.plan.num_shards} shards are committed, {run.begun} more were begun."
+        console.print(f"Continuing: {shown}")
     runners.warn_of_few_shards(options, run.plan.num_shards)
     if launch.dry_run:
         return _dry_run(run, options, console, build)
@@ -231,7 +231,10 @@ def _one_line(error: Exception) -> str:
 def _local_device() -> dict:
     import jax
 
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:  # a TPU that another process has, a JAX_PLATFORMS that is not installed
+        raise ConfigError(f"JAX finds no device to decode on: {error}") from error
     return {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)}
 
 

@@ -52,7 +52,8 @@ class Run:
       models: what preflight found out.
       fingerprint: as frozen in the manifest.
       pending: numbers of the shards to do, increasing: those not committed, less those that this launch has given up.
-      begun: of those, how many an earlier launch had begun.
+      committed: how many shards were, at launch.
+      begun: how many more had been begun.
       finished: whether `_SUCCESS` is there.
       launch: which launch this is, for attempts/.
       parts, statistics: folder of its parts, and the class of their statistics.
@@ -64,6 +65,7 @@ class Run:
     models: CheckedModels
     fingerprint: str
     pending: tuple[int, ...]
+    committed: int
     begun: int
     finished: bool
     launch: str
@@ -183,8 +185,9 @@ def continue_run(
         given_up = {shard for shard in begun if attempts.given_up(folder, shard, plan.num_shards, launch.id)}
         pending = tuple(shard for shard in pending if shard not in given_up)
     return Run(
-        config, folder, plan, models, manifest["fingerprint"], pending, len(begun), finished, launch.id, parts, statistics
-    )
+        config, folder, plan, models, manifest["fingerprint"], pending, len(committed), len(begun), finished, launch.id,
+        parts, statistics,
+    )  # fmt: skip
 
 
 def committed_shards(listing: Mapping[str, int], num_shards: int, parts: str = storage.GENERATIONS) -> set[int]:

@@ -26,18 +26,16 @@ class _Counter:
         self.statistics = run.statistics()
 
     def update(self) -> Statistics:
-        parts = self._pending & self._folder.list().keys()
-        for name in parts:
+        for name in self._pending & self._folder.list().keys():
             footer = read_footer(self._folder.path(name), type(self.statistics))
             self.statistics = self.statistics.merge(footer.statistics)
-        self._pending -= parts
+            self._pending.remove(name)
         return self.statistics
 
 
 def describe(run: Run, done: Statistics, seconds: float) -> str:
     """ "shards 3/10, 1,234 tok/s, α 0.61, 0:04:10 left": of this launch, `seconds` after it began."""
-    committed = run.plan.num_shards - len(run.pending) + done.parts
-    parts = [f"shards {committed}/{run.plan.num_shards}", f"{done.tokens / max(seconds, 1e-9):,.0f} tok/s"]
+    parts = [f"shards {run.committed + done.parts}/{run.plan.num_shards}", f"{done.tokens / max(seconds, 1e-9):,.0f} tok/s"]
     if brief := done.brief():
         parts.append(brief)
     if 0 < done.parts < len(run.pending):
