@@ -258,6 +258,6 @@ def _digest(path: str, files: int = 1) -> str:
             return digest.hexdigest()
         digest.update(str(size).encode())
         for i in range(samples + 1):
-            stream.seek((size - _SAMPLE_BYTES) * i // samples)
+            stream.seek(max(0, size - _SAMPLE_BYTES) * i // samples)
             digest.update(stream.read(_SAMPLE_BYTES))
     return "sampled-" + digest.hexdigest()

@@ -11,6 +11,7 @@ carry their generations.
 import dataclasses
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -237,10 +238,14 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardGenerators:
-    """What decodes shards: the job's generator, and one that decodes plainly where the job has a baseline."""
+    """What decodes shards: the job's generator, and one that decodes plainly where the job has a baseline.
+
+    Each is thread-safe; `turn` is for the two of them, which would share the device and so take each other's time.
+    """
 
     speculative: decoding.Generator
     plain: decoding.Generator | None = None
+    turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
 class ShardModelHandler(SpeculativeModelHandler):
@@ -289,7 +294,8 @@ class ShardModelHandler(SpeculativeModelHandler):
         examples = tokenized.examples
         baseline = is_baseline(tokenized.work.shard, self._baseline_fraction, self._config.seed)
         generator = model.plain if baseline else model.speculative
-        results, counters = decode_batch(generator, [e.tokens for e in examples], [e.example_id for e in examples])
+        with model.turn:
+            results, counters = decode_batch(generator, [e.tokens for e in examples], [e.example_id for e in examples])
         failure = None
         if len(results) > 1 and all(isinstance(result, DecodeFailure) for result in results):
             message = f"all {len(results)} examples failed, the first with: {results[0].message}"

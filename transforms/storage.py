@@ -114,10 +114,16 @@ def list_tree(root: str) -> dict[str, int]:
         return {found.path[len(base) :]: found.size_in_bytes for found in matched if not found.path.endswith("/")}
     return {
         os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"): size
-        for folder, _, names in os.walk(root)
+        for folder, _, names in os.walk(root, onerror=_raise_unless_absent)
         for name in names
         if (size := _size_or_none(os.path.join(folder, name))) is not None
     }
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    """Left alone, `os.walk` takes a folder that cannot be read for an empty one."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _size_or_none(path: str) -> int | None:

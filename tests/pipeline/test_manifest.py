@@ -107,3 +107,15 @@ def test_large_weights_are_sampled(tmp_path, monkeypatch):
         assert preflight._digest(str(path)) != digest
     path.write_bytes(data + b"x")
     assert preflight._digest(str(path)) != digest
+
+
+def test_one_of_very_many_weight_files(tmp_path):
+    """Its share of what is hashed whole is less than a sample has."""
+    from pipeline import preflight
+
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(60_000))
+    digest = preflight._digest(str(path), files=5000)
+    assert digest.startswith("sampled-")
+    path.write_bytes(bytes(59_999) + b"x")
+    assert preflight._digest(str(path), files=5000) != digest

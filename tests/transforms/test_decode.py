@@ -1,5 +1,9 @@
 """The model handlers: in anyone's pipeline, one failing example alone, a failing device as a whole."""
 
+import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import apache_beam as beam
 import numpy as np
 import pytest
@@ -119,6 +123,27 @@ def test_a_baseline_shard_is_decoded_plainly(fraction, source):
     assert result.baseline == (fraction == 1)
     assert {int(g.source[-1]) for (g,) in result.results} <= {0, source}
     assert all((g.gammas == 0).all() for (g,) in result.results) == (fraction == 1)
+
+
+def test_baseline_and_other_shards_take_turns(monkeypatch):
+    """Threads of a process have one device, and the two are compared by their times."""
+    at_once, most, decode = [], [], fakes.FakeGenerator.generate_with_report
+
+    def count(self, *args):
+        at_once.append(self)
+        most.append(len(at_once))
+        time.sleep(0.01)
+        at_once.pop()
+        return decode(self, *args)
+
+    monkeypatch.setattr(fakes.FakeGenerator, "generate_with_report", count)
+    handler = ShardModelHandler("unused", "t", "d", CONFIG, factory=fakes.factory(), baseline_fraction=0.5)
+    model, one = handler.load_model(), shard(2)
+    shards = [dataclasses.replace(one, work=dataclasses.replace(one.work, shard=i)) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        decoded = list(pool.map(lambda one: handler.run_inference([one], model)[0], shards))
+    assert {one.baseline for one in decoded} == {True, False}
+    assert most == [1] * 8
 
 
 def test_costs_are_measured_once_per_run(tmp_path):

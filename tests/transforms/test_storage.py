@@ -62,6 +62,12 @@ def test_list_and_delete(tmp_path):
     assert folder.list() == {}
 
 
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        OutputFolder(str(tmp_path / "file")).list()
+
+
 def test_names_sort_as_numbers():
     assert part_name(3, 100) == "generations/part-00003-of-00100.parquet"
     assert part_name(390_000, 400_000) == "generations/part-390000-of-400000.parquet"
