@@ -38,7 +38,7 @@ SHARDS_PER_WORKER = 4
 
 _LOCAL_NAMES = ("FnApiRunner", "DirectRunner", "SwitchingDirectRunner")
 _CHECKED_BY = {
-    "FlinkRunner": "pipeline.clusters.flink",
+    "FlinkRunner": "pipeline.clusters.flink_options",
     "PrismRunner": "pipeline.clusters.prism",
     "DataflowRunner": "pipeline.dataflow",
 }

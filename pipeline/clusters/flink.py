@@ -1,12 +1,12 @@
-"""A Flink cluster on this machine, of a job manager and task managers, without containers; and what a job needs of any.
+"""A Flink cluster on this machine, of a job manager and task managers, without containers.
 
     python -m pipeline.clusters.flink start --task_managers=2 --slots=1 --folder=DIR
     python -m pipeline.clusters.flink status --folder=DIR
     python -m pipeline.clusters.flink stop --folder=DIR
 
-`start` fetches Flink and Beam's runner with Maven once, and on a folder whose cluster has lost some of its processes
-starts those again. Everything listens on localhost only. A job uses the cluster with `--runner=FlinkRunner
---flink_master=localhost:PORT`. docs/flink.md is the guide.
+`start` fetches Flink and Beam's runner with Maven once, and on a folder whose cluster has lost task managers starts those
+again. Where it fails or is interrupted, it ends what it has begun. Everything listens on localhost only. A job uses the
+cluster with `--runner=FlinkRunner --flink_master=localhost:PORT`. docs/flink.md is the guide.
 
 Exit status: 0, or 2 where something is wrong with the command or the machine.
 """
@@ -25,21 +25,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-import requests
-from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, PortableOptions, StandardOptions
-
-from pipeline.clusters import flink_runner
 from pipeline.clusters.flink_jars import BEAM_VERSION, FLINK_VERSION, default_cache, fetch
-from pipeline.clusters.worker import WORKER
+from pipeline.clusters.flink_options import HAS_BEAM, ask, worker_variables
 from pipeline.config import ConfigError
 
-_MARK = "specbeam.beam-version"  # a setting of the cluster: its lib folder has Beam's runner
-
-_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _STATE = "cluster.json"
 _START_SECS = 90
 _STOP_SECS = 10
-_TIMEOUT_SECS = 10
 
 # Flink's own list for Java 17: its serialisers look into these.
 _OPENS = [
@@ -89,99 +81,6 @@ class Cluster:
         return (*self.task_managers, self.job_manager)
 
 
-def check(options: PipelineOptions) -> None:
-    """Checks that a job can run on the cluster that its options name, and fills in what they leave out.
-
-    Workers are processes that task managers start from this very installation, unless options say otherwise; without
-    --parallelism all slots are used.
-
-    Raises:
-      ConfigError: no cluster there, one of another version, too few slots, or a missing tool.
-    """
-    flink, portable = options.view_as(FlinkRunnerOptions), options.view_as(PortableOptions)
-    if portable.job_endpoint:  # whoever started that job server has chosen
-        return
-    if flink.flink_master in ("[auto]", "[local]"):
-        if shutil.which("java") is None:
-            raise ConfigError(f"--flink_master is {flink.flink_master!r}, which needs Java; allowed: HOST:PORT of a cluster")
-        return
-    master = flink.flink_master if "://" in flink.flink_master else f"http://{flink.flink_master}"
-    master = master.rstrip("/")
-    config, overview = _rest(master, "config"), _rest(master, "overview")
-    has_beam = any(entry["key"] == _MARK for entry in _rest(master, "jobmanager/config"))
-    _check_version(flink, config["flink-version"], given="--flink_version" in _given(options))
-    slots = overview["slots-total"]
-    if flink.parallelism == -1:
-        flink.parallelism = max(1, slots)
-    if slots < flink.parallelism:
-        raise ConfigError(
-            f"--parallelism is {flink.parallelism}, and the cluster at {flink.flink_master} has {slots} slots, of "
-            f"{overview['taskmanagers']} task managers; allowed: at most {slots}, or start more of them"
-        )
-    if has_beam and not flink.flink_job_server_jar:
-        flink.flink_submit_uber_jar = True
-        flink.flink_job_server_jar = str(flink_runner.job_jar(fetch(default_cache())))
-    elif not flink.flink_submit_uber_jar and shutil.which("java") is None:
-        raise ConfigError("no Java is installed, which Beam's job server needs; allowed too: --flink_submit_uber_jar")
-    _check_workers(portable)
-    if flink.flink_submit_uber_jar:
-        options.view_as(StandardOptions).runner = f"{flink_runner.__name__}.FlinkRunner"
-
-
-def _given(options: PipelineOptions) -> set[str]:
-    return {flag.split("=", 1)[0] for flag in options._flags if isinstance(flag, str)}
-
-
-def _check_version(flink: FlinkRunnerOptions, version: str, given: bool) -> None:
-    """Refuses a job server of another version than the cluster's; takes the cluster's where none is given."""
-    short = ".".join(version.split(".")[:2])
-    allowed = FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS
-    if given and flink.flink_version != short:
-        raise ConfigError(f"--flink_version is {flink.flink_version!r}, and the cluster runs Flink {version}")
-    jar = os.path.basename(flink.flink_job_server_jar or "")
-    if jar.startswith("beam-runners-flink-") and not jar.startswith(f"beam-runners-flink-{short}-"):
-        raise ConfigError(f"--flink_job_server_jar is {jar!r}, and the cluster runs Flink {version}")
-    if short not in allowed:
-        raise ConfigError(f"the cluster runs Flink {version}; Beam's runner is made for {', '.join(allowed)}")
-    flink.flink_version = short
-
-
-def _check_workers(portable: PortableOptions) -> None:
-    """Fills in how Python workers are started, and looks for what starts them."""
-    if portable.environment_type is None and not portable.environment_config:
-        portable.environment_type = "PROCESS"
-    if portable.environment_type == "PROCESS" and not portable.environment_config and not portable.environment_options:
-        portable.environment_config = json.dumps({"command": WORKER, "env": worker_variables(os.environ)})
-        if not os.access(WORKER, os.X_OK):
-            raise ConfigError(f"{WORKER!r}, which starts workers, may not be executed: chmod +x")
-    if portable.environment_type == "EXTERNAL" and not portable.environment_config and not portable.environment_options:
-        raise ConfigError("--environment_config is missing: localhost:PORT of the worker pool that every machine has")
-
-
-def worker_variables(environment: dict[str, str]) -> dict[str, str]:
-    """The variables that workers get from the launcher: which Python, where SpecBeam is, and what concerns JAX."""
-    path = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
-    jax = {name: value for name, value in environment.items() if name.startswith(("JAX_", "XLA_"))}
-    return {**jax, "PYTHONPATH": path, "SPECBEAM_PYTHON": sys.executable}
-
-
-def _rest(master: str, path: str):
-    """What the cluster answers.
-
-    Raises:
-      ConfigError: it does not, or is no Flink.
-    """
-    try:
-        response = requests.get(f"{master}/{path}", timeout=_TIMEOUT_SECS)
-        response.raise_for_status()
-        return response.json()
-    except requests.exceptions.ConnectionError as error:
-        hint = "; python -m pipeline.clusters.flink start: starts one here"
-        raise ConfigError(f"no Flink cluster answers at --flink_master {master!r}{hint}") from error
-    except (requests.exceptions.RequestException, ValueError) as error:
-        raise ConfigError(f"what answers at --flink_master {master!r} is no Flink cluster: {error}") from error
-
-
 def start(folder: pathlib.Path, *, task_managers: int, slots: int, port: int, cache: pathlib.Path) -> Cluster:
     """Starts a cluster, or those of its task managers that are gone. Returns when all of them are ready.
 
@@ -192,14 +91,15 @@ def start(folder: pathlib.Path, *, task_managers: int, slots: int, port: int, ca
         raise ConfigError("no Java is installed, which Flink needs (Debian: apt-get install default-jre-headless)")
     known = read(folder)
     if known and known.job_manager.alive:
-        lost = [process for process in known.task_managers if not process.alive]
+        kept = tuple(process for process in known.task_managers if process.alive)
+        lost = len(known.task_managers) - len(kept)
         if not lost:
             raise ConfigError(f"the cluster of {str(folder)!r} runs already, at {known.master}")
         lib = fetch(cache)
-        kept = tuple(process for process in known.task_managers if process.alive)
-        print(f"{len(lost)} of {len(known.task_managers)} task managers are gone; starting them again", flush=True)
-        return _add_task_managers(folder, lib, dataclasses.replace(known, task_managers=kept), len(lost))
+        print(f"{lost} of {len(known.task_managers)} task managers are gone; starting them again", flush=True)
+        return _add_task_managers(folder, lib, dataclasses.replace(known, task_managers=kept), lost, before=known)
     lib = fetch(cache)
+    stop(folder)  # of a cluster whose job manager is gone, task managers may be left
     if not _is_free(port):
         raise ConfigError(f"--port is {port}, which is in use; allowed: a free one, or 0 for any")
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,13 +109,13 @@ def start(folder: pathlib.Path, *, task_managers: int, slots: int, port: int, ca
     (folder / "conf" / "config.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items()))
     job_manager = _java(folder, lib, "job_manager", _JOB_MANAGER, heap_mb=384)
     cluster = Cluster(port, rpc_port, slots, job_manager, ())
-    return _add_task_managers(folder, lib, cluster, task_managers)
+    return _add_task_managers(folder, lib, cluster, task_managers, before=None)
 
 
 def cluster_settings(folder: pathlib.Path, *, port: int, rpc_port: int, slots: int) -> dict[str, str | int]:
     """Flink's settings. Its own start scripts, which derive memory sizes, are not used; so all are given."""
     return {
-        _MARK: BEAM_VERSION,
+        HAS_BEAM: BEAM_VERSION,
         "rest.address": "localhost",
         "rest.bind-address": "127.0.0.1",
         "rest.port": port,
@@ -250,22 +150,36 @@ def cluster_settings(folder: pathlib.Path, *, port: int, rpc_port: int, slots: i
     }
 
 
-def _add_task_managers(folder: pathlib.Path, lib: pathlib.Path, cluster: Cluster, number: int) -> Cluster:
-    for _ in range(number):
-        heap_mb = 256 + 64 * cluster.slots
-        added = _java(folder, lib, "task_manager", _TASK_MANAGER, heap_mb=heap_mb)
-        cluster = dataclasses.replace(cluster, task_managers=(*cluster.task_managers, added))
-        _write(folder, cluster)
+def _add_task_managers(
+    folder: pathlib.Path, lib: pathlib.Path, cluster: Cluster, number: int, *, before: Cluster | None
+) -> Cluster:
+    """The cluster with so many more, once all are ready; where that fails, whatever is not of `before` is ended."""
+    try:
+        for _ in range(number):
+            added = _java(folder, lib, "task_manager", _TASK_MANAGER, heap_mb=256 + 64 * cluster.slots)
+            cluster = dataclasses.replace(cluster, task_managers=(*cluster.task_managers, added))
+            _write(folder, cluster)
+        _wait_until_ready(folder, cluster)
+    except BaseException:
+        _end([process for process in cluster.processes if before is None or process not in before.processes])
+        if before:
+            _write(folder, before)
+        else:
+            (folder / _STATE).unlink(missing_ok=True)
+        raise
+    return cluster
+
+
+def _wait_until_ready(folder: pathlib.Path, cluster: Cluster) -> None:
     end = time.monotonic() + _START_SECS
     while True:
         gone = [process.pid for process in cluster.processes if not process.alive]
         ready = 0
         with contextlib.suppress(ConfigError):
-            ready = _rest(f"http://{cluster.master}", "overview")["taskmanagers"]
+            ready = ask(f"http://{cluster.master}", "overview")["taskmanagers"]
         if not gone and ready >= len(cluster.task_managers):
-            return cluster
+            return
         if gone or time.monotonic() > end:
-            stop(folder)
             why = "a process of it died" if gone else f"{ready} of {len(cluster.task_managers)} task managers joined in time"
             raise ConfigError(f"the cluster did not come up: {why}; its logs are in {str(folder)!r}")
         time.sleep(0.5)
@@ -289,15 +203,21 @@ def _java(folder: pathlib.Path, lib: pathlib.Path, name: str, main_class: str, *
 def stop(folder: pathlib.Path) -> int:
     """Ends all processes of the cluster; their workers end with them. Returns how many there were."""
     cluster = read(folder)
-    alive = [process for process in cluster.processes if process.alive] if cluster else []
+    ended = _end(cluster.processes if cluster else ())
+    (folder / _STATE).unlink(missing_ok=True)
+    return ended
+
+
+def _end(processes: Sequence[Process]) -> int:
+    alive = [process for process in processes if process.alive]
     for number, patience in ((signal.SIGTERM, _STOP_SECS), (signal.SIGKILL, _STOP_SECS)):
         for process in alive:
             if process.alive:
-                os.kill(process.pid, number)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(process.pid, number)
         end = time.monotonic() + patience
         while any(process.alive for process in alive) and time.monotonic() < end:
             time.sleep(0.1)
-    (folder / _STATE).unlink(missing_ok=True)
     return len(alive)
 
 

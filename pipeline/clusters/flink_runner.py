@@ -5,6 +5,7 @@ Nothing else differs: no Java runs beside the launcher, the pipeline travels in 
 translates it.
 """
 
+import os
 import pathlib
 import time
 import zipfile
@@ -30,6 +31,7 @@ class FlinkRunner(flink_runner.FlinkRunner):
 class _JobServer(flink_uber_jar_job_server.FlinkUberJarJobServer):
     def __init__(self, server: flink_uber_jar_job_server.FlinkUberJarJobServer):
         self.__dict__ = server.__dict__
+        os.rmdir(self._temp_dir)  # which Beam makes for every job, and uses for nothing
 
     def create_beam_job(self, job_id, job_name, pipeline, options):
         jar, port = self.executable_jar(), self._artifact_port
@@ -37,6 +39,12 @@ class _JobServer(flink_uber_jar_job_server.FlinkUberJarJobServer):
 
 
 class _Job(flink_uber_jar_job_server.FlinkBeamJob):
+    def run(self):
+        try:
+            super().run()
+        finally:  # Beam keeps its copy of the jar where the cluster does not take it
+            pathlib.Path(self._jar).unlink(missing_ok=True)
+
     def cancel(self):
         try:
             requests.patch(f"{self._master_url}/v1/jobs/{self._flink_job_id}?mode=cancel", timeout=_TIMEOUT_SECS)
@@ -58,7 +66,7 @@ class _Job(flink_uber_jar_job_server.FlinkBeamJob):
                 state, timestamp = self.get_state()
                 answered = time.monotonic()
             except (OSError, RuntimeError) as error:  # the job manager may be back in a moment, and knows its jobs or not
-                if time.monotonic() - answered > _LOST_SECS or "404" in str(error):
+                if time.monotonic() - answered > _LOST_SECS or "status 404" in str(error):
                     raise RuntimeError(f"the job manager at {self._master_url} lost the job: {error}") from error
             else:
                 yield state, timestamp
@@ -68,7 +76,8 @@ class _Job(flink_uber_jar_job_server.FlinkBeamJob):
 
     def get_message_stream(self) -> Iterator[beam_job_api_pb2.JobMessage | tuple]:
         for state, timestamp in self.get_state_stream():
-            if self.is_terminal_state(state) and (cause := self._root_cause()):
+            # A job that has recovered from a failure remembers it as well.
+            if state == beam_job_api_pb2.JobState.FAILED and (cause := self._root_cause()):
                 importance = beam_job_api_pb2.JobMessage.JOB_MESSAGE_ERROR
                 yield beam_job_api_pb2.JobMessage(importance=importance, message_text=cause)
             yield state, timestamp

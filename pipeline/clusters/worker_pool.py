@@ -50,12 +50,12 @@ def main(args: Sequence[str]) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"worker pool at localhost:{port}", flush=True)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
+    print(f"worker pool at localhost:{port}", flush=True)
     ended.wait()
-    server.stop(0)
+    server.stop(0).wait()  # from here on no worker is started
     for process in pool._worker_processes.values():
         kill_process_gracefully(process)
     return 0

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import generate
-from pipeline.clusters import flink
+from pipeline.clusters import flink, flink_options
 from tests.pipeline.helpers import assert_same_rows, files, rows, run
 from tests.scaleout.processes import launch, line_of, wait_for
 from transforms.write import read_footer
@@ -153,7 +153,7 @@ def test_a_worker_pool(command, tmp_path):
     """As on TPU VMs: a pool on each machine starts the workers of the task manager beside it."""
     pool = subprocess.Popen(
         [sys.executable, "-m", "pipeline.clusters.worker_pool", "--port=0"],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, **flink.worker_variables(os.environ)},
+        stdout=subprocess.PIPE, text=True, env={**os.environ, **flink_options.worker_variables(os.environ)},
     )  # fmt: skip
     try:
         address = pool.stdout.readline().split()[-1]

@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from concurrent import futures
@@ -18,11 +19,13 @@ from apache_beam.portability.api import (
     beam_job_api_pb2,
     beam_provision_api_pb2,
     beam_provision_api_pb2_grpc,
+    beam_runner_api_pb2,
     endpoints_pb2,
 )
 from apache_beam.runners.runner import create_runner
+from google.protobuf import struct_pb2
 
-from pipeline.clusters import flink, flink_runner, worker, worker_pool
+from pipeline.clusters import flink, flink_options, flink_runner, worker, worker_pool
 from pipeline.config import ConfigError
 from pipeline.runners import beam_options
 from tests.scaleout.processes import line_of, wait_for
@@ -57,7 +60,7 @@ class FakeCluster:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.master = f"localhost:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
 
 @pytest.fixture
@@ -220,6 +223,57 @@ def test_a_cluster_that_does_not_come_up(tmp_path, jars, monkeypatch, capsys):
     assert flink.main(["status", f"--folder={tmp_path / 'f'}"]) == 2
 
 
+@pytest.fixture
+def asleep():
+    """Starts a process in the place of one of a cluster's."""
+    started = []
+
+    def start() -> flink.Process:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        return flink.Process(started[-1].pid, flink._start_tick(started[-1].pid))
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+GONE = flink.Process(os.getpid(), -1)  # another has its number
+
+
+def test_what_is_left_of_a_cluster_without_its_job_manager_is_ended(tmp_path, jars, asleep, monkeypatch):
+    left = asleep()
+    flink._write(tmp_path, flink.Cluster(1, 2, 1, GONE, (left,)))
+    monkeypatch.setenv("PATH", executables(tmp_path, java="exit 1"))
+    assert flink.main(["start", f"--folder={tmp_path}", "--port=0"]) == 2
+    assert not left.alive
+
+
+def test_task_managers_that_cannot_be_started_again_leave_the_others_alone(tmp_path, jars, asleep, monkeypatch, capsys):
+    cluster = flink.Cluster(1, 2, 1, asleep(), (GONE, asleep()))
+    flink._write(tmp_path, cluster)
+    monkeypatch.setenv("PATH", executables(tmp_path, java="exit 1"))
+    assert flink.main(["start", f"--folder={tmp_path}"]) == 2
+    assert "the cluster did not come up: a process of it died" in capsys.readouterr().err
+    assert flink.read(tmp_path) == cluster
+    assert cluster.job_manager.alive and cluster.task_managers[1].alive
+
+
+def test_an_interrupted_start_leaves_nothing(tmp_path, jars, monkeypatch):
+    folder, seen = tmp_path / "f", []
+    monkeypatch.setenv("PATH", executables(tmp_path, java="exec /bin/sleep 60"))
+
+    def interrupt(*_):
+        seen.extend(flink.read(folder).processes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flink, "ask", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        flink.main(["start", f"--folder={folder}", "--port=0"])
+    assert len(seen) == 3 and not any(process.alive for process in seen)
+    assert flink.read(folder) is None
+
+
 def test_commands_name_what_is_wrong(tmp_path, capsys):
     for arguments in (["stop"], ["stop", f"--folder={tmp_path}"], ["start", f"--folder={tmp_path}", "--slots=0"]):
         assert flink.main(arguments) == 2
@@ -237,14 +291,21 @@ def submitted(cluster):
     return job
 
 
-def test_a_failed_job_says_what_it_failed_of(cluster, submitted):
+@pytest.mark.parametrize(
+    ("state", "found", "said"),
+    [
+        ("FAILED", beam_job_api_pb2.JobState.FAILED, ["java.lang.OutOfMemoryError: no heap"]),
+        ("FINISHED", beam_job_api_pb2.JobState.DONE, []),  # it has recovered from that
+    ],
+)
+def test_a_failed_job_says_what_it_failed_of(cluster, submitted, state, found, said):
     trace = "Some wrapper\n\tat x.y(Z.java)\nCaused by: java.lang.OutOfMemoryError: no heap\n\tat a.b(C.java)\n\t... 3 more"
     cluster.answers["/v1/jobs/7/execution-result"] = {"status": {"id": "COMPLETED"}}
-    cluster.answers["/v1/jobs/7"] = {"state": "FAILED"}
+    cluster.answers["/v1/jobs/7"] = {"state": state}
     cluster.answers["/v1/jobs/7/exceptions"] = {"exceptionHistory": {"entries": [{"stacktrace": trace}]}}
     messages = list(submitted.get_message_stream())
-    assert [m.message_text for m in messages if not isinstance(m, tuple)] == ["java.lang.OutOfMemoryError: no heap"]
-    assert messages[-1][0] == beam_job_api_pb2.JobState.FAILED
+    assert [m.message_text for m in messages if not isinstance(m, tuple)] == said
+    assert messages[-1][0] == found
 
 
 def test_an_interrupted_launcher_cancels_its_job(cluster, submitted, monkeypatch):
@@ -262,6 +323,32 @@ def test_an_interrupted_launcher_cancels_its_job(cluster, submitted, monkeypatch
 def test_a_job_manager_that_lost_the_job(cluster, submitted):
     with pytest.raises(RuntimeError, match="lost the job: .*status 404"):
         list(submitted.get_state_stream())
+
+
+def test_a_job_manager_that_is_back_in_a_moment(submitted, monkeypatch):
+    """That its port has a 404 in it is not its answer."""
+    answers = iter([RuntimeError("Request to http://localhost:40404/v1/jobs/7 failed with status 503: "), None])
+
+    def get_state():
+        if error := next(answers):
+            raise error
+        return beam_job_api_pb2.JobState.DONE, None
+
+    monkeypatch.setattr(submitted, "get_state", get_state)
+    monkeypatch.setattr(flink_runner.time, "sleep", lambda _: None)
+    assert [state for state, _ in submitted.get_state_stream()][-1] == beam_job_api_pb2.JobState.DONE
+
+
+def test_a_job_that_is_not_taken_leaves_no_files(cluster, jars, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    options = check(cluster)
+    server = create_runner(options.view_as(StandardOptions).runner).default_job_server(options)
+    job = server.create_beam_job("1", "a job", beam_runner_api_pb2.Pipeline(), struct_pb2.Struct())
+    job.prepare()
+    with pytest.raises((OSError, RuntimeError)):  # the fake cluster accepts nothing
+        job.run()
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 class Provision(beam_provision_api_pb2_grpc.ProvisionServiceServicer):
@@ -298,7 +385,7 @@ def test_a_worker_ends_with_who_started_it():
         "import subprocess, sys, time; p = subprocess.Popen(sys.argv[1:]); print(p.pid, flush=True); time.sleep(600)"
     )
     arguments = [worker.WORKER, "--id=7-1", "--provision_endpoint=localhost:1"]
-    environment = {**os.environ, **flink.worker_variables(os.environ)}
+    environment = {**os.environ, **flink_options.worker_variables(os.environ)}
     parent = subprocess.Popen([sys.executable, "-c", start, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
     child = int(parent.stdout.readline())
     try:  # it is importing, and would then wait for an endpoint that never answers
