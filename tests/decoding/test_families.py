@@ -35,12 +35,11 @@ DRAFTS = ("transformer", "bigram", "unigram", "prompt_lookup", "uniform")
 SETTINGS = {"temperature": 0.0, "max_decode_tokens": 20, "num_slots": 2, "input_buckets": (12,)}
 
 
-# What a draft that is no model does hardly depends on the target's family.
+# What a draft that is no model does hardly depends on the target's family; test_drafts.py has prompt lookup by default.
 PAIRS = [
     pytest.param(
         target, kind, id=f"{target}-{kind}",
-        marks=[] if kind == "transformer" or (target in ("t5", "llama") and kind in ("bigram", "prompt_lookup"))
-        else pytest.mark.slow,
+        marks=[] if kind == "transformer" or (target in ("t5", "llama") and kind == "bigram") else pytest.mark.slow,
     )
     for target in TARGETS for kind in DRAFTS
 ]  # fmt: skip
