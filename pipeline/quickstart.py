@@ -5,6 +5,7 @@
 Overrides go to all runs; without `--output` the results go to a new temporary folder.
 """
 
+import argparse
 import json
 import pathlib
 import sys
@@ -47,9 +48,16 @@ _SHOWN_TOKENS = (10, 60)
 def main(args: Sequence[str]) -> int:
     """Runs the jobs and prints the comparison. Returns the exit status."""
     console = Console()
-    given = [arg.split("=", 1)[1] for arg in args if arg.startswith("--output=")]
-    output = pathlib.Path(given[-1] if given else tempfile.mkdtemp(prefix="specbeam-quickstart-"))
-    shared = [f"--config={CONFIG}", *(arg for arg in args if not arg.startswith("--output="))]
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.quickstart",
+        usage="%(prog)s [--output=DIR] [--config.path.to.setting=value]",
+        description=__doc__.splitlines()[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output", help="folder of the runs (default: a new temporary one)")
+    own, others = parser.parse_known_args(list(args))
+    output = pathlib.Path(own.output or tempfile.mkdtemp(prefix="specbeam-quickstart-"))
+    shared = [f"--config={CONFIG}", *others]
     folders = {name: output / name for name in RUNS}
     for name, overrides in RUNS.items():
         console.rule(f"{name} decoding")

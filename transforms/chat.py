@@ -142,7 +142,7 @@ def encode(
     ids = tokenizer.encode(render(template, messages))
     if len(ids) <= max_tokens:
         return ids, False
-    system = [messages.pop(0)] if messages[0]["role"] == "system" else []
+    system = [messages.pop(0)] if messages[0]["role"] == "system" and len(messages) > 1 else []
     while len(ids) > max_tokens and len(messages) > 2:
         messages = messages[2:]
         ids = tokenizer.encode(render(template, system + messages))

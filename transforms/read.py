@@ -98,13 +98,13 @@ def _read_record(
             value = value.tolist()
             tokens = value if name == fields.inputs else tokens
             value = row.get(f"{name}_pretokenized", tokenizer.decode(value))
-        if isinstance(value, bytes):
-            try:
+        try:
+            if may_be_list and isinstance(value, list) and name == fields.inputs:
+                value = json.dumps(value, ensure_ascii=False, default=_plain)
+            elif isinstance(value, bytes):
                 value = value.decode()
-            except UnicodeDecodeError as error:
-                return failed("InvalidUtf8", f"byte {error.start} of field {name!r} is not UTF-8: {error.reason}")
-        if may_be_list and isinstance(value, list) and name == fields.inputs:
-            value = json.dumps(value, ensure_ascii=False)
+        except UnicodeDecodeError as error:
+            return failed("InvalidUtf8", f"byte {error.start} of field {name!r} is not UTF-8: {error.reason}")
         if not isinstance(value, str):
             return failed("WrongType", f"field {name!r} holds {type(value).__name__}, not text")
         try:
@@ -115,6 +115,11 @@ def _read_record(
     if not texts[0].strip() and not may_be_empty:
         return failed("EmptyInput", f"field {fields.inputs!r} is empty")
     return _Record(example_id, raw.index, raw.place, raw.record, *texts, tokens)
+
+
+def _plain(value: Any) -> str:
+    """What is in a list and not in JSON: Parquet's text, which is bytes, and its dates."""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _is_tokens(value: Any) -> bool:

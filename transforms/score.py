@@ -91,7 +91,8 @@ class ScoredShard:
 class ReadGenerations(beam.PTransform):
     """Ranges of shard numbers, (first, end), to `TextShard`s: the parts of a generations folder with these numbers.
 
-    Parts that cannot be read go to `ReadShards.FAILED` as `ShardFailure`s.
+    Parts that cannot be read go to `ReadShards.FAILED` as `ShardFailure`s. A shard whose scores are committed by now is
+    left out.
     """
 
     def __init__(self, output: str, generations: str, *, fingerprint: str, num_shards: int, launch: str):
@@ -121,6 +122,10 @@ class _ReadPart(beam.DoFn):
     def process(self, shard: int):
         texts = TextShard(shard, self._num_shards, 0, ())
         try:
+            if self._folder.exists(storage.part_name(shard, self._num_shards, storage.SCORES)):
+                attempts.end(self._folder, texts)  # as in `ReadShards`
+                Metrics.counter("specbeam", "shards_committed_before").inc()
+                return
             attempt = attempts.begin(self._folder, texts, self._launch)
             path = self._generations.path(storage.part_name(shard, self._num_shards))
             yield dataclasses.replace(texts, attempt=attempt, texts=tuple(read_part(path, self._fingerprint)))
@@ -156,6 +161,10 @@ def _arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
     return [row.values.to_numpy(zero_copy_only=False) for row in column]
 
 
+class NoReference(ValueError):
+    """A record that has no text to score; its name is in errors/."""
+
+
 class References(beam.DoFn):
     """`TokenizedShard`s to `TextShard`s of their references; records without one become errors."""
 
@@ -176,7 +185,7 @@ class References(beam.DoFn):
         for example in tokenized.examples:
             try:
                 if not (example.targets or "").strip():
-                    raise ValueError("the record has no reference, or an empty one")
+                    raise NoReference("the record has no reference, or an empty one")
                 tokens = [*self._tokenizer.encode(example.targets), self._eos_id]
             except Exception as error:  # whatever a tokeniser's library raises concerns this record only
                 errors.append(
@@ -305,11 +314,11 @@ def score_shard(scorer: Scorer, shard: TextShard) -> ScoredShard:
     scores, failure = (), None
     try:
         scores = tuple(scorer.score([text.input_tokens for text in texts], [text.tokens for text in texts]))
+        Metrics.counter("specbeam", "texts_scored").inc(len(texts))
+        Metrics.counter("specbeam", "tokens_scored").inc(sum(len(text.tokens) for text in texts))
     except Exception as error:
         logging.getLogger(__name__).warning("shard %d failed: %s", shard.shard, error)
         failure = records.shard_failure(shard.shard, SCORE, error)
-    Metrics.counter("specbeam", "texts_scored").inc(len(scores))
-    Metrics.counter("specbeam", "tokens_scored").inc(sum(len(text.tokens) for text in texts))
     seconds, compilations = time.perf_counter() - started, scorer.compilations() - compiled
     return ScoredShard(shard, scores, seconds, compilations, jax.devices()[0].device_kind, failure)
 

@@ -1,6 +1,7 @@
 """The kinds of tokeniser that `transforms.tokenize` loads, over the sentencepiece and tokenizers libraries."""
 
 import hashlib
+import io
 import re
 from collections.abc import Mapping, Sequence
 
@@ -98,7 +99,8 @@ def from_wordpiece(data: bytes, lowercase: bool | None = None) -> LibraryTokeniz
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    pieces = data.decode("utf-8").splitlines()
+    # Lines as in a file: str.splitlines would also cut at U+2028 and the like, which are pieces of some vocabularies.
+    pieces = [line.removesuffix("\n") for line in io.StringIO(data.decode("utf-8"), newline=None)]
     if "[UNK]" not in pieces:
         raise TokenizerError("it has no piece [UNK], which a wordpiece vocabulary needs")
     specials = [piece for piece in pieces if re.fullmatch(r"\[[A-Za-z]+\d*\]", piece)]

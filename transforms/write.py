@@ -7,7 +7,7 @@ before leaves nothing behind that counts, and a second worker with the same shar
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 import pyarrow as pa
@@ -18,7 +18,7 @@ from decoding import Generation
 from transforms import attempts, records, storage
 from transforms.aggregate import DecodedText, Statistics, shard_statistics
 from transforms.decode import DecodedShard, DecodeFailure
-from transforms.records import Example, ExampleError
+from transforms.records import Example, ExampleError, ShardFailure, WorkShard
 from transforms.storage import OutputFolder
 from transforms.tokenize import Tokenizer, load_tokenizer
 
@@ -154,7 +154,8 @@ def _value(row: Row, column: str, shard: int):
 
 def encode_errors(errors: Sequence[ExampleError]) -> bytes:
     """JSON lines, one per failed record."""
-    return "".join(json.dumps(dataclasses.asdict(error), ensure_ascii=False) + "\n" for error in errors).encode()
+    lines = "".join(json.dumps(dataclasses.asdict(error), ensure_ascii=False) + "\n" for error in errors)
+    return lines.encode(errors="backslashreplace")  # half a surrogate pair, of which this is JSON's form
 
 
 def errors_digest(errors: Sequence[ExampleError]) -> str:
@@ -217,18 +218,32 @@ class _CommitShard(beam.DoFn):
         self._tokenizer = load_tokenizer(self._tokenizer_path)
 
     def process(self, shard: DecodedShard):
-        work, failure, won = shard.tokenized.work, shard.failure, False
-        if failure is None:
-            try:
-                won = commit_shard(
-                    self._folder, shard, self._tokenizer, eos_id=self._eos_id, fingerprint=self._fingerprint
-                )
-                attempts.end(self._folder, work)
-            except Exception as error:  # the shard is set aside, the others go on
-                failure = records.shard_failure(work.shard, records.COMMIT, error)
-        if failure is not None:
-            attempts.set_aside(self._folder, work.shard, work.num_shards, failure)
-            yield beam.pvalue.TaggedOutput(CommitShards.FAILED, failure)
-            return
-        Metrics.counter("specbeam", "shards_committed" if won else "shards_committed_twice").inc()
-        yield work.shard
+        commit = lambda: commit_shard(
+            self._folder, shard, self._tokenizer, eos_id=self._eos_id, fingerprint=self._fingerprint
+        )
+        yield settle(self._folder, shard.tokenized.work, shard.failure, commit)
+
+
+def settle(
+    folder: OutputFolder, work: WorkShard, failure: ShardFailure | None, commit: Callable[[], bool]
+) -> int | beam.pvalue.TaggedOutput:
+    """Commits a shard that has not failed. Returns its number or, for `CommitShards.FAILED`, its `ShardFailure`.
+
+    Args:
+      folder: of the run.
+      work: the shard.
+      failure: why it failed before, if it did; it is set aside then.
+      commit: writes it, and returns whether it was not committed already.
+    """
+    won = False
+    if failure is None:
+        try:
+            won = commit()
+            attempts.end(folder, work)
+        except Exception as error:  # the shard is set aside, the others go on
+            failure = records.shard_failure(work.shard, records.COMMIT, error)
+    if failure is not None:
+        attempts.set_aside(folder, work.shard, work.num_shards, failure)
+        return beam.pvalue.TaggedOutput(CommitShards.FAILED, failure)
+    Metrics.counter("specbeam", "shards_committed" if won else "shards_committed_twice").inc()
+    return work.shard

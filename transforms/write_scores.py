@@ -6,13 +6,12 @@ from collections.abc import Sequence
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.metrics import Metrics
 
-from transforms import attempts, records, storage
+from transforms import storage
 from transforms.score import ScoredShard, ScoreSettings
 from transforms.score_statistics import ScoredText, score_statistics
 from transforms.storage import OutputFolder
-from transforms.write import FOOTER_KEY, Footer, encode_errors, errors_digest
+from transforms.write import FOOTER_KEY, CommitShards, Footer, encode_errors, errors_digest, settle
 
 PER_DRAFT = {
     "beta": pa.list_(pa.float32()),
@@ -77,7 +76,7 @@ def encode_scores(scored: ScoredShard, footer: Footer, drafts: Sequence[str], le
 class CommitScores(beam.PTransform):
     """`ScoredShard`s to the numbers of committed shards; failed ones go to the output `FAILED` as `ShardFailure`s."""
 
-    FAILED = "failed"
+    FAILED = CommitShards.FAILED
 
     def __init__(self, output: str, settings: ScoreSettings, *, fingerprint: str, recorded: str | None):
         """
@@ -99,19 +98,8 @@ class _CommitScores(beam.DoFn):
         self._fingerprint, self._recorded = fingerprint, recorded
 
     def process(self, scored: ScoredShard):
-        texts, failure, won = scored.texts, scored.failure, False
-        if failure is None:
-            try:
-                won = commit_scores(self._folder, scored, self._settings, self._fingerprint, self._recorded)
-                attempts.end(self._folder, texts)
-            except Exception as error:  # the shard is set aside, the others go on
-                failure = records.shard_failure(texts.shard, records.COMMIT, error)
-        if failure is not None:
-            attempts.set_aside(self._folder, texts.shard, texts.num_shards, failure)
-            yield beam.pvalue.TaggedOutput(CommitScores.FAILED, failure)
-            return
-        Metrics.counter("specbeam", "shards_committed" if won else "shards_committed_twice").inc()
-        yield texts.shard
+        commit = lambda: commit_scores(self._folder, scored, self._settings, self._fingerprint, self._recorded)
+        yield settle(self._folder, scored.texts, scored.failure, commit)
 
 
 def commit_scores(

@@ -61,11 +61,13 @@ def test_comparison_of_two_runs(command, tmp_path):
         assert word in shown
 
 
-def test_all_runs_get_the_overrides(tmp_path, monkeypatch):
+@pytest.mark.parametrize("joined", [True, False])
+def test_all_runs_get_the_overrides(tmp_path, monkeypatch, joined):
     seen = []
     monkeypatch.setattr(generate, "main", lambda args: seen.append(list(args)) or 0)
     monkeypatch.setattr(quickstart, "print_comparison", lambda *_: None)
-    assert quickstart.main([f"--output={tmp_path}", "--config.decoding.num_slots=2"]) == 0
+    output = [f"--output={tmp_path}"] if joined else ["--output", str(tmp_path)]
+    assert quickstart.main([*output, "--config.decoding.num_slots=2"]) == 0
     plain, speculative, auto = seen
     assert f"--output={tmp_path}/plain" in plain and f"--output={tmp_path}/speculative" in speculative
     assert "--config.decoding.gamma=0" in plain and "--config.decoding.gamma=0" not in speculative

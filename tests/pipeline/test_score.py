@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 
+import transforms.score
 from decoding import NGramDraft
 from pipeline import generate, score
 from pipeline.config import ConfigError, ScoreConfig
@@ -104,6 +105,17 @@ def test_what_fails_is_set_aside_and_resumed(score_command, tmp_path, capsys):
     assert totals[0] == totals[1]
 
 
+def test_a_shard_that_is_committed_by_now_is_not_read_again(score_command, generated, tmp_path):
+    """A runner repeats a whole bundle where a worker is lost."""
+    out = tmp_path / "out"
+    assert score.main(score_command(), fake()) == 0
+    (out / "scores" / "part-00002-of-00004.parquet").unlink()
+    fingerprint = json.loads((generated / "manifest.json").read_text())["fingerprint"]
+    read = transforms.score._ReadPart(str(out), str(generated), fingerprint, 4, "launch")
+    assert [[texts.shard for texts in read.process(shard)] for shard in range(4)] == [[], [], [2], []]
+    assert [path.name for path in (out / "attempts").iterdir()] == ["part-00002-of-00004.json"]
+
+
 def test_texts_that_cannot_be_scored(score_command, tmp_path, generated):
     part = generated / "generations" / "part-00001-of-00004.parquet"
     table = pq.read_table(part)
@@ -131,7 +143,7 @@ def test_references(command, sentences, tmp_path, spiece_model, capsys):
         expected = [*pieces.encode(json.loads(lines[row.index])["de"]), 1]
         assert row.tokens.tolist() == expected[:12] and row.text_truncated == (len(expected) > 12)
     (error,) = errors(tmp_path / "out")
-    assert (error["index"], error["stage"]) == (4, "tokenize") and "no reference" in error["message"]
+    assert (error["index"], error["stage"], error["error_type"]) == (4, "tokenize", "NoReference")
     assert "not the target's own texts" in capsys.readouterr().out
     assert not summary(tmp_path / "out")["exact"]
 

@@ -85,6 +85,10 @@ def test_the_last_message_is_cut_and_the_template_kept():
         encoded("abcdefgh", limit=3)
 
 
+def test_a_system_message_alone_is_cut_like_any_other():
+    assert encoded('[{"role": "system", "content": "abcdefgh"}]', limit=8) == ("s:abc;a:", True)
+
+
 def test_special_tokens_and_refusals_of_a_template():
     assert encoded("x", template=ChatTemplate("{{ bos_token }}{{ eos_token }}", "<s>", "</s>"))[0] == "<s></s>"
     with pytest.raises(ChatError, match="roles must alternate"):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from transforms.chat import ChatTemplate
 from transforms.inputs import delimited, format_of, lines, parquet
 from transforms.plan import Cut, InputError, InputSpec, RecordFields, ShardTable, plan_input
 from transforms.read import read_shard
@@ -115,6 +116,16 @@ def test_csv_without_a_header(tmp_path, header):
             read_all(InputSpec("csv", PAIRS, (str(path), str(other))), 2)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_csv_with_a_mark_before_a_quoted_header(tmp_path, packed):
+    path = tmp_path / "a.csv"
+    content = '\ufeff"en","de"\n"a","b"\n"\ufeffc","d"\n'.encode()
+    path.write_bytes(gzip.compress(content) if packed else content)
+    for size in (1, 2):
+        examples, errors = read_all(InputSpec("csv", PAIRS, (str(path),)), size)
+        assert [(e.inputs, e.targets) for e in examples] == [("a", "b"), ("\ufeffc", "d")] and not errors
+
+
 def test_csv_that_has_changed(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("en,de\n" + "a,b\n" * 6)
@@ -178,6 +189,33 @@ def test_parquet_of_nested_fields_ids_and_broken_text(tmp_path):
     examples, errors = read_all(InputSpec("parquet", RecordFields("raw"), (str(path),)), 2)
     assert [e.inputs for e in examples] == ["a", "c"]
     assert [(e.place, e.error_type) for e in errors] == [("a.parquet:2", "InvalidUtf8")]
+
+
+def test_a_nested_field_that_is_not_there(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"translation": [{"en": "one", "de": "eins"}]}), path)
+    with pytest.raises(InputError, match=r"input.input_field is 'translation.fr', .*fields there: translation"):
+        plan_input(InputSpec("parquet", RecordFields("translation.fr"), (str(path),)), Cut(5))
+
+
+def test_broken_text_deep_in_a_record(tmp_path):
+    """One broken text costs its record, also in a structure and in a list of turns, which may hold more than JSON does."""
+    path = tmp_path / "a.parquet"
+    text = pa.array([b"a", b"caf\xe9", b"c"]).view(pa.string())
+    turn = pa.StructArray.from_arrays(
+        [pa.array(["user"] * 3), text, pa.array([0, 1, 2], pa.timestamp("s"))], names=["role", "content", "at"]
+    )
+    turns = pa.ListArray.from_arrays([0, 1, 2, 3], turn)
+    pq.write_table(pa.table({"nested": pa.StructArray.from_arrays([text], names=["en"]), "turns": turns}), path)
+    template = ChatTemplate("{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}")
+    for field, settings in (("nested.en", {}), ("turns", {"chat_template": template})):
+        spec = InputSpec("parquet", RecordFields(field), (str(path),))
+        work = ShardTable(plan_input(spec, Cut(5)))[0]
+        shard = read_shard(work, spec, Letters(), prefix="", eos_id=None, max_input_tokens=99, **settings)
+        start = "u" if settings else ""
+        assert ["".join(map(chr, e.tokens)) for e in shard.examples] == [f"{start}a", f"{start}c"]
+        assert [(e.place, e.error_type) for e in shard.errors] == [("a.parquet:2", "InvalidUtf8")]
+        assert r"caf\\xe9" in shard.errors[0].record
 
 
 def test_parquet_ids_are_checked_at_launch(tmp_path):

@@ -90,6 +90,17 @@ def test_byte_ranges_are_planned_without_reading(tmp_path, monkeypatch):
     assert plan_input(spec_of([path]), Cut(256, 4096)).files[0].digest != digest
 
 
+def test_a_file_that_lost_its_end_is_not_read_as_nothing(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"abc\n" * 4)
+    spec = spec_of([path], RecordFields("text"), "text")
+    table = ShardTable(plan_input(spec, Cut(256, 8)))
+    path.write_bytes(b"abc\n" * 3)
+    assert [raw.place for raw in lines.read(table[0], spec)] == ["a.txt@0", "a.txt@4"]
+    with pytest.raises(InputError, match="has changed .* ends at byte 12, before 16"):
+        list(lines.read(table[1], spec))
+
+
 def test_files_are_ordered_and_indices_run_through(tmp_path):
     for name, count in (("b.jsonl", 3), ("a.jsonl", 4), ("empty.jsonl", 0), ("c.jsonl", 2)):
         (tmp_path / name).write_text("".join(f'{{"en": "{name} {i}"}}\n' for i in range(count)))

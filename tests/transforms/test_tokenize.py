@@ -88,6 +88,13 @@ def test_wordpiece_keeps_case_where_the_vocabulary_does_or_the_config_says(tmp_p
     assert load_tokenizer(str(tmp_path)).encode("The tool") == [5, 6]
 
 
+def test_wordpieces_that_python_takes_for_ends_of_lines(tmp_path):
+    pieces = ["[UNK]", "\u2028", "\x85", "a"]
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join(pieces).encode())
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.pieces(), tokenizer.encode("a")) == (pieces, [3])
+
+
 def test_some_other_text_file(tmp_path):
     (tmp_path / "vocab.txt").write_text("a\nb\n")
     with pytest.raises(TokenizerError, match=r"no piece \[UNK\]"):

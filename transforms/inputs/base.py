@@ -12,13 +12,15 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transforms import storage
+from transforms.records import WorkShard
 
 MAX_RECORD_BYTES = 64 << 20
-"""A record beyond it is dead-lettered instead of being held in memory."""
+"""A record beyond it is dead-lettered instead of being held in memory; a TFRecord file that has one is refused."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
@@ -203,6 +205,23 @@ def read_id(row: Mapping[str, Any], field: str) -> str:
 def changed(path: str, was: int, found: int) -> InputError:
     """A shard's records are not as many as were planned."""
     return InputError(f"{path!r} has changed since the job was planned: {found} records where {was} were")
+
+
+def planned_records(work: WorkShard, records: Iterator) -> Iterator:
+    """The shard's of `records`, which begin where its bytes do or, where these are not known, where the file does.
+
+    Raises:
+      InputError: there are fewer, or in its bytes more, than were planned.
+    """
+    if work.byte_range is None:
+        records = itertools.islice(records, work.first_record, work.first_record + work.num_records)
+    count = 0
+    for count, record in enumerate(records, start=1):
+        if count > work.num_records:
+            raise changed(work.path, work.num_records, count)
+        yield record
+    if count < work.num_records:
+        raise changed(work.path, work.num_records, count)
 
 
 @contextlib.contextmanager

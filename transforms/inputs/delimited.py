@@ -4,6 +4,7 @@ Where a record ends depends on all quotes before it, so a file is read once at l
 wrong with one record costs that record only: after a stray quote, reading goes on at the next line.
 """
 
+import codecs
 import collections
 import csv
 import hashlib
@@ -19,8 +20,8 @@ from transforms.inputs.base import (
     InputFile,
     InputSpec,
     Raw,
-    changed,
     open_content,
+    planned_records,
 )
 from transforms.records import WorkShard
 
@@ -43,26 +44,15 @@ def plan_file(file: FoundFile, name: str, spec: InputSpec, cut: Cut) -> InputFil
 
 
 def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
-    count, last = 0, work.num_records
+    start, end = work.byte_range or (0, None)
     with open_content(work.path) as (stream, _):
         header = _header(work.path, next(_records(stream, spec), None))
-        start, end = work.byte_range or (0, None)
         stream.seek(start)
         records = _records(stream, spec, None if end is None else end - start)
-        for _ in zip(range(1 if start == 0 else 0), records):  # the header
-            pass
-        if end is None:
-            for _ in zip(range(work.first_record), records):
-                pass
-        for record in records:
-            if count == last and end is None:
-                break
-            count += 1
-            if count > last:
-                raise changed(work.path, last, count)
-            yield _raw(work, count - 1, record, header)
-    if count != last:
-        raise changed(work.path, last, count)
+        if start == 0:
+            next(records, None)  # the header
+        for number, record in enumerate(planned_records(work, records)):
+            yield _raw(work, number, record, header)
 
 
 def _raw(work: WorkShard, number: int, record: "_Record", header: list[str]) -> Raw:
@@ -94,12 +84,15 @@ class _Record:
 
 def _records(stream, spec: InputSpec, num_bytes: int | None = None) -> Iterator[_Record]:
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
+    marked = stream.tell() == 0
     ahead, rest = collections.deque(), lines.iterate_lines(stream, num_bytes, count_lost=True)
 
     def take() -> tuple[bytes, int] | None:
         return ahead.popleft() if ahead else next(rest, None)
 
     while (first := take()) is not None:
+        if marked:  # before a quote it would make the quote part of the first name
+            first, marked = (first[0].removeprefix(codecs.BOM_UTF8), first[1]), False
         if b'"' not in first[0]:
             line = first[0].removesuffix(b"\r")
             values = line.decode("utf-8", "surrogateescape").split(spec.delimiter) if line.strip() else []
@@ -125,7 +118,7 @@ def _records(stream, spec: InputSpec, num_bytes: int | None = None) -> Iterator[
 def _header(path: str, record: _Record | None) -> list[str]:
     if record is None:
         raise InputError(f"{path!r} has no header line, which names the fields")
-    names = [name.removeprefix("\ufeff") if i == 0 else name for i, name in enumerate(record.values)]
+    names = record.values
     if record.problem or not names or len(set(names)) < len(names):
         shown = record.line[:200].decode("utf-8", "replace")
         raise InputError(f"{path!r} begins with {shown!r}; allowed: a header line with the fields' names, all distinct")

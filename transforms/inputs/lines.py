@@ -21,8 +21,8 @@ from transforms.inputs.base import (
     InputFile,
     InputSpec,
     Raw,
-    changed,
     open_content,
+    planned_records,
     sampled_digest,
 )
 from transforms.records import WorkShard
@@ -97,38 +97,16 @@ def _parse_text(text: str):
 
 def _lines_and_places(work: WorkShard) -> Iterator[tuple[str, int, bytes]]:
     """(place, index, line) of every line of the shard."""
-    if work.num_records is not None:
-        for i, line in enumerate(read_lines(work)):
-            yield f"{work.name}:{work.first_record + i + 1}", work.first_index + i, line
+    start, end = work.byte_range or (0, None)
+    if work.num_records is None:
+        for position, line in _lines_starting_in(work.path, start, end):
+            yield f"{work.name}@{position}", work.file_index + position, line
         return
-    for start, line in _lines_starting_in(work.path, *work.byte_range):
-        yield f"{work.name}@{start}", work.file_index + start, line
-
-
-def read_lines(work: WorkShard) -> Iterator[bytes]:
-    """The lines of a shard that is so many records, without "\\n".
-
-    Raises:
-      InputError: the file has changed since it was planned.
-    """
-    count = 0
     with open_content(work.path) as (stream, _):
-        if work.byte_range is None:
-            lines = iterate_lines(stream)
-            for _ in zip(range(work.first_record), lines):
-                pass
-        else:
-            stream.seek(work.byte_range[0])
-            lines = iterate_lines(stream, work.byte_range[1] - work.byte_range[0])
-        for line in lines:
-            if count == work.num_records:
-                if work.byte_range is None:
-                    break
-                raise changed(work.path, work.num_records, count + 1)
-            count += 1
-            yield line
-    if count != work.num_records:
-        raise changed(work.path, work.num_records, count)
+        stream.seek(start)
+        lines = iterate_lines(stream, None if end is None else end - start)
+        for i, line in enumerate(planned_records(work, lines)):
+            yield f"{work.name}:{work.first_record + i + 1}", work.first_index + i, line
 
 
 def _lines_starting_in(path: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -143,6 +121,8 @@ def _lines_starting_in(path: str, start: int, end: int) -> Iterator[tuple[int, b
                 return
             yield position, line
             position += stored
+    if position < end:
+        raise InputError(f"{path!r} has changed since the job was planned: it ends at byte {position}, before {end}")
 
 
 def iterate_lines(stream, num_bytes: int | None = None, count_lost: bool = False) -> Iterator:

@@ -1,7 +1,7 @@
 """Parquet files, planned from their footers: records are counted there, and a shard reads the row groups it lies in.
 
-Only the columns that are named are read. Text columns are taken as bytes, so that one record that is not UTF-8 is one
-broken record.
+Only the columns that are named are read. Text is taken as bytes, so that one record that is not UTF-8 is one broken
+record.
 """
 
 import json
@@ -44,8 +44,8 @@ def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
             first += rows
         if first < work.first_record + work.num_records:
             raise changed(work.path, work.first_record + work.num_records, first)
-        columns = spec.fields.names()
-        if not all(_has_column(file.schema_arrow, name) for name in columns):
+        columns, paths = spec.fields.names(), [file.schema.column(i).path for i in range(len(file.schema))]
+        if not all(any(f"{path}.".startswith(f"{name}.") for path in paths) for name in columns):
             columns = None  # all: what is missing is told beside what is there
         for batch in file.iter_batches(_BATCH_RECORDS, row_groups=groups, columns=columns):
             wanted = batch.slice(skipped, work.num_records - number)
@@ -57,23 +57,25 @@ def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
                 number += 1
             if number == work.num_records:
                 return
-
-
-def _has_column(schema: pa.Schema, name: str) -> bool:
-    return name in schema.names or name.split(".")[0] in schema.names
+    raise changed(work.path, work.num_records, number)
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict]:
-    columns = [_bytes_of_text(column) for column in batch.columns]
+    columns = [column.cast(_bytes_of_text(column.type)) for column in batch.columns]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
 
 
-def _bytes_of_text(column: pa.Array) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_large_string(column.type):
-        return column.cast(pa.large_binary())
-    return column.cast(pa.binary()) if pa.types.is_string(column.type) else column
+def _bytes_of_text(kind: pa.DataType) -> pa.DataType:
+    """`kind` with bytes for text, wherever in it."""
+    if pa.types.is_dictionary(kind):
+        return _bytes_of_text(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_bytes_of_text(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_bytes_of_text(kind.value_type))
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    return pa.binary() if pa.types.is_string(kind) else kind
 
 
 def _as_text(value) -> str:
