@@ -23,19 +23,25 @@ def parse_config(raw: Mapping, shown: str, tied: bool | None = None) -> Config:
     Args:
       raw: Hugging Face's keys, `model_type` among them.
       shown: where they come from, for messages.
-      tied: whether logits come from the input embedding; None where only the config can say.
+      tied: whether logits come from the input embedding, as the weights say; None where only the config can.
 
     Raises:
-      CheckpointError: an unknown family, a missing key, or something that is not supported.
+      CheckpointError: an unknown family, a missing key, a special token that is not one, or something not supported.
     """
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise CheckpointError(f"{shown}: model_type is {family!r}; supported: {', '.join(FAMILIES)}")
     if raw.get("quantization_config"):
         raise CheckpointError(f"{shown}: quantised weights are not supported; full or half precision ones are")
+    if tied and raw.get("tie_word_embeddings") is False:
+        tied = False  # so that the head is missed: without it this is not a whole model
     parse = hf_t5.parse_config if family in hf_t5.FAMILIES else hf_decoder_only.parse_config
     try:
-        return parse(raw, shown, tied)
+        config = parse(raw, shown, tied)
+        for name, token in (("end", config.eos_id), ("start", config.start_id)):
+            if token is None or not 0 <= token < config.vocab_size:
+                raise CheckpointError(f"{shown}: the {name} token is {token!r}; allowed: 0 to {config.vocab_size - 1}")
+        return config
     except KeyError as error:
         raise CheckpointError(f"{shown}: the config lacks {error}") from error
     except (TypeError, ZeroDivisionError, AttributeError) as error:

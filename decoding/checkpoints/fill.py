@@ -106,6 +106,7 @@ def fill(
         keys, leaf = leaves.pop(path)
         assert value.shape == leaf.shape and value.dtype == leaf.dtype, (path, value.shape, value.dtype, leaf)
         flat.append((keys, leaf.replace(place(path, value))))
+        del value  # else it would live on while the next is read
     assert not leaves, f"parameters without a value: {sorted(leaves)}"
     return nnx.merge(graph, nnx.from_flat_state(flat))
 

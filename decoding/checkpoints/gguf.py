@@ -104,7 +104,8 @@ def open_file(path: str, *, weights: bool = True) -> Iterator[GgufFile]:
 def _open(path: str, local: str):
     stat = os.stat(local)
     try:
-        return _read_header(local, stat.st_size, stat.st_mtime_ns)
+        read = _read_header.__wrapped__ if "://" in path else _read_header  # a copy would stay on disk while it is kept
+        return read(local, stat.st_size, stat.st_mtime_ns)
     except OSError:
         raise
     except ImportError as error:
@@ -170,8 +171,8 @@ def read_config(file: GgufFile) -> dict:
     if "token_embd.weight" not in file.shapes:
         raise CheckpointError(f"{file.path}: the weight token_embd.weight is missing")
 
-    def number(key: str) -> int:
-        value = file.require(f"{family}.{key}")
+    def number(key: str, default: int | None = None) -> int:
+        value = file.require(f"{family}.{key}") if default is None else file.get(f"{family}.{key}", default)
         if not isinstance(value, int):
             raise CheckpointError(f"{file.path}: {family}.{key} is {value!r:.100}; supported: one whole number")
         return value
@@ -188,7 +189,7 @@ def read_config(file: GgufFile) -> dict:
         "intermediate_size": number("feed_forward_length"),
         "num_hidden_layers": number("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": file.get(f"{family}.attention.head_count_kv", heads),
+        "num_key_value_heads": number("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "attention_bias": "blk.0.attn_output.bias" in file.shapes,
         "mlp_bias": "blk.0.ffn_up.bias" in file.shapes,
@@ -203,11 +204,18 @@ def read_config(file: GgufFile) -> dict:
 
 
 def _scaling(file: GgufFile, family: str) -> dict:
-    """Llama 3's converter writes its scaling as one factor per frequency, in a tensor."""
+    """Llama 3's converter writes its scaling as one factor per frequency, in a tensor.
+
+    A factor alone, under its old name too, is linear.
+    """
     if ROPE_FACTORS in file.shapes:
-        return {"rope_type": "factors", "factors": tuple(map(float, file.read(ROPE_FACTORS)))}
-    kind = file.get(f"{family}.rope.scaling.type", "none")
-    return {"rope_type": "default" if kind == "none" else kind, "factor": file.get(f"{family}.rope.scaling.factor")}
+        factors = tuple(map(float, file.read(ROPE_FACTORS)))
+        if 0.0 in factors:
+            raise CheckpointError(f"{file.path}: {ROPE_FACTORS} holds zeros; a remote file must have it early")
+        return {"rope_type": "factors", "factors": factors}
+    factor = file.get(f"{family}.rope.scaling.factor", file.get(f"{family}.rope.scale_linear"))
+    kind = file.get(f"{family}.rope.scaling.type", "linear" if factor else "none")
+    return {"rope_type": "default" if kind == "none" else kind, "factor": factor}
 
 
 def sources(config: DecoderConfig, family: str) -> dict[str, Source]:

@@ -37,6 +37,10 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     tensors = SafeTensors(files)
     raw, config = architecture.settle(own, config_file, given, tied="lm_head.weight" not in tensors.shapes)
     found, ignored = sources(config, config_file)
+    if "wte.weight" in tensors.shapes:  # GPT-2 as OpenAI's own checkpoints name it
+        plain = lambda names: (name.removeprefix("transformer.") for name in names)
+        found = {ours: source._replace(names=tuple(plain(source.names))) for ours, source in found.items()}
+        ignored = frozenset(plain(ignored))
 
     def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
         return stream(path, found, tensors, dtype, ignored)

@@ -46,9 +46,8 @@ def _activation(raw: Mapping, shown: str, key: str, default: str) -> str:
 
 
 def _special(raw: Mapping) -> dict[str, int]:
-    eos = raw.get("eos_token_id")
+    eos = raw["eos_token_id"]
     eos = eos[0] if isinstance(eos, list) else eos
-    eos = raw["vocab_size"] - 1 if eos is None else eos
     start = raw.get("bos_token_id")
     pad = raw.get("pad_token_id")
     return {"eos_id": eos, "start_id": eos if start is None else start, "pad_id": eos if pad is None else pad}
@@ -105,8 +104,9 @@ def _lamda_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
 
 def _llama_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
     heads, kind = raw["num_attention_heads"], raw["model_type"]
-    sliding = raw.get("use_sliding_window") or (kind == "mistral" and raw.get("sliding_window"))
-    if sliding or "sliding_attention" in (raw.get("layer_types") or ()):
+    # Hugging Face's default for Mistral is a window, null is none.
+    sliding = raw.get("use_sliding_window") or (kind == "mistral" and raw.get("sliding_window", 4096))
+    if sliding or set(raw.get("layer_types") or ()) - {"full_attention"}:
         raise CheckpointError(f"{shown}: sliding-window attention is not supported; full attention is")
     return DecoderConfig(
         vocab_size=raw["vocab_size"],

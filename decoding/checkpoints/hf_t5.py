@@ -24,7 +24,8 @@ def parse_config(raw: Mapping, shown: str, tied: bool | None) -> T5Config:
 
     Both forms of published configs load: the weights say whether the head is tied (`tied`; None where they are not
     there to be asked); the decoder's output is scaled when `scale_decoder_outputs` is true or, where absent, when
-    `tie_word_embeddings` is not false.
+    `tie_word_embeddings` is not false. mT5's never is: Transformers 5 writes `tie_word_embeddings: true` into its
+    configs, too, and no second key.
 
     Raises:
       CheckpointError: a required key is missing or an activation is unknown.
@@ -54,7 +55,9 @@ def parse_config(raw: Mapping, shown: str, tied: bool | None) -> T5Config:
         gated=gated,
         activation=activation,
         tied=raw.get("tie_word_embeddings", True) if tied is None else tied,
-        scale_decoder_outputs=raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)),
+        scale_decoder_outputs=raw.get(
+            "scale_decoder_outputs", raw["model_type"] != "mt5" and raw.get("tie_word_embeddings", True)
+        ),
         bias_per_layer=raw["model_type"] == "umt5",
         relative_attention_num_buckets=raw.get("relative_attention_num_buckets", 32),
         relative_attention_max_distance=raw.get("relative_attention_max_distance", 128),

@@ -6,6 +6,7 @@ The index is msgpack and may hold small arrays itself; everything of the optimiz
 import dataclasses
 import functools
 import re
+import types
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -54,12 +55,12 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     else:
         sources = t5x_names.decoder_only_sources(config, arrays.shapes, path)
 
-    if t5x_names.is_scanned(arrays.shapes):
-        # Layer after layer takes its part of the same arrays, of up to three at a time.
-        arrays.read = functools.lru_cache(maxsize=3)(arrays.read)
-
     def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
-        return stream(path, sources, arrays, dtype)
+        if not t5x_names.is_scanned(arrays.shapes):
+            return stream(path, sources, arrays, dtype)
+        # Layer after layer takes its part of the same arrays, of up to three at a time, which are let go at the end.
+        kept = types.SimpleNamespace(shapes=arrays.shapes, read=functools.lru_cache(maxsize=3)(arrays.read))
+        return stream(path, sources, kept, dtype)
 
     files = [file for file in storage.list_files(path) if file.split("/")[-2].startswith(_TARGET)]
     return Checkpoint(raw, config, (storage.join(path, INDEX), *files), parameters)

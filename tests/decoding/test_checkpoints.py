@@ -77,6 +77,13 @@ def test_a_missing_weight_is_named(folder):
     assert "missing weight decoder.block.0.layer.1.EncDecAttention.k.weight" in refusal(folder)
 
 
+def test_a_head_that_the_config_says_is_there_is_missed(folder):
+    tensors = tiny_t5.weights(SHAPE, 0)
+    del tensors["lm_head.weight"]
+    save_file(tensors, str(folder / "model.safetensors"))
+    assert "missing weight lm_head.weight [12, 8]" in refusal(folder)
+
+
 def test_a_misshaped_weight_is_named_with_both_shapes(folder):
     tensors = tiny_t5.weights(SHAPE, 0)
     name = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
@@ -176,6 +183,7 @@ def test_missing_and_broken_configs_are_named(folder, tmp_path):
         (json.dumps({name: value for name, value in SHAPE.items() if name != "d_kv"}), "d_kv"),
         (json.dumps(SHAPE | {"feed_forward_proj": "gated-tanh"}), "gated-tanh"),
         (json.dumps(SHAPE | {"vocab_size": 13}), "[13, 8]"),
+        (json.dumps(SHAPE | {"decoder_start_token_id": None}), "start token is None; allowed: 0 to 11"),
     ]:
         config.write_text(text)
         assert said in refusal(folder)
@@ -220,6 +228,7 @@ def test_a_tied_head_is_scaled_unless_the_config_says_otherwise(tmp_path):
     np.testing.assert_array_equal(load("newer", tie_word_embeddings=True, scale_decoder_outputs=True), scaled)
     np.testing.assert_array_equal(load("absent", tie_word_embeddings=None), scaled)
     unscaled = load("unscaled", scale_decoder_outputs=False)
+    np.testing.assert_array_equal(load("mt5", model_type="mt5"), unscaled)
     np.testing.assert_allclose(unscaled, scaled * 8**0.5, rtol=1e-4, atol=1e-5)
 
 

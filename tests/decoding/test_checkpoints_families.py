@@ -5,11 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import decoding
 from decoding import CheckpointError
 from decoding.checkpoints.architecture import parse_config
 from decoding.models.decoder_only import Rotary
+from decoding.models.presets import PRESETS
+from tests import tiny_t5
 
 LLAMA = {
     "model_type": "llama",
@@ -20,7 +23,7 @@ LLAMA = {
     "num_attention_heads": 4,
     "eos_token_id": 2,
 }
-GPT2 = {"model_type": "gpt2", "vocab_size": 10, "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 16}
+GPT2 = {"model_type": "gpt2", "vocab_size": 10, "n_embd": 8, "n_head": 2, "n_layer": 1, "n_positions": 16, "eos_token_id": 1}
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +88,13 @@ def test_rotary_frequencies_agree_with_the_reference_in_both_forms_of_config(kin
         (LLAMA | {"rope_scaling": {"rope_type": "linear"}}, "config lacks 'factor'"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (LLAMA | {"model_type": "mistral", "sliding_window": 4096}, "sliding-window"),
+        (LLAMA | {"model_type": "mistral"}, "sliding-window"),  # whose default has one
         (LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, "sliding-window"),
         (LLAMA | {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        (LLAMA | {"layer_types": ["chunked_attention"]}, "full attention is"),
+        (LLAMA | {"eos_token_id": 10}, "end token is 10; allowed: 0 to 9"),
+        (LLAMA | {"eos_token_id": None}, "end token is None"),
+        ({key: value for key, value in LLAMA.items() if key != "eos_token_id"}, "lacks 'eos_token_id'"),
         (LLAMA | {"hidden_act": "mish"}, "hidden_act is 'mish'.*silu"),
         (LLAMA | {"quantization_config": {"bits": 4}}, "quantised"),
         (LLAMA | {"model_type": "gemma3"}, "'gemma3'; supported: t5, mt5, umt5, gpt2, llama"),
@@ -110,12 +118,20 @@ def test_differences_of_the_llama_family():
     biased = parse_config(LLAMA | {"attention_bias": True, "mlp_bias": True}, "")
     assert biased.qkv_bias and biased.out_bias and biased.feed_forward_bias
     assert parse_config(GPT2 | {"activation_function": "gelu_pytorch_tanh"}, "").activation == "gelu_new"
+    assert parse_config(LLAMA | {"model_type": "mistral", "sliding_window": None}, "").position == "rotary"
+
+
+def test_gpt2_by_the_names_of_openais_checkpoints(golden, tmp_path):
+    tensors = load_file(golden / "gpt2" / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    buffer = {"h.0.attn.bias": np.ones((1, 1, 4, 4), np.float32)}
+    tiny_t5.write(tmp_path, json.loads((golden / "gpt2" / "config.json").read_text()), tensors | buffer)
+    text = np.arange(6, dtype=np.int32)[None]
+    wanted = decoding.load_model(str(golden / "gpt2")).logits(text)
+    np.testing.assert_array_equal(decoding.load_model(str(tmp_path)).logits(text), wanted)
 
 
 def test_lamda_has_no_safetensors(tmp_path):
-    from decoding.models.presets import PRESETS
-    from tests import tiny_t5
-
     tiny_t5.write(tmp_path / "model", {}, {"a": np.zeros(1, np.float32)})
     (tmp_path / "model" / "config.json").write_text(json.dumps(PRESETS["lamda-100m"]))
     with pytest.raises(CheckpointError, match="T5X and Orbax"):

@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+import weakref
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import save_file
 
 from decoding.checkpoints import hf_t5
 from decoding.checkpoints.architecture import parse_config, resolve
+from decoding.checkpoints.fill import fill
 
 PROGRAM = """
 import sys, jax, decoding
@@ -39,6 +43,23 @@ def large(tmp_path_factory):
     yield folder, sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     for path in folder.glob("*.safetensors"):
         path.unlink()
+
+
+def test_a_parameter_is_let_go_before_the_next_is_read():
+    last = lambda: None
+
+    def parameters():
+        nonlocal last
+        for path, value in {"kernel": np.ones((2, 3), np.float32), "bias": np.ones(3, np.float32)}.items():
+            assert last() is None
+            value = value.copy()
+            last = weakref.ref(value)
+            yield path, value
+            del value
+
+    build = lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    model = fill(build, parameters(), place=lambda path, value: jnp.zeros(value.shape))
+    assert model.kernel.shape == (2, 3)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import pathlib
 import pickle
 import shutil
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from flax import nnx, serialization
 import decoding
 from decoding import CheckpointError
 from decoding.checkpoints import architecture, find_checkpoint
+from decoding.checkpoints.arrays import Arrays
 from tests import tiny_t5x
 
 SHAPE = {
@@ -176,6 +178,21 @@ def test_scanned_layers(arrays, model, reference, tmp_path, bias, inner):
     assert np.abs(np.asarray(logits) - reference["logits"])[counted].max() < 1e-4
 
 
+def test_scanned_arrays_are_let_go_at_the_end(arrays, tmp_path, monkeypatch):
+    path, read, found = tiny_t5x.write(tmp_path / "checkpoint_1", tiny_t5x.scanned(arrays, "relpos_bias")), Arrays.read, []
+
+    def watched(self, name):
+        array = read(self, name)
+        found.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(Arrays, "read", watched)
+    for _ in find_checkpoint(path, SHAPE).parameters(np.float32):
+        pass
+    del _
+    assert len(found) > 10 and all(ref() is None for ref in found)
+
+
 def test_tables_of_scanned_layers_keep_their_order(arrays, tmp_path):
     stacked = tiny_t5x.scanned(arrays, "relpos_bias")
     name = "decoder.decoder.relpos_bias.rel_embedding"
@@ -197,6 +214,7 @@ def test_decoder_only_networks(tmp_path):
         "head_dim": 8,
         "intermediate_size": 28,
         "tie_word_embeddings": False,
+        "eos_token_id": 1,
     }
     rng = np.random.default_rng(0)
     values = {

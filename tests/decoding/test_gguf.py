@@ -1,5 +1,6 @@
 """GGUF files written from the golden Llama give its logits; what is not a whole, supported file is refused."""
 
+import gc
 import pathlib
 import pickle
 import sys
@@ -73,6 +74,9 @@ def test_rotary_settings(parts, tmp_path):
     linear = values | {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     model = decoding.load_model(tiny_gguf.write(tmp_path / "linear.gguf", linear, tensors))
     assert model.config.rotary == Rotary(10000.0, "linear", 4.0)
+    for key in ("llama.rope.scaling.factor", "llama.rope.scale_linear"):  # the latter of old files
+        path = tiny_gguf.write(tmp_path / "factor.gguf", values | {key: 4.0}, tensors)
+        assert decoding.load_model(path).config.rotary == model.config.rotary
     factors = np.array([1, 1, 1, 1, 2, 4, 8, 8], np.float32)
     path = tiny_gguf.write(tmp_path / "factors.gguf", values, tensors | {"rope_freqs.weight": factors})
     rotary = decoding.load_model(path).config.rotary
@@ -85,6 +89,8 @@ def test_a_remote_file(file):
     filesystem.pipe("/models/llama.gguf", pathlib.Path(file).read_bytes())
     assert decoding.inspect_checkpoint("memory://models/llama.gguf").vocab_size == 384
     assert decoding.load_model("memory://models/llama.gguf").vocab_size == 384
+    gc.collect()
+    assert "llama.gguf (deleted)" not in pathlib.Path("/proc/self/maps").read_text()  # the copy is gone from the disk
 
 
 @pytest.mark.parametrize("kept", [0, 3, 20, 500, 0.5, 0.999])
@@ -117,6 +123,7 @@ def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
         ({"llama.block_count": None}, "lacks 'llama.block_count'"),
         ({"llama.expert_count": 8}, "llama.expert_count is 8"),
         ({"llama.attention.head_count": [4, 2]}, r"head_count is \[4, 2\]; supported: one whole number"),
+        ({"llama.attention.head_count_kv": [2, 2]}, r"head_count_kv is \[2, 2\]; supported: one whole number"),
         ({"llama.rope.dimension_count": 8}, "8 of a head's 16 dimensions"),
         ({"llama.rope.scaling.type": "yarn"}, "rotary scaling 'yarn'"),
         ({"llama.block_count": 3}, r"missing weight blk.2.attn_norm.weight \[64\]"),
@@ -128,6 +135,12 @@ def test_refused(parts, tmp_path, changes, message):
     path = tiny_gguf.write(tmp_path / "x.gguf", values, parts[1])
     with pytest.raises(decoding.CheckpointError, match=message):
         decoding.load_model(path)
+
+
+def test_factors_that_were_not_read_are_refused(parts, tmp_path):
+    path = tiny_gguf.write(tmp_path / "x.gguf", parts[0], parts[1] | {"rope_freqs.weight": np.zeros(8, np.float32)})
+    with pytest.raises(decoding.CheckpointError, match="rope_freqs.weight holds zeros"):
+        decoding.inspect_checkpoint(path)
 
 
 def test_refused_architecture(parts, tmp_path):

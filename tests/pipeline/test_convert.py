@@ -40,6 +40,7 @@ LAMDA = {
     "head_dim": 8,
     "intermediate_size": 128,
     "tie_word_embeddings": False,
+    "eos_token_id": 1,
 }
 
 
