@@ -11,7 +11,6 @@ Exit status: 0 when the folder is complete, 1 when it is not, 2 when it is not t
 import argparse
 import collections
 import dataclasses
-import functools
 import json
 import statistics
 import sys
@@ -147,17 +146,22 @@ def _read_parts(folder: OutputFolder, names: Sequence[str], kind: str, fingerpri
             return f"{name} belongs to another run: its fingerprint is {footer.fingerprint}"
         return footer
 
+    merged, retried, times, devices, problems = _STATISTICS[kind](), 0, [], collections.Counter(), []
     with ThreadPoolExecutor(_READERS) as pool:
-        found = list(pool.map(read, names))
-    footers = [footer for footer in found if isinstance(footer, Footer)]
-    merged = functools.reduce(lambda a, b: a.merge(b), (footer.statistics for footer in footers), _STATISTICS[kind]())
-    times = [getattr(footer.statistics, _BUSY_SECONDS[kind]) for footer in footers]
+        for found in pool.map(read, names):  # one by one: a big run's footers together would fill gigabytes
+            if isinstance(found, str):
+                problems.append(found)
+                continue
+            merged = merged.merge(found.statistics)
+            retried += found.attempt > 1
+            times.append(getattr(found.statistics, _BUSY_SECONDS[kind]))
+            devices[found.device] += 1
     return _Parts(
         totals=merged.summary(),
-        retried=sum(footer.attempt > 1 for footer in footers),
+        retried=retried,
         seconds=dict(min=min(times), median=statistics.median(times), max=max(times), sum=sum(times)) if times else None,
-        devices=dict(collections.Counter(footer.device for footer in footers)),
-        problems=tuple(problem for problem in found if isinstance(problem, str)),
+        devices=dict(devices),
+        problems=tuple(problems),
     )
 
 
