@@ -67,6 +67,7 @@ class DecodingConfig:
             value = getattr(self, name)
             ok = isinstance(value, int | float) and not isinstance(value, bool) and condition(value)
             require(ok, name, allowed)
+            require(not 0.0 < value < 1e-30, name, f"{allowed}; below 1e-30 float32 does not reach")
 
         def wholes(name: str, low: int, high: float = float("inf")) -> bool:
             value = getattr(self, name)

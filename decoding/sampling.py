@@ -112,11 +112,15 @@ def draw(weights: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def _first_above(weights: jax.Array, goal: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First index whose cumulative weight exceeds the goal, at most the last nonzero one; and the sum before it."""
+    """First nonzero index whose cumulative weight exceeds the goal, else the last nonzero one; and the sum before it.
+
+    Nonzero has to be asked for: the goal may be rounded below 0, and cumulative sums of some devices do not even rise.
+    """
     cumulative = jnp.cumsum(weights, axis=-1)
     indices = jnp.arange(weights.shape[-1], dtype=jnp.int32)
-    last = jnp.max(jnp.where(weights > 0, indices, 0), axis=-1)
-    index = jnp.minimum(jnp.sum(cumulative <= goal[:, None], axis=-1, dtype=jnp.int32), last)
+    nonzero = weights > 0
+    last = jnp.max(jnp.where(nonzero, indices, 0), axis=-1, keepdims=True)
+    index = jnp.min(jnp.where(nonzero & (cumulative > goal[:, None]), indices, last), axis=-1)
     picked = index[:, None]
     before = jnp.take_along_axis(cumulative, picked, axis=-1) - jnp.take_along_axis(weights, picked, axis=-1)
     return index, before[:, 0]

@@ -84,6 +84,18 @@ def test_draw_at_the_ends_of_blocks_and_of_the_vocabulary():
             assert int(draw(weights, np.float32([u]))[0]) == wanted
 
 
+def test_draw_where_a_block_seems_to_begin_behind_the_end_of_the_one_before():
+    """As rounded, the first block ends at `first` and the second begins at (first + second) - second, often later."""
+    first, second = np.random.default_rng(0).uniform(0.1, 1, (2, 5000)).astype(np.float32)
+    weights = np.zeros((5000, 256), np.float32)
+    weights[:, 5], weights[:, 200] = first, second
+    u = first / (first + second)
+    between = (u * (first + second) >= first) & (u * (first + second) < (first + second) - second)
+    assert np.sum(between) > 500
+    for goals in (u, np.ceil(u * 2**23) * np.float32(2**-23)):  # the latter as `uniforms` makes them
+        assert set(np.asarray(draw(weights, goals)).tolist()) == {5, 200}
+
+
 @pytest.mark.parametrize("size", [5, 300])
 def test_draw_inverts_the_cumulative_distribution(size):
     rng = np.random.default_rng(0)
