@@ -9,6 +9,7 @@ name; that takes 8 bytes of memory per id.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -176,17 +177,23 @@ def _plan_files(spec: InputSpec, cut: Cut, known: Plan | None) -> tuple[list[Inp
     def plan_one(file: FoundFile, name: str) -> tuple[InputFile, bool]:
         if same := kept.get((file.path, file.size_bytes, file.modified, name)):
             return same, False
-        try:
+        with _readable(file.path):
             planned = module.plan_file(file, name, spec, cut)
-            _probe(planned, spec, cut)
-        except _READ_ERRORS as error:
-            raise InputError(f"{file.path!r} cannot be read: {error}") from error
+        _probe(planned, spec, cut)
         return planned, True
 
     names = short_names([file.path for file in found])
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # waiting for a store, mostly
         planned = list(pool.map(plan_one, found, names))
     return [file for file, _ in planned], [file for file, new in planned if new]
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except _READ_ERRORS as error:
+        raise InputError(f"{path!r} cannot be read: {error}") from error
 
 
 def _probe(file: InputFile, spec: InputSpec, cut: Cut) -> None:
@@ -222,7 +229,9 @@ def _raws(plan: Plan, spec: InputSpec, step: int = 10_000) -> Iterator[Raw]:
         plan = Plan(files, 1 << 62 if spec.format in FILE_FORMATS else step)
     table, read = ShardTable(plan), format_module(spec.format).read
     for shard in range(plan.num_shards):
-        yield from read(table[shard], spec)
+        work = table[shard]
+        with _readable(work.path):
+            yield from read(work, spec)
 
 
 def _refuse_duplicates(plan: Plan, spec: InputSpec) -> None:

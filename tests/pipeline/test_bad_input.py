@@ -4,6 +4,8 @@ import gzip
 import json
 import shutil
 
+import jax
+
 from tests.pipeline import fakes
 from tests.pipeline.helpers import errors, files, rows, run, summary
 from transforms.write import read_footer
@@ -14,7 +16,7 @@ def test_bad_records_are_recorded_and_the_rest_decoded(command, tmp_path, senten
     long_line = json.dumps({"en": "word " * 100_000, "de": "Wort"}).encode()
     bad = {
         "MalformedJson": b'{"en": "no end',
-        "MissingField": b'{"de": "nur deutsch"}',
+        "MissingField": b'{"de": "nur deutsch", "half \\ud83d": 1}',
         "EmptyInput": b'{"en": "", "de": "leer"}',
         "InvalidUtf8": b'{"en": "caf\xe9"}',
         "WrongType": b'{"en": 3}',
@@ -160,6 +162,16 @@ def test_launch_refuses(command, tmp_path, capsys, models, sentences, spiece_mod
         f"--config.input.pattern={twice}", "--config.input.id_field=k", "--config.input.target_field=",
         parts=["'k'", "'1' at twice.jsonl:1, twice.jsonl:3"],
     )  # fmt: skip
+
+
+def test_no_device(command, tmp_path, capsys, monkeypatch):
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'tpu': it is in use")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    run(command(), expect=2)
+    assert "JAX finds no device to decode on: Unable to initialize backend 'tpu'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_ids_from_the_data(command, tmp_path, sentences):

@@ -3,6 +3,8 @@
 import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from transforms import plan as planning
@@ -169,6 +171,19 @@ def test_ids_across_blocks(tmp_path, monkeypatch, packed):
     (tmp_path / "a.jsonl").write_bytes(gzip.compress(text) if packed else text)
     with pytest.raises(InputError, match=r"'17' at a.jsonl:18, a.jsonl:51"):
         make_plan([tmp_path / "a.jsonl"], 2, RecordFields("en", example_id="k"))
+
+
+def test_ids_that_cannot_be_read(tmp_path):
+    """Planning reads a Parquet file's end and its first records; ids are in all of it."""
+    path = tmp_path / "a.parquet"
+    table = pa.table({"en": ["x"] * 600, "k": list(map(str, range(600)))})
+    pq.write_table(table, path, row_group_size=300, use_dictionary=False, compression="none")
+    page = pq.read_metadata(path).row_group(1).column(1).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[page : page + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.parquet' cannot be read: "):
+        plan_input(spec_of([path], RecordFields("en", example_id="k"), "parquet"), Cut(100))
 
 
 @pytest.mark.parametrize(
