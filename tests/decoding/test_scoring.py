@@ -67,7 +67,7 @@ def table(*rows):
 def test_hand_known_pair():
     p = table([0, 0, NEVER, NEVER], [0, 0, 0, 0], [NEVER, 0, NEVER, NEVER])
     q = table([NEVER, 0, 0, NEVER], [0, NEVER, NEVER, NEVER], [NEVER, 0, NEVER, NEVER])
-    scorer = Scorer(p, {"q": q, "p": p}, settings(), lenience=(0.5, 0.25))
+    scorer = Scorer(p, {"q": q, "p": p}, settings(input_buckets=(16,)), lenience=(0.5, 0.25))
     (scores,) = scorer.score([[2, 3]], [[1, 0, 1]])
     assert scores.drafts["q"].beta.tolist() == [0.5, 0.25, 1.0]
     assert scores.drafts["q"].lenient_beta.tolist() == [[0.5, 0.5], [0.5, 1.0], [1.0, 1.0]]
@@ -82,7 +82,7 @@ def test_hand_known_pair():
 
 def test_hand_known_pair_at_temperature_0():
     p, q = table([3, 2, 0, 0], [0, 3, 0, 0], [0, 0, 0, 4]), table([1, 9, 0, 0], [0, 1, 0, 0], [5, 0, 0, 0])
-    scorer = Scorer(p, {"q": q}, settings(temperature=0.0), lenience=(0.5, 0.3, 0.01))
+    scorer = Scorer(p, {"q": q}, settings(temperature=0.0, input_buckets=(16,)), lenience=(0.5, 0.3, 0.01))
     (scores,) = scorer.score([[2]], [[0, 1, 3]])
     found = scores.drafts["q"]
     assert found.beta.tolist() == [0.0, 1.0, 0.0]
@@ -155,7 +155,7 @@ def test_same_as_generation_recorded_decoder_only(golden, texts):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_same_as_generation_recorded_prompt_lookup(temperature):
     """With γ = 1, where every proposal is made right there."""
-    config = settings(gamma=1, num_slots=4, temperature=temperature)
+    config = settings(gamma=1, num_slots=4, input_buckets=(16,), temperature=temperature)
     inputs = [[5, 6, 7, 5, 6, 7, 1], [9, 9, 9, 1], [11, 12, 1]]
     # A target that repeats itself, so that there is something to look up.
     target = scripted.near(scripted.reciting([4, 5, 6, 7]), seed=1, noise=0.5)
@@ -173,7 +173,7 @@ def test_same_as_generation_recorded_prompt_lookup(temperature):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_uniform_draft(temperature):
     target = scripted.random_script(3, vocab_size=8)
-    scorer = Scorer(target, {"uniform": UniformDraft(8)}, settings(temperature=temperature))
+    scorer = Scorer(target, {"uniform": UniformDraft(8)}, settings(temperature=temperature, input_buckets=(16,)))
     texts = [np.random.default_rng(1).integers(0, 8, 24) for _ in range(40)]
     found = [one.drafts["uniform"] for one in scorer.score([[2, 3]] * 40, texts)]
     beta = np.concatenate([one.beta for one in found])

@@ -1,28 +1,31 @@
 """The α data set opens with TFDS, pandas and SeqIO, and holds what the Parquet parts hold."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from pipeline import export_tfds, score
+from tests.pipeline.conftest import write_config, write_sentences
 from tests.pipeline.helpers import files, run
 from tests.pipeline.score_fakes import fake, scores
 
 
-@pytest.fixture
-def folders(command, tmp_path):
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, models):
     """Two score folders of the same drafts over two samplings of 30 examples, 4 parts each; and the generations."""
-    found = {}
+    root, found = tmp_path_factory.mktemp("folders"), {}
+    config = write_config(root / "config.py", models, write_sentences(root / "input.jsonl"))
+    drafts = ("--config.score.drafts.small=uniform", "--config.score.drafts.copy=prompt_lookup")
     for temperature in ("1.0", "0.5"):
-        sampling = f"--config.decoding.temperature={temperature}"
-        found[temperature] = tmp_path / f"scores{temperature}"
-        run(command(sampling, output=tmp_path / f"generated{temperature}"))
-        drafts = ("--config.score.drafts.small=uniform", "--config.score.drafts.copy=prompt_lookup")
-        source = f"--config.score.generations={tmp_path / f'generated{temperature}'}"
-        assert score.main(command(sampling, source, *drafts, output=found[temperature]), fake()) == 0
-    return found | {"generations": tmp_path / "generated1.0"}
+        generated, found[temperature] = root / f"generated{temperature}", root / f"scores{temperature}"
+        args = [f"--config={config}", f"--config.decoding.temperature={temperature}"]
+        run([*args, f"--output={generated}"])
+        scored = [*args, f"--config.score.generations={generated}", *drafts, f"--output={found[temperature]}"]
+        assert score.main(scored, fake()) == 0
+    return found | {"generations": root / "generated1.0"}
 
 
 def test_the_data_set(folders, tmp_path, capsys):
@@ -101,6 +104,7 @@ def test_what_is_refused(folders, tmp_path, capsys):
     assert "'--nmae' is neither" in refused(one, out, "--nmae=x")
     mixed = refused(f"--inputs={folders['1.0']},{folders['generations']}", out, "--splits=a,b")
     assert "splits with the same columns" in mixed
-    (folders["1.0"] / "_SUCCESS").unlink()
-    assert "no finished folder" in refused(one, out)
+    unfinished = shutil.copytree(folders["1.0"], tmp_path / "unfinished")
+    (unfinished / "_SUCCESS").unlink()
+    assert "no finished folder" in refused(f"--inputs={unfinished}", out)
     assert not (tmp_path / "tfds").exists()

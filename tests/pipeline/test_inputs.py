@@ -75,7 +75,7 @@ def test_three_ways_of_the_same_bytes(command, tmp_path, sentences):
         assert other_errors == found[0][1]
 
 
-def test_three_ways_with_a_real_pair(command, tmp_path, sentences):
+def test_two_ways_with_a_real_pair(command, tmp_path, sentences):
     small = (
         "--config.decoding.num_slots=2", "--config.decoding.input_buckets=(64,)",
         "--config.decoding.max_decode_tokens=8", "--config.decoding.gamma=2", "--config.input.id_field=k",
@@ -83,13 +83,12 @@ def test_three_ways_with_a_real_pair(command, tmp_path, sentences):
     lines = sentences.read_text().splitlines()
     sentences.write_text("\n".join(lines[:8]))
     found = []
-    for size in (8, 3, 1):
+    for size in (8, 3):
         out = tmp_path / f"real{size}"
         assert generate.main(command(*small, f"--config.shards.examples_per_shard={size}", output=out)) == 0
         found.append(rows(out).drop(columns="index"))
     assert len(found[0]) == 8
-    for other in found[1:]:
-        assert_same_rows(found[0], other)
+    assert_same_rows(*found)
 
 
 def test_every_format_gives_the_same_rows(command, tmp_path):
