@@ -181,7 +181,7 @@ def gamma_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
     for number, (row, label) in enumerate(zip(shown, _labels(shown, "num_slots"))):
         _point(axes, row["alpha"], row["gamma"], number, f"{label} (c = {row['c']['mean']:.2f})")
     _alpha_axis(axes)
-    axes.set(ylabel="γ* (Theorem 3.8)", ylim=(-0.5, 20))
+    axes.set(ylabel="γ* (Theorem 3.8)", ylim=(-0.5, 20), yticks=range(0, 21, 5))
     _legend(axes)
     return True
 

@@ -80,7 +80,7 @@ def headlines(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not found:
         found = [(alpha.show(o["alpha"]), f"α of {o['draft']}, {o['sampling']}") for o in results["series"][:2] if o["alpha"]]
     for one in results["tokens_per_call"][:2]:
-        caption = f"tokens per target call, {one['draft']}, γ = {one['gamma']}, {one['sampling']}"
+        caption = f"tokens per target call of {one['run']}: {one['draft']}, γ = {one['gamma']}, {one['sampling']}"
         found.append((ratio.show(one["observed"]), caption))
     if measured := [one for one in results["speedups"] if one["measured"]]:
         best = max(measured, key=lambda one: one["measured"]["mean"])
