@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 import jax
 
 import decoding
-from decoding import slices
+from decoding import sharding, slices
 from pipeline import generate
 from pipeline.config import ConfigError, parse_command_line
+from pipeline.flags import Parser
 from transforms.costs import Costs
 from transforms.decode import Models, load_generator
 
@@ -38,13 +39,13 @@ def lead(models: Models, config: decoding.DecodingConfig, costs: Costs | None) -
     return _leader
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags of this command, and the job's.
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], str]:
+    """The flags of this command, the job's, and its mesh.
 
     Raises:
-      ConfigError: with the setting and what is allowed.
+      ValueError: with the setting and what is allowed.
     """
-    parser = argparse.ArgumentParser(prog="python -m pipeline.on_slice", allow_abbrev=False, add_help=False)
+    parser = Parser(prog="python -m pipeline.on_slice", allow_abbrev=False, add_help=False)
     parser.add_argument("--coordinator")
     parser.add_argument("--hosts", type=int)
     parser.add_argument("--host", type=int)
@@ -55,22 +56,21 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     command = parse_command_line(job)
     if not command.config.model.mesh:
         raise ConfigError('model.mesh is ""; allowed: data:D,model:M with D x M the chips of all hosts')
-    if any(argument.startswith("--runner") for argument in command.beam_args):
-        raise ConfigError("--runner is given; allowed: none, since a slice's first host runs the pipeline in its own process")
-    try:
-        slices.check(command.config.decoding)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return own, job
+    for flag in (argument.split("=", 1)[0] for argument in command.beam_args):
+        if flag in ("--runner", "--direct_running_mode"):
+            raise ConfigError(f"{flag} is given; allowed: none, as a slice's first host runs the pipeline in its own process")
+    slices.check(command.config.decoding)
+    return own, job, command.config.model.mesh
 
 
 def main(argv: Sequence[str]) -> int:
     try:
-        own, job = parse(argv)
-    except ConfigError as error:
+        own, job, mesh = parse(argv)
+        jax.distributed.initialize(own.coordinator, own.hosts, own.host)
+        sharding.make_mesh(*sharding.parse_mesh(mesh))  # now that all chips are known
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    jax.distributed.initialize(own.coordinator, own.hosts, own.host)
     if jax.process_index():
         slices.follow(build)
         return 0
@@ -84,4 +84,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from pipeline import on_slice  # whose leader the job's pickled factory finds; __main__'s would be another
+
+    sys.exit(on_slice.main(sys.argv[1:]))

@@ -2,12 +2,15 @@
 
 import os
 import pathlib
+import runpy
 import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from decoding import slices
 from pipeline import on_slice
 from tests.pipeline.helpers import assert_same_rows, files, rows
 
@@ -71,9 +74,33 @@ def test_two_hosts_decode_what_one_does_and_one_of_them_writes(tmp_path):
         ([], 'model.mesh is ""; allowed: data:D,model:M with D x M the chips of all hosts'),
         (["--config.model.mesh=model:2", "--hosts=2"], "--coordinator, --hosts and --host are given together"),
         (["--config.model.mesh=model:2", "--runner=FlinkRunner"], "--runner is given; allowed: none"),
+        (["--config.model.mesh=model:2", "--direct_running_mode=multi_processing"], "--direct_running_mode is given; allowed"),
         (["--config.model.mesh=model:2", "--config.decoding.gamma='auto'"], 'decoding.gamma is "auto"; allowed: a number'),
     ],
 )
 def test_what_a_slice_cannot_do_is_said_before_hosts_meet(args, message, capsys, tmp_path):
     assert on_slice.main([CONFIG, f"--output={tmp_path}", *args]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def one_host(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
+    monkeypatch.setattr(slices, "broadcast", lambda message: message)
+
+
+def test_a_mesh_that_is_not_the_slice_s_is_refused_before_anything_is_loaded(one_host, capsys, tmp_path):
+    assert on_slice.main([CONFIG, f"--output={tmp_path}", "--config.model.mesh=model:64"]) == 2
+    assert "error: a mesh of data:1,model:64 has 64 devices, but there are" in capsys.readouterr().err
+
+
+def test_the_job_gets_the_leader_of_this_process(one_host, monkeypatch, tmp_path):
+    """By name: of a function of __main__ the job's workers get a copy, whose leader nobody here knows."""
+    given = []
+    monkeypatch.setattr(on_slice.generate, "main", lambda job, factory: given.append(factory) or 0)
+    mesh = f"--config.model.mesh=model:{jax.device_count()}"
+    monkeypatch.setattr(sys, "argv", ["on_slice", CONFIG, f"--output={tmp_path}", mesh])
+    with pytest.raises(SystemExit) as ended, pytest.warns(RuntimeWarning, match="found in sys.modules"):
+        runpy.run_module("pipeline.on_slice", run_name="__main__")
+    assert ended.value.code == 0
+    assert given == [on_slice.lead]
