@@ -42,7 +42,7 @@ TPUS = {
         Chip("v6e", 918e12, 1638e9, 32 * GIB, 100e9),
     )
 }
-# By a word in JAX's device_kind; the dense bfloat16 peak.
+# By a word of JAX's device_kind; the dense bfloat16 peak.
 GPUS = {
     "H100": Chip("H100", 989e12, 3350e9, 80 * 10**9, 0.0),
     "H200": Chip("H200", 989e12, 4800e9, 141 * 10**9, 0.0),
@@ -58,6 +58,11 @@ class Topology:
     name: str
     chip: Chip
     chips: int
+
+
+def gpu(device_kind: str) -> Chip | None:
+    """The GPU that JAX calls "NVIDIA A100-SXM4-80GB" or the like; None for one whose peaks are not known here."""
+    return next((GPUS[word] for word in re.split(r"\W+", device_kind) if word in GPUS), None)
 
 
 def parse_topology(text: str) -> Topology:

@@ -1,6 +1,7 @@
 """The command line of `pipeline.plan`."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from decoding import sharding
@@ -56,12 +57,16 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, Settings]:
     command = parse_command_line([*others, "--output=."])
     if command.beam_args:
         raise ConfigError(f"unknown arguments: {' '.join(command.beam_args)}")
+    if own.json and not os.path.isdir(os.path.dirname(own.json) or "."):
+        raise ConfigError(f"--json is {own.json!r}; allowed: a file in a folder that is there")
     if not 0 <= own.alpha <= 1:
         raise ConfigError(f"--alpha is {own.alpha}; allowed: 0 to 1")
     if own.price < 0 or own.layer_overhead_us < 0:
         raise ConfigError("--price and --layer_overhead_us must be at least 0")
     if own.num_slots not in ("", "max") and not (own.num_slots.isdigit() and int(own.num_slots)):
         raise ConfigError(f'--num_slots is {own.num_slots!r}; allowed: a whole number of at least 1, or "max"')
+    if not own.topology and (own.mesh or own.chips or own.num_slots == "max"):
+        raise ConfigError("--mesh, --chips and --num_slots=max are about a slice; allowed: with --topology")
     topology = chips.parse_topology(own.topology) if own.topology else None
     slots = None if own.num_slots == "max" else int(own.num_slots or command.config.decoding.num_slots)
     if own.mesh or not command.config.model.mesh:

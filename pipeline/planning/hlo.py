@@ -161,7 +161,10 @@ class Program:
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 counts[kind] += times
-                # Of an asynchronous one the operands are listed before the results.
-                shapes = instruction.shapes[-1:] if instruction.opcode.endswith("-start") else instruction.shapes
+                shapes = instruction.shapes
+                if instruction.opcode.endswith("-start") and kind != "all-reduce":
+                    # Operands are listed before the results, and scalars of the transfer's own after them.
+                    shapes = [shape for shape in shapes if shape.dims]
+                    shapes = shapes[len(shapes) // 2 :]
                 total += times * sum(shape.bytes for shape in shapes)
         return Traffic(dict(counts), total)

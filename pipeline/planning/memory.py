@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 
 import jax
-from flax import nnx
 
 import decoding
 from decoding.drafts import as_draft
@@ -89,9 +88,3 @@ def largest(fits: Callable[[int], bool], multiple: int, limit: int = 1 << 14) ->
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle * multiple) else (low, middle - 1)
     return low * multiple
-
-
-def abstract(model: nnx.Module) -> nnx.Module:
-    """A module with shapes for arrays."""
-    graph, state = nnx.split(model)
-    return nnx.merge(graph, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))

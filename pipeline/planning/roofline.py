@@ -84,38 +84,22 @@ def step_work(
     itemsize, ways = leaf.dtype.itemsize, mesh.shape[MODEL]
     shares = ways if config.attention_shards == ways else 1
     if encoder_decoder:
-        layers, dim, kv_heads, sums = config.num_decoder_layers, config.d_kv, config.num_heads, 3
+        layers, dim, kv_heads, attentions = config.num_decoder_layers, config.d_kv, config.num_heads, 2
         keys = _existing(max_decode_tokens / 2, max_positions) + _existing(input_length, input_length)
     else:
-        layers, dim, kv_heads, sums = config.num_layers, config.head_dim, config.num_kv_heads, 2
+        layers, dim, kv_heads, attentions = config.num_layers, config.head_dim, config.num_kv_heads, 1
         keys = _existing(input_length + max_decode_tokens / 2, input_length + max_positions)
     read += rows * layers * 2 * kv_heads / shares * dim * keys * itemsize
     flops += rows * layers * 4 * config.num_heads / shares * dim * keys * positions
-    read += 2 * 4 * rows * positions * config.vocab_size / (ways if config.vocab_size % ways == 0 else 1)
-    split = config.attention_shards == ways > 1
-    summed = (sums * layers + 1) * rows * positions * config.d_model * itemsize if split else 0.0
-    return Work(read, flops, summed, layers)
+    words_split = config.vocab_size % ways == 0
+    read += 2 * 4 * rows * positions * config.vocab_size / (ways if words_split else 1)
+    # What is whole on every chip needs no sum.
+    per_layer = attentions * (config.attention_shards == ways) + (config.feed_forward_shards == ways)
+    sums = layers * per_layer + words_split if ways > 1 else 0
+    return Work(read, flops, sums * rows * positions * config.d_model * itemsize, layers)
 
 
 def _existing(keys: float, room: int) -> float:
     """Keys that attention reads: whole blocks, where the cache has several."""
     length = state_length(room)
     return length if length <= KEY_BLOCK else min(math.ceil(keys / KEY_BLOCK) * KEY_BLOCK, length)
-
-
-def prefill_work(model: LanguageModel, mesh, *, rows: int, length: int) -> Work:
-    """Encoding `rows` inputs of `length` tokens, or a decoder-only model's pass over them."""
-    config = model.config
-    encoder_decoder = isinstance(config, T5Config)
-    rows, ways = max(rows / mesh.shape.get(DATA, 1), 1), mesh.shape[MODEL]
-    read = flops = 0.0
-    for path, leaf in parameters(model).items():
-        if path in ("embedding", "positions", "head") or (encoder_decoder and not _PREFILL_ONLY.match(path)):
-            continue
-        read += shard_bytes(leaf)
-        flops += 2 * shard_bytes(leaf) / leaf.dtype.itemsize * rows * length if len(leaf.shape) == 2 else 0
-    layers = config.num_layers
-    dim = config.d_kv if encoder_decoder else config.head_dim
-    flops += rows * layers * 4 * config.num_heads / (ways if config.attention_shards == ways else 1) * dim * length**2
-    summed = (2 * layers + 1) * rows * length * config.d_model * leaf.dtype.itemsize
-    return Work(read, flops, summed if config.attention_shards == ways > 1 else 0.0, layers)

@@ -59,7 +59,7 @@ def measured(config: JobConfig, settings: Settings) -> dict:
     gamma, decoding_config = max(config.decoding.gammas), config.decoding
     slots = settings.num_slots or decoding_config.num_slots
     device = jax.devices()[0]
-    chip = next((chip for word, chip in chips.GPUS.items() if word in device.device_kind), None)
+    chip = chips.gpu(device.device_kind)
     target, draft = abstract_models(config)
     room = max_positions(dataclasses.replace(decoding_config, num_slots=slots))
     result = {"device": device.device_kind, "num_slots": slots, "passes": []}

@@ -38,7 +38,9 @@ def run(*args: str, tmp_path) -> tuple[int, dict]:
         (["--topology=v4:2x2x1", "--mesh=rows:4"], "--mesh is 'rows:4'; allowed"),
         (["--topology=v4:2x2x1", "--mesh=data:4", "--num_slots=6"], "--num_slots is 6; allowed: multiples of 4"),
         (["--num_slots=many"], "--num_slots is 'many'; allowed"),
+        (["--mesh=data:1,model:4"], "--mesh, --chips and --num_slots=max are about a slice; allowed: with --topology"),
         (["--alpha=1.5"], "--alpha is 1.5; allowed: 0 to 1"),
+        (["--json=/no/such/folder/plan.json"], "--json is '/no/such/folder/plan.json'; allowed: a file in a folder that is"),
         (["--target=t5-huge"], "--target is 't5-huge'; allowed: t5-v1.1-small"),
         (["--toplogy=v4:2x2x1"], "unknown arguments: --toplogy"),
     ],
@@ -48,6 +50,7 @@ def test_what_is_wrong_with_the_command_is_said(args, message, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.slow  # which alone install libtpu
 @NEEDS_LIBTPU
 def test_a_slice_that_libtpu_does_not_know_is_an_error(capsys):
     assert plan.main([CONFIG, *SMALL, "--topology=v4:3x3x3"]) == 2
@@ -126,6 +129,21 @@ def test_split_over_four_chips_each_reads_a_quarter_and_sums_are_sent():
     assert part.seconds(chips.TPUS["v4"], 4) == pytest.approx(part.bytes / 1228e9 + 1.5 * part.sums / (2 * link))
 
 
+def test_what_is_whole_on_every_chip_needs_no_sum():
+    """T5-small's 6 heads over 4 chips: its 8 layers sum the feed-forward alone, and there is the embedding."""
+    mesh = jax.sharding.AbstractMesh((1, 4), ("data", "model"))
+    model = sharding.shard(architecture.abstract_model("t5-v1.1-small", jnp.bfloat16), mesh)
+    work = roofline.step_work(
+        model, mesh, slots=1, positions=1, input_length=64, max_decode_tokens=64, max_positions=100
+    )
+    assert work.sums == (8 + 1) * 512 * 2
+
+
+def test_gpus_are_known_by_a_whole_word():
+    assert chips.gpu("NVIDIA A100-SXM4-80GB").name == "A100"
+    assert chips.gpu("NVIDIA L40S") is chips.gpu("cpu") is None
+
+
 def test_predictions_follow_from_passes_and_alpha(monkeypatch, tmp_path):
     monkeypatch.setattr(chips, "has_compiler", lambda: False)
     args = [*SMALL, "--topology=v4:2x2x1", "--chips=1", "--config.decoding.gamma=3", "--alpha=0.75", "--price=2"]
@@ -160,6 +178,8 @@ HLO = """HloModule jit_chunk, is_scheduled=true
   %fusion.4 = bf16[2,8,256,64]{3,1,2,0} fusion(%cache), kind=kLoop, calls=%fused_copy
   %while.5 = (s32[], bf16[2,8,256,64]{3,2,1,0}) while(%t), condition=%c, body=%draft_body, config={"known_trip_count":{"n":"6"}}
   %all-gather-start.6 = (bf16[4]{0}, bf16[16]{0}) all-gather-start(%y), dimensions={0}
+  %collective-permute-start.9 = (bf16[8,2]{1,0}, bf16[8,2]{1,0}, u32[], u32[]) collective-permute-start(%z)
+  %all-reduce-start.10 = (f32[4]{0}, f32[2]{0}) all-reduce-start(%v, %w), to_apply=%add
   ROOT %tuple.2 = (s32[], bf16[2,8,256,64]{3,2,1,0}) tuple(%i, %cache)
 }
 
@@ -182,8 +202,8 @@ def test_copies_of_caches_are_found_in_the_loop_alone():
 
 def test_collectives_count_as_often_as_they_run():
     found = hlo.Program(HLO).collectives()
-    assert found.counts == {"all-reduce": 6, "all-gather": 1}
-    assert found.bytes == 6 * 2 * 16 * 4 + 16 * 2
+    assert found.counts == {"all-reduce": 7, "all-gather": 1, "collective-permute": 1}
+    assert found.bytes == 6 * 2 * 16 * 4 + 16 * 2 + 8 * 2 * 2 + (4 + 2) * 4
 
 
 def test_the_compilers_word_on_memory_is_read():
