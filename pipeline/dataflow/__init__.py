@@ -22,6 +22,7 @@ from apache_beam.options.pipeline_options_validator import PipelineOptionsValida
 from apache_beam.runners.runner import create_runner
 
 import decoding
+from decoding.models import ngram
 from decoding.sharding import parse_mesh
 from pipeline.config import ConfigError, JobConfig
 from pipeline.dataflow.accelerators import Accelerator, by_name, by_request
@@ -141,8 +142,7 @@ def resource_hints(options: PipelineOptions, config: JobConfig) -> dict[str, str
     if not is_dataflow(options) or not uses_prime(options):
         return {}
     paths = [path for path in (config.model.target, config.model.draft) if storage.is_remote(path)]
-    files = [file for path in paths for file in decoding.inspect_checkpoint(path).weight_files]
-    weights = sum(_size_bytes(file) for file in files)
+    weights = sum(_size_bytes(file) for path in paths for file in _weight_files(path))
     hints: dict[str, str | int] = {"min_ram": _HINT_RAM_BYTES + 2 * weights}
     accelerator = accelerator_of(options)
     return hints if accelerator is None else {**hints, "accelerator": accelerator.request}
@@ -239,6 +239,10 @@ def _contradictions(options: PipelineOptions, accelerator: Accelerator | None) -
 def _requests(options: PipelineOptions) -> list[str]:
     services = options.view_as(GoogleCloudOptions).dataflow_service_options or []
     return [option.removeprefix(_ACCELERATOR) for option in services if option.startswith(_ACCELERATOR)]
+
+
+def _weight_files(path: str) -> list[str]:
+    return [storage.join(path, ngram.FILE)] if ngram.is_ngram(path) else list(decoding.inspect_checkpoint(path).weight_files)
 
 
 def _size_bytes(path: str) -> int:

@@ -14,6 +14,7 @@ from apache_beam.options.pipeline_options import (
     _BeamArgumentParser,
 )
 
+import decoding
 from pipeline import dataflow, generate, runners
 from pipeline.config import ConfigError, parse_command_line
 from pipeline.dataflow.accelerators import ACCELERATORS, by_request
@@ -215,6 +216,16 @@ def test_hints_are_for_prime_alone(command):
     assert settings(prime)["service"] == ["enable_prime"] and settings(prime)["machine"] is None
     hints = dataflow.resource_hints(prime, config)
     assert hints == {"min_ram": 8 << 30, "accelerator": "type:nvidia-l4;count:1;install-nvidia-driver:5xx"}
+
+
+def test_hints_leave_room_for_the_weights_of_a_draft_of_n_grams_too(command, models, tmp_path, monkeypatch):
+    fitted = decoding.NGramDraft.fit([[5, 6, 1], [5, 7, 1]], 384, start_id=0, eos_id=1, order=2, min_count=1)
+    fitted.save(str(tmp_path / "bigram"), {"order": 2})
+    config = parse_command_line(command(f"--config.model.draft={tmp_path / 'bigram'}")).config
+    prime = options_of(*BASE, IMAGE, "--accelerator=l4", "--max_num_workers=3", "--dataflow_service_options=enable_prime")
+    monkeypatch.setattr(dataflow.storage, "is_remote", lambda path: path.startswith("/"))
+    files = [*models["target"].glob("*.safetensors"), tmp_path / "bigram" / "ngram.safetensors"]
+    assert dataflow.resource_hints(prime, config)["min_ram"] == (8 << 30) + 2 * sum(file.stat().st_size for file in files)
 
 
 @pytest.mark.parametrize(
