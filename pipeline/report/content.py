@@ -256,9 +256,9 @@ def best_gammas(results: Mapping[str, Any]) -> Table | None:
         number("predicted speedup there"),
     )  # fmt: skip
     note = (
-        "γ* maximises Theorem 3.8 for the measured α and c; with measured costs of γ + 1 positions, among the γ that the "
-        "benchmark has costs for. Brackets: γ* over the intervals of α and c. Oracle: 1 / (1 - α), drafting exactly what "
-        "will be accepted (§3.5)."
+        "γ* maximises Theorem 3.8 for the measured α and c; with measured costs of γ + 1 positions, up to the most that the "
+        "benchmark has measured, and between two numbers of positions on the line between their costs. Brackets: γ* over the "
+        "intervals of α and c. Oracle: 1 / (1 - α), drafting exactly what will be accepted (§3.5)."
     )
     return table("best_gammas", "The best γ, and the oracle's bound", columns, rows, note)
 
