@@ -33,7 +33,7 @@ RUN pip install --no-cache-dir --no-input --no-deps --force-reinstall . \
 
 # A worker without its accelerator fails at once, instead of decoding on the processor at the accelerator's price.
 # The driver of a GPU is mounted by Dataflow. The boot binary installs nothing and needs no environment of its own.
-ENV JAX_PLATFORMS=${DEVICE},cpu \
+ENV JAX_PLATFORMS=${DEVICE} \
     LD_LIBRARY_PATH=/usr/local/nvidia/lib64 \
     RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1 \
     PYTHONUNBUFFERED=1

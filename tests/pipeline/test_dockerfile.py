@@ -140,3 +140,14 @@ def test_packages_are_those_of_the_lock(device, wanted, unwanted, run_install):
     assert {name: version for name, version in found.items() if pins.get(name) != version} == {}
     assert {"apache-beam", "jax", "flax", "gguf", "google-cloud-dataflow-client", "google-auth-httplib2", *wanted} <= set(found)
     assert not set(unwanted) & set(found)
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")
+def test_a_worker_without_its_gpu_fails_at_once():
+    """Where JAX is told of another platform beside it, it passes over a GPU that is not there."""
+    variables = dict(pair.split("=", 1) for pair in of("ENV")[0].split())
+    platforms = variables["JAX_PLATFORMS"].replace("${DEVICE}", "cuda")
+    command = [sys.executable, "-c", "import jax; print(jax.devices())"]
+    done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": platforms}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "Error" in done.stderr.splitlines()[-1]
