@@ -19,7 +19,7 @@ class Chip:
       name: "v4".
       flops: bfloat16 operations per second.
       bandwidth: of its memory, bytes per second.
-      memory: bytes that a program may use.
+      memory: bytes, as published; libtpu keeps some for itself (1.25 GiB of v4's, 0.25 of v5e's).
       link: bytes per second of one link to a neighbour, in one direction; 0 where chips are not linked here.
       config: libtpu's name of the configuration, "" for its default. Of v4, "megacore" is two cores as one device.
     """
