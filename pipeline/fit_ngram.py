@@ -181,12 +181,12 @@ def main(args: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         job = parse(args)
-    except (ConfigError, FolderError) as error:
+    except (ConfigError, FolderError, OSError) as error:
         print("error:", storage.without_query(str(error)), file=sys.stderr)
         return 2
-    pipeline = beam.Pipeline(options=job.options)
-    build_pipeline(pipeline, job)
     try:
+        pipeline = beam.Pipeline(options=job.options)
+        build_pipeline(pipeline, job)
         pipeline.run().wait_until_finish()
     except Exception as error:  # what the runner reports, often with the worker's traceback in its message
         print("error: the job failed:", storage.without_query(str(error)), file=sys.stderr)

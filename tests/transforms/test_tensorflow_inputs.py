@@ -155,6 +155,7 @@ def test_tfds_ids_from_a_field(tmp_path):
         ({"data_dir": "/nowhere"}, ["wmt14_translate/de-en/1.0.0", "not prepared", "/nowhere", "nothing is downloaded"]),
         ({"name": "no_such_data_set"}, ["no_such_data_set"]),
         ({"split": "dev"}, ["no split 'dev'", "allowed: test"]),
+        ({"split": "test[:12]+test[10:]"}, ["'test[:12]+test[10:]' has records of 'test' twice", "slices that share none"]),
         ({"fields": RecordFields("fr")}, ["input.input_field is 'fr'", "fields there: de, en"]),
     ],
 )
@@ -263,6 +264,14 @@ def test_own_mixture(tmp_path, monkeypatch, size):
         ("own_a/test:2", "Dropped", '{"inputs": "drop"}'),
         ("own_a/test:4", "InvalidArgumentError", '{"inputs": "fail"}'),
     ]
+
+
+def test_slices_are_for_tfds(tmp_path, monkeypatch):
+    (tmp_path / "own_tasks.py").write_text(OWN_TASKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = InputSpec("seqio", RecordFields("inputs_pretokenized"), name="own_a", split="test[:2]", module="own_tasks")
+    with pytest.raises(InputError, match=r"'own_a' has no split 'test\[:2\]'"):
+        plan_input(spec, Cut(5))
 
 
 def test_task_over_text_files(tmp_path):

@@ -81,6 +81,8 @@ def _tfds_split(task, split: str):
 def _plan_task(task, split: str) -> list[InputFile]:
     if found := _tfds_split(task, split):
         return tfds.plan_split(*found, prefix=f"{task.name}/")
+    if split not in task.splits:
+        raise InputError(f"the task {task.name!r} has no split {split!r}: only those of TFDS's data sets can be sliced")
     source = task.source
     count = source.num_input_examples(split)
     if count is None:

@@ -6,6 +6,7 @@ Nothing is ever downloaded or prepared here. Ids are TFDS's own: the data set's 
 import concurrent.futures
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -78,6 +79,10 @@ def plan_split(builder, split: str, prefix: str = "") -> list[InputFile]:
         digest = _split_digest(builder, one.splitname)
         size = info.splits[one.splitname].num_bytes
         files.append(InputFile(str(builder.data_path), name, size, 0.0, digest, end - first, first_record=first))
+    spans = sorted((split_name(f.name), f.first_record, f.first_record + f.num_records) for f in files if f.num_records)
+    for (one, _, end), (other, first, _) in itertools.pairwise(spans):
+        if one == other and first < end:
+            raise InputError(f"the split {split!r} has records of {one!r} twice; allowed: slices that share none")
     return files
 
 

@@ -20,9 +20,9 @@ from transforms.inputs.base import (
     InputFile,
     InputSpec,
     Raw,
-    changed,
     needs_tensorflow,
     open_content,
+    planned_records,
 )
 from transforms.records import WorkShard
 
@@ -42,31 +42,26 @@ def plan_file(file: FoundFile, name: str, spec: InputSpec, cut: Cut) -> InputFil
 
 def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
     del spec
-    count = 0
+    with needs_tensorflow("the format tfrecord"):
+        from tensorflow.core.example.example_pb2 import Example
+    start, end = work.byte_range or (0, None)
     with open_content(work.path) as (stream, _):
-        frames = _frames(stream, work.path)
-        if work.byte_range is None:
-            for _ in zip(range(work.first_record), frames):
-                pass
-        else:
-            stream.seek(work.byte_range[0])
-        for _, (data, crc) in zip(range(work.num_records), frames):
+        stream.seek(start)
+        frames = _frames(stream, work.path, end)
+        for number, (data, crc) in enumerate(planned_records(work, frames)):
             row, problem = None, None
             if crc != _masked_crc(data):
                 problem = ("CorruptRecord", "the record's checksum does not fit its content")
             else:
-                row, problem = _parse(data)
-            place = f"{work.name}:{work.first_record + count + 1}"
+                row, problem = _parse(Example, data)
+            place = f"{work.name}:{work.first_record + number + 1}"
             record = str(row) if row is not None else repr(data[:_SHOWN_BYTES])
-            yield Raw(place, work.first_index + count, row, record, problem)
-            count += 1
-    if count != work.num_records:
-        raise changed(work.path, work.num_records, count)
+            yield Raw(place, work.first_index + number, row, record, problem)
 
 
-def _frames(stream, path: str) -> Iterator[tuple[bytes, bytes]]:
-    """(data, its stored checksum) of every record from the stream's position on."""
-    while header := stream.read(_LENGTH_BYTES + _CRC_BYTES):
+def _frames(stream, path: str, end: int | None = None) -> Iterator[tuple[bytes, bytes]]:
+    """(data, its stored checksum) of every record from the stream's position on, up to the byte `end`."""
+    while (end is None or stream.tell() < end) and (header := stream.read(_LENGTH_BYTES + _CRC_BYTES)):
         if len(header) < _LENGTH_BYTES + _CRC_BYTES or header[_LENGTH_BYTES:] != _masked_crc(header[:_LENGTH_BYTES]):
             raise InputError(f"{path!r} is no TFRecord file, or a broken one: no record's length where one must be")
         (length,) = struct.unpack("<Q", header[:_LENGTH_BYTES])
@@ -83,11 +78,9 @@ def _masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _parse(data: bytes) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
-    with needs_tensorflow("the format tfrecord"):
-        from tensorflow.core.example import example_pb2
+def _parse(message: type, data: bytes) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
     try:
-        example = example_pb2.Example.FromString(data)
+        example = message.FromString(data)
     except Exception as error:  # protobuf's implementations differ in what they raise
         return None, ("MalformedExample", f"the record is no tf.train.Example: {error}")
     return {name: _value(feature) for name, feature in example.features.feature.items()}, None
