@@ -160,20 +160,21 @@ class PromptLookupDraft(nnx.Module):
         sources = [(text, rows.position)]
         if self.encoder_decoder:
             sources.insert(0, (state["input"], state["lengths"] - 1))
-        scores = jnp.concatenate([self._scores(source, end, pattern) for source, end in sources], axis=1)
+        matched = jnp.concatenate([self._matched(source, end, pattern) for source, end in sources], axis=1)
         joined = jnp.concatenate([source for source, _ in sources], axis=1)
         ends = jnp.concatenate([jnp.broadcast_to(end[:, None], source.shape) for source, end in sources], axis=1)
         offsets = jnp.asarray(np.concatenate([np.arange(source.shape[1], dtype=np.int32) for source, _ in sources]))
-        best = argmax(scores)[:, None]
+        size = joined.shape[1]
+        best = argmax(jnp.where(matched > 0, matched * size + np.arange(size), 0))[:, None]
         left = (jnp.take_along_axis(ends, best, axis=1) - offsets[best])[:, 0]
-        count = jnp.where(jnp.take_along_axis(scores, best, axis=1)[:, 0] > 0, jnp.minimum(left, gamma), 0)
-        places = jnp.minimum(best + 1 + np.arange(gamma), joined.shape[1] - 1)
+        count = jnp.where(jnp.take_along_axis(matched, best, axis=1)[:, 0] > 0, jnp.minimum(left, gamma), 0)
+        places = jnp.minimum(best + 1 + np.arange(gamma), size - 1)
         tokens = jnp.take_along_axis(joined, places, axis=1)
         proposal = Proposal(tokens, None, None, count.astype(jnp.int32))
         return proposal, state | {"text": _write(text, tokens, rows.position + 1)}
 
-    def _scores(self, source: jax.Array, end: jax.Array, pattern: jax.Array) -> jax.Array:
-        """How good it is to go on after each place: int32[B, N], 0 where there is no match.
+    def _matched(self, source: jax.Array, end: jax.Array, pattern: jax.Array) -> jax.Array:
+        """How many of the last tokens stand at each place: int32[B, N], 0 where too few do or nothing follows.
 
         Args:
           source: int32[B, N].
@@ -188,7 +189,7 @@ class PromptLookupDraft(nnx.Module):
             run = run & (shifted == pattern[:, i : i + 1])
             matched = matched + run
         usable = (matched >= self.min_ngram) & (places < end[:, None])
-        return jnp.where(usable, matched * size + places, 0)
+        return jnp.where(usable, matched, 0)
 
 
 def _write(text: jax.Array, tokens: jax.Array, positions: jax.Array) -> jax.Array:

@@ -44,6 +44,18 @@ def test_copies_from_the_input_after_the_longest_match():
     assert proposal.tokens.tolist() == [[9, 6, 8], [6, 7, 1]]
 
 
+def test_a_longer_match_in_the_input_wins_over_a_later_one_in_the_output():
+    draft = decoding.PromptLookupDraft(50)
+    state = draft.init_state(1, 4, 20) | {"input": jnp.array([[5, 6, 7, 9]]), "lengths": jnp.array([4])}
+    state = draft.follow(state, jnp.array([[0, 6, 30]]), jnp.array([0]))
+    proposal, state = draft.propose(state, rows_at([4], [5], [6]), 3, CONFIG)  # the text is 0 6 30 5 6
+    assert proposal.count.tolist() == [2] and proposal.tokens[0, :2].tolist() == [7, 9]
+    # Of equal ones the output's is the later: the text is 0 6 30 5 6 31 6, and "6" alone stood before 31.
+    state = draft.follow(state, jnp.array([[5, 6, 31]]), jnp.array([3]))
+    proposal, _ = draft.propose(state, rows_at([6], [31], [6]), 1, CONFIG)
+    assert proposal.tokens.tolist() == [[31]]
+
+
 def test_copies_from_the_output_and_from_a_prompt():
     draft = decoding.PromptLookupDraft(50, encoder_decoder=False, max_ngram=3)
     state = draft.init_state(1, 4, 12)
