@@ -92,8 +92,7 @@ def test_what_the_mesh_does_not_divide_is_whole_everywhere():
 
 
 def test_checkpoints_are_loaded_onto_a_mesh():
-    for name, error in quick()["loaded"].items():
-        assert error < 1e-5, (name, error)
+    assert quick()["loaded"] == {"llama": True, "t5_v1_1_draft": True}
 
 
 def config(name: str):
