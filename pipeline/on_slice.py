@@ -6,6 +6,8 @@
 On Cloud TPU the hosts find each other; elsewhere --coordinator names a port that the first is to listen on, --hosts their
 number and --host which one this is. The first host reads, decodes with all of the slice's chips (`decoding.slices`), and
 writes; a job of many slices is one such command per slice and per part of the input.
+
+Exit status: as of `pipeline.generate`.
 """
 
 import argparse
