@@ -43,6 +43,7 @@ def random_t5(directory: Path, shape: str, seed: int) -> Path:
     if (directory / "config.json").exists():
         return directory
     import torch
+    from safetensors.torch import load_file, save_file
     from transformers import T5Config, T5ForConditionalGeneration
 
     d_model, d_ff, layers, heads = SHAPES[shape]
@@ -56,8 +57,12 @@ def random_t5(directory: Path, shape: str, seed: int) -> Path:
     with torch.no_grad():
         model.lm_head.weight[EOS] = 0.0
     model.save_pretrained(directory)
+    # As published v1.1 checkpoints are: with a head of their own. Transformers 5 ties it and leaves it out.
+    file = directory / "model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"lm_head.weight": weights["shared.weight"].clone()}, file, metadata={"format": "pt"})
     stored = json.loads((directory / "config.json").read_text())
-    stored["tie_word_embeddings"] = False     # as published v1.1 checkpoints have it
+    stored["tie_word_embeddings"] = False
     stored.pop("scale_decoder_outputs", None)
     (directory / "config.json").write_text(json.dumps(stored, indent=2))
     return directory

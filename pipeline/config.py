@@ -9,7 +9,7 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -31,6 +31,7 @@ __all__ = [
     "absolute",
     "build",
     "draft_path",
+    "help_text",
     "parse_command_line",
     "resolve_paths",
 ]
@@ -57,15 +58,7 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
     args = sorted(args, key=lambda arg: not arg.startswith("--config="))  # the file comes before what overrides it
     allowed = _check_overrides(args)
     args, taken = _take_overrides(args)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file with get_config().", lock_config=False, accept_new_attributes=True,
-        flag_values=values, sys_argv=["", *args],
-    )  # fmt: skip
-    flags.DEFINE_string("output", "", "Output folder, local or on gs://.", flag_values=values)
-    flags.DEFINE_integer("allow_failed_shards", 0, "Exit with 0 if at most so many shards fail.", flag_values=values)
-    flags.DEFINE_boolean("allow_code_change", False, "Resume although the code has changed.", flag_values=values)
-    flags.DEFINE_boolean("dry_run", False, "Prepare the job, and do not run it.", flag_values=values)
+    values = _flags(args)
     try:
         rest = values(["", *args], known_only=True)[1:]
         settings = values.config and values.config.to_dict()
@@ -94,6 +87,40 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
         dry_run=values.dry_run,
         beam_args=(*rest, "--dry_run=True") if values.dry_run else tuple(rest),  # Beam has an option of that name
     )
+
+
+def _flags(args: Sequence[str]) -> flags.FlagValues:
+    """The flags of a job, with one for every setting that `args` override."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file with get_config().", lock_config=False, accept_new_attributes=True,
+        flag_values=values, sys_argv=["", *args],
+    )  # fmt: skip
+    flags.DEFINE_string("output", "", "Output folder, local or on gs://.", flag_values=values)
+    flags.DEFINE_integer("allow_failed_shards", 0, "Exit with 0 if at most so many shards fail.", flag_values=values)
+    flags.DEFINE_boolean("allow_code_change", False, "Resume although the code has changed.", flag_values=values)
+    flags.DEFINE_boolean("dry_run", False, "Prepare the job, and do not run it.", flag_values=values)
+    return values
+
+
+def help_text(about: str) -> str:
+    """What `--help` of a job says: `about`, its own flags, and every setting with what it may be and its default."""
+    values = _flags(())
+    own = [f"  --{name}  {values[name].help}" for name in sorted(values)]
+    head = "Settings, described in pipeline/settings.py and decoding/config.py; all other flags are Beam's:"
+    return "\n".join([about.rstrip(), "", "Flags:", *own, "", head, *_settings(JobConfig, "config")])
+
+
+def _settings(cls: type, path: str) -> Iterator[str]:
+    types_ = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name, expected = f"{path}.{field.name}", types_[field.name]
+        if dataclasses.is_dataclass(expected):
+            yield from _settings(expected, name)
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        shown = "required" if default is dataclasses.MISSING else f"default {default!r}"
+        yield f"  --{name}  {describe(expected)}; {shown}"
 
 
 def _check_overrides(args: Sequence[str]) -> dict[str, str]:

@@ -43,6 +43,9 @@ _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Tokeniser file to put besid
 
 
 def main(argv: Sequence[str]) -> int:
+    if "--help" in argv:
+        print(__doc__)
+        return 0
     try:
         left = _FLAGS(["pipeline.convert", *argv])[1:]
         if left:

@@ -75,7 +75,7 @@ def parse(args: Sequence[str]) -> Job:
         if not pattern.fullmatch(value):
             raise ConfigError(f"--{flag} is {value!r}; allowed: {allowed}")
     if importlib.util.find_spec("tensorflow_datasets") is None or importlib.util.find_spec("tensorflow") is None:
-        raise ConfigError("a TFDS data set needs TensorFlow and tensorflow-datasets: pip install 'specbeam[tasks]'")
+        raise ConfigError("a TFDS data set needs TensorFlow and tensorflow-datasets, which are in the extra 'tasks'")
     options = beam_options(others, {"--inputs": first_local(inputs), "--output": absolute(own.output)})
     folders = [_Folder.open(folder) for folder in inputs]
     for folder in folders[1:]:

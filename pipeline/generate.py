@@ -23,7 +23,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 
 from pipeline import dataflow, runners
-from pipeline.config import CommandLine, ConfigError, parse_command_line
+from pipeline.config import CommandLine, ConfigError, help_text, parse_command_line
 from pipeline.dry_run import dry_run
 from pipeline.manifest import FolderError, Run, prepare, ranges
 from pipeline.preflight import check_models
@@ -48,7 +48,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
     config, models, output = run.config, run.models, run.folder.root
     outcomes = ()
     if run.pending:
-        hints = dataflow.resource_hints(root.options, config)
+        hints = dataflow.resource_hints(root.options, [config.model.target, config.model.draft])
         handler = ShardModelHandler(
             output,
             config.model.target,
@@ -113,12 +113,13 @@ def read_settings(run: Run) -> ReadSettings:
 def main(args: Sequence[str], factory: GeneratorFactory | None = None, launch: Launch | None = None) -> int:
     """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
     build = functools.partial(build_pipeline, factory=factory)
-    return run_job(args, prepare=_prepare, build=build, show=print_summary, launch=launch)
+    return run_job(args, about=__doc__, prepare=_prepare, build=build, show=print_summary, launch=launch)
 
 
 def run_job(
     args: Sequence[str],
     *,
+    about: str,
     prepare: Callable[[CommandLine, dict | None, Launch], Run],
     build: Callable[..., None],
     show: Callable[[Console, dict, str, float], None],
@@ -128,6 +129,7 @@ def run_job(
 
     Args:
       args: its command line without the program's name.
+      about: what `--help` begins with.
       prepare: plans or continues a run; the second argument is for the manifest.
       build: adds the job to a pipeline, `build(pipeline, run=run)`.
       show: prints a summary, as `terminal.print_summary`.
@@ -136,6 +138,9 @@ def run_job(
     Returns:
       The exit status.
     """
+    if "--help" in args:
+        print(help_text(about))
+        return 0
     _configure_logging()
     console, launch = Console(), launch or Launch()
     try:

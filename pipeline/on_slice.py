@@ -20,7 +20,7 @@ import jax
 import decoding
 from decoding import sharding, slices
 from pipeline import generate
-from pipeline.config import ConfigError, parse_command_line
+from pipeline.config import ConfigError, help_text, parse_command_line
 from pipeline.flags import Parser
 from transforms.costs import Costs
 from transforms.decode import Models, load_generator
@@ -66,6 +66,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], str]:
 
 
 def main(argv: Sequence[str]) -> int:
+    if "--help" in argv:
+        print(help_text(__doc__))
+        return 0
     try:
         own, job, mesh = parse(argv)
         jax.distributed.initialize(own.coordinator, own.hosts, own.host)

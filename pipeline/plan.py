@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             if not chips.has_compiler() and settings.programs != "none":
                 console.print(
-                    "libtpu is not installed (pip install 'specbeam[tpu]'): this is an estimate from shapes; nothing is "
+                    "libtpu, in the extra 'tpu', is not installed: this is an estimate from shapes; nothing is "
                     "compiled, so temporaries are guessed and the loop is not looked at.",
                     markup=False,
                 )

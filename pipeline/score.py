@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import decoding
-from pipeline import runners
+from pipeline import dataflow, runners
 from pipeline.config import CommandLine, ConfigError, JobConfig
 from pipeline.generate import finish, read_settings, run_job
 from pipeline.manifest import (
@@ -272,21 +272,24 @@ def build_pipeline(root: beam.Pipeline, *, run: ScoreRun, factory: ScorerFactory
     output, source, settings = run.folder.root, run.source, run.settings
     outcomes = ()
     if run.pending:
+        hints = dataflow.resource_hints(root.options, [settings.target, *(path for _, path in settings.drafts)])
         pending = root | "PendingRanges" >> beam.Create(ranges(run.pending))
         if isinstance(source.plan, GenerationsPlan):
             plan = source.plan
-            read = pending | "Read" >> ReadGenerations(
+            step = ReadGenerations(
                 output, plan.folder, fingerprint=plan.fingerprint, num_shards=plan.num_shards, launch=run.launch
             )
+            read = pending | "Read" >> step.with_resource_hints(**hints)
             texts = read.shards
         else:
-            read = pending | "Read" >> ReadShards(output, read_settings(run))
+            read = pending | "Read" >> ReadShards(output, read_settings(run)).with_resource_hints(**hints)
             longest = run.config.decoding.max_decode_tokens
             references = References(run.models.tokenizer, eos_id=run.models.eos_id, max_tokens=longest)
-            texts = read.shards | "References" >> beam.ParDo(references)
+            texts = read.shards | "References" >> beam.ParDo(references).with_resource_hints(**hints)
         commit = CommitScores(output, settings, fingerprint=run.fingerprint, recorded=source.recorded)
-        handler = ScoreModelHandler(settings, factory, runners.worker_environment(root.options))
-        scored = texts | "Score" >> ScoreShards(handler) | "Commit" >> commit
+        handler = ScoreModelHandler(settings, factory, runners.worker_environment(root.options), hints)
+        scored = texts | "Score" >> ScoreShards(handler).with_resource_hints(**hints)
+        scored = scored | "Commit" >> commit.with_resource_hints(**hints)
         outcomes = (scored.committed, read[ReadShards.FAILED], scored[CommitScores.FAILED])
     facts = {"text": source.facts, "lenience": list(settings.lenience)}
     finish(root, run, outcomes, exact=source.facts["exact"], facts=facts)
@@ -354,7 +357,7 @@ def _described(text: dict) -> str:
 def main(args: Sequence[str], factory: ScorerFactory | None = None, launch: Launch | None = None) -> int:
     """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
     build = functools.partial(build_pipeline, factory=factory)
-    return run_job(args, prepare=prepare, build=build, show=show_summary, launch=launch)
+    return run_job(args, about=__doc__, prepare=prepare, build=build, show=show_summary, launch=launch)
 
 
 if __name__ == "__main__":

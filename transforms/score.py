@@ -270,11 +270,18 @@ class ScoreModelHandler(ModelHandler[TextShard, ScoredShard, Scorer]):
     """`TextShard`s in, `ScoredShard`s out; used with `with_no_batching` on lists of one shard."""
 
     def __init__(
-        self, settings: ScoreSettings, factory: ScorerFactory | None = None, env_vars: Mapping[str, str] | None = None
+        self,
+        settings: ScoreSettings,
+        factory: ScorerFactory | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        resource_hints: Mapping[str, str | int] | None = None,
     ):
-        """`factory` builds the scorer in the worker, in place of `load_scorer`; `env_vars` are set before."""
+        """`factory` builds the scorer in the worker, in place of `load_scorer`; `env_vars` are set before.
+
+        `resource_hints` are Beam's, for the step that the scorer is in.
+        """
         super().__init__(env_vars=dict(env_vars or {}))
-        self._settings, self._factory = settings, factory or load_scorer
+        self._settings, self._factory, self._resource_hints = settings, factory or load_scorer, dict(resource_hints or {})
 
     def load_model(self) -> Scorer:
         if programs := self._env_vars.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX looks at when it is imported only
@@ -291,6 +298,9 @@ class ScoreModelHandler(ModelHandler[TextShard, ScoredShard, Scorer]):
 
     def get_metrics_namespace(self) -> str:
         return "specbeam"
+
+    def get_resource_hints(self) -> dict[str, str | int]:
+        return self._resource_hints
 
     def share_model_across_processes(self) -> bool:
         return False  # an accelerator belongs to one process

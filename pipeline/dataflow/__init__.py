@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import math
 import os
+from collections.abc import Iterable
 
 from apache_beam.options.pipeline_options import (
     DebugOptions,
@@ -62,7 +63,7 @@ def check(options: PipelineOptions) -> None:
       ConfigError: with all that is missing or wrong.
     """
     if not is_dry_run(options) and not _installed("google_auth_httplib2", "google.cloud.dataflow"):
-        raise ConfigError("--runner is 'DataflowRunner', which needs more packages: pip install 'specbeam[gcp]'")
+        raise ConfigError("--runner is 'DataflowRunner', which needs the packages of the extra 'gcp'")
     if not _installed("google.cloud.dataflow"):
         raise ConfigError("--dry_run of Dataflow needs one more package: pip install google-cloud-dataflow-client")
     accelerator = accelerator_of(options)
@@ -133,16 +134,17 @@ def worker_environment(options: PipelineOptions) -> dict[str, str]:
     return {"JAX_COMPILATION_CACHE_DIR": programs, **(accelerator.environment if accelerator else {})}
 
 
-def resource_hints(options: PipelineOptions, config: JobConfig) -> dict[str, str | int]:
+def resource_hints(options: PipelineOptions, models: Iterable[str]) -> dict[str, str | int]:
     """Hints for the steps from reading to committing where Dataflow Prime chooses machines, and else none.
+
+    Memory is for twice the weights of `models`, directories or names of drafts, that are remote.
 
     Any hint makes Dataflow fit machines to steps, which excludes `worker_accelerator` and TPUs. All of those steps get the
     same hints: steps with different ones are not fused, and what is between them is written out.
     """
     if not is_dataflow(options) or not uses_prime(options):
         return {}
-    paths = [path for path in (config.model.target, config.model.draft) if storage.is_remote(path)]
-    weights = sum(_size_bytes(file) for path in paths for file in _weight_files(path))
+    weights = sum(_size_bytes(file) for path in models if storage.is_remote(path) for file in _weight_files(path))
     hints: dict[str, str | int] = {"min_ram": _HINT_RAM_BYTES + 2 * weights}
     accelerator = accelerator_of(options)
     return hints if accelerator is None else {**hints, "accelerator": accelerator.request}

@@ -94,7 +94,7 @@ def _check_prepare(settings: Settings, config: JobConfig) -> None:
     if topology is None:
         return
     if not chips.has_compiler():
-        raise ConfigError("--prepare for --topology needs libtpu, which is not installed (pip install 'specbeam[tpu]')")
+        raise ConfigError("--prepare for --topology needs libtpu, which is not installed: it is in the extra 'tpu'")
     if settings.mesh[0] * settings.mesh[1] != topology.chips:
         raise ConfigError(
             f"--prepare is given with {settings.mesh[0] * settings.mesh[1]} of the {topology.chips} chips of {topology.name}; "

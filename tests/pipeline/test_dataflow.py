@@ -209,23 +209,23 @@ def test_a_mesh_uses_every_chip(mesh, ok, command):
             dataflow.check_config(options, config)
 
 
-def test_hints_are_for_prime_alone(command):
-    config = parse_command_line(command()).config
-    assert dataflow.resource_hints(options_of(*BASE, IMAGE), config) == {}
+def test_hints_are_for_prime_alone():
+    models = ["/models/target", "prompt_lookup"]
+    assert dataflow.resource_hints(options_of(*BASE, IMAGE), models) == {}
     prime = options_of(*BASE, IMAGE, "--accelerator=l4", "--max_num_workers=3", "--dataflow_service_options=enable_prime")
     assert settings(prime)["service"] == ["enable_prime"] and settings(prime)["machine"] is None
-    hints = dataflow.resource_hints(prime, config)
+    hints = dataflow.resource_hints(prime, models)
     assert hints == {"min_ram": 8 << 30, "accelerator": "type:nvidia-l4;count:1;install-nvidia-driver:5xx"}
 
 
-def test_hints_leave_room_for_the_weights_of_a_draft_of_n_grams_too(command, models, tmp_path, monkeypatch):
+def test_hints_leave_room_for_the_weights_of_a_draft_of_n_grams_too(models, tmp_path, monkeypatch):
     fitted = decoding.NGramDraft.fit([[5, 6, 1], [5, 7, 1]], 384, start_id=0, eos_id=1, order=2, min_count=1)
     fitted.save(str(tmp_path / "bigram"), {"order": 2})
-    config = parse_command_line(command(f"--config.model.draft={tmp_path / 'bigram'}")).config
     prime = options_of(*BASE, IMAGE, "--accelerator=l4", "--max_num_workers=3", "--dataflow_service_options=enable_prime")
     monkeypatch.setattr(dataflow.storage, "is_remote", lambda path: path.startswith("/"))
     files = [*models["target"].glob("*.safetensors"), tmp_path / "bigram" / "ngram.safetensors"]
-    assert dataflow.resource_hints(prime, config)["min_ram"] == (8 << 30) + 2 * sum(file.stat().st_size for file in files)
+    hints = dataflow.resource_hints(prime, [str(models["target"]), str(tmp_path / "bigram")])
+    assert hints["min_ram"] == (8 << 30) + 2 * sum(file.stat().st_size for file in files)
 
 
 @pytest.mark.parametrize(

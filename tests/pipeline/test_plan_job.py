@@ -61,7 +61,7 @@ def test_without_libtpu_there_is_an_estimate_and_it_says_so(monkeypatch, capsys,
     monkeypatch.setattr(chips, "has_compiler", lambda: False)
     status, found = run(*SMALL, "--topology=v4:2x2x1", "--chips=2", tmp_path=tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "libtpu is not installed (pip install 'specbeam[tpu]'): this is an estimate" in shown
+    assert "libtpu, in the extra 'tpu', is not installed: this is an estimate" in shown
     assert "nothing was compiled" in shown
     assert status == 0
     assert found["memory"]["compiled"] is False and found["programs"] == {} and found["mesh"] == {"data": 1, "model": 2}

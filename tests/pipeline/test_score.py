@@ -4,16 +4,20 @@ import json
 import pathlib
 import shutil
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sentencepiece
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability import common_urns
 
 import transforms.score
 from decoding import NGramDraft
 from pipeline import generate, score
-from pipeline.config import ConfigError, ScoreConfig
+from pipeline.config import ConfigError, ScoreConfig, parse_command_line
+from pipeline.supervise import Launch
 from tests.pipeline.conftest import write_config, write_sentences
 from tests.pipeline.helpers import assert_same_rows, errors, files, run, summary
 from tests.pipeline.score_fakes import beta_of, fake, scores
@@ -222,3 +226,25 @@ def test_golden_models(command, tmp_path, models, sentences):
     assert all(found[name]["on_policy"] is None for name in ("bigram", "lookup", "uniform"))
     assert found["bigram"]["alpha"]["mean"] > found["uniform"]["alpha"]["mean"] > 1 / 384
     assert summary(out)["compilations"] == 0
+
+
+@pytest.mark.parametrize("over", ["generations", "the input's own texts"])
+def test_under_prime_every_step_from_reading_to_committing_has_the_same_hints(score_command, over):
+    """Dataflow would not fuse steps with different ones."""
+    arguments = score_command("--config.score.generations=") if over != "generations" else score_command()
+    planned = score.prepare(parse_command_line(arguments), None, Launch(dry_run=True))
+    flags = ["--runner=DataflowRunner", "--temp_location=gs://a-bucket/tmp", "--dataflow_service_options=enable_prime"]
+    pipeline = beam.Pipeline(runner="DirectRunner", options=PipelineOptions(flags))
+    score.build_pipeline(pipeline, run=planned, factory=fake())
+    components = pipeline.to_runner_api().components
+    hints = {
+        transform.unique_name: dict(components.environments[transform.environment_id].resource_hints)
+        for transform in components.transforms.values()
+        if transform.spec.urn == common_urns.primitives.PAR_DO.urn
+    }
+    steps = ("Read/", "References/", "Score/", "Commit/", "References")
+    among = {name: found for name, found in hints.items() if name.startswith(steps) and "Reshuffle" not in name}
+    assert {name.split("/")[0] for name in among} >= {"Read", "Score", "Commit"}
+    memory = str(8 << 30).encode()
+    assert all(found == {common_urns.resource_hints.MIN_RAM_BYTES.urn: memory} for found in among.values()), among
+    assert hints["Finish/ReadFooters"] == {}
