@@ -10,9 +10,9 @@ process share a model without.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import glob
+import itertools
 import json
 import logging
 import os
@@ -20,34 +20,37 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
 from google.protobuf import text_format
 
 from pipeline.config import ConfigError
-from pipeline.supervise import end_after_worker_death
+from pipeline.supervise import die_with, end_after_worker_death
 from transforms import attempts
 from transforms.storage import OutputFolder
 
 _SHARE, _PARENT = "SPECBEAM_WORKER_SHARE", "SPECBEAM_WORKER_PARENT"
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass
 class _Job:
-    """The job that worker processes are started for: how many there are, and whom to tell of a death."""
+    """The job that worker processes are started for, and the ids of those that run."""
 
     count: int
-    died: Callable[[int], None]
-    started: int = 0
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    folder: OutputFolder
+    num_shards: int
+    launch: str
+    running: set[int] = dataclasses.field(default_factory=set)
+    numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
-    def next_index(self) -> int:
-        with self.lock:
-            self.started += 1
-            return (self.started - 1) % self.count
+    def end_without(self, died: int) -> None:
+        """Blames the process that died for its shard alone, and ends this process, if `pipeline.supervise` has it."""
+        self.running.remove(died)
+        with contextlib.suppress(OSError):
+            attempts.forgive(self.folder, self.num_shards, self.launch, self.running)
+        end_after_worker_death()
 
 
 _job: _Job | None = None
@@ -63,20 +66,9 @@ def worker_processes(count: int, folder: OutputFolder, num_shards: int, launch: 
       count: how many there are.
       folder, num_shards, launch: of the run, for what is noted of its shards.
     """
-
-    def died(process: int) -> None:
-        with contextlib.suppress(OSError):
-            attempts.forgive(folder, num_shards, launch, process)
-        end_after_worker_death()
-
-    with _watched(count, died):
-        yield
-
-
-@contextlib.contextmanager
-def _watched(count: int, died: Callable[[int], None]) -> Iterator[None]:
     global _job
-    _job, before = _Job(count, died), WorkerHandler._registered_environments[python_urns.SUBPROCESS_SDK]
+    _job = _Job(count, folder, num_shards, launch)
+    before = WorkerHandler._registered_environments[python_urns.SUBPROCESS_SDK]
     WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(_WorkerProcess)
     try:
         yield
@@ -89,7 +81,7 @@ class _WorkerProcess(SubprocessSdkWorkerHandler):
     """One worker process, which dies with this one."""
 
     def start_worker(self):
-        self._closing, self._watched = False, _job
+        self._closing, self._job = False, _job
         self.worker_thread = threading.Thread(name="run_worker", target=self._run, daemon=True)
         self.worker_thread.start()
 
@@ -104,16 +96,18 @@ class _WorkerProcess(SubprocessSdkWorkerHandler):
             "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
             "PIPELINE_OPTIONS": json.dumps({"default_sdk_harness_log_level": "WARNING"}),
             "WORKER_ID": self.worker_id,
-            _SHARE: f"{self._watched.next_index()}/{self._watched.count}",
+            _SHARE: f"{next(self._job.numbers) % self._job.count}/{self._job.count}",
             _PARENT: str(os.getpid()),
         }
         process = subprocess.Popen([sys.executable, "-m", "pipeline.local_processes"], env=environment)
+        self._job.running.add(process.pid)
         status = process.wait()
         if self._closing:
             return
         how = f"of {signal.Signals(-status).name}" if status < 0 else f"by exit({status})"
-        print(f"warning: worker process {process.pid} died {how}", file=sys.stderr, flush=True)
-        self._watched.died(process.pid)
+        if -status != signal.SIGINT:  # Ctrl-C, which this process has got as well: nothing is to be continued
+            print(f"warning: worker process {process.pid} died {how}", file=sys.stderr, flush=True)
+            self._job.end_without(process.pid)
         self.control_conn.abort(RuntimeError(f"worker process {process.pid} died {how}"))
 
 
@@ -166,10 +160,9 @@ def _is_meaningful(record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """A worker process."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(os.environ[_PARENT]):  # it died before it could be said to die with it
-            return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback of each
+    if sys.platform == "linux" and not die_with(int(os.environ[_PARENT])):
+        return
     index, count = map(int, os.environ[_SHARE].split("/"))
     take_share(index, count)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")  # as the launcher's, to the same place

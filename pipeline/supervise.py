@@ -78,6 +78,12 @@ def end_after_worker_death() -> None:
         os._exit(_WORKER_DIED)
 
 
+def die_with(parent: int) -> bool:
+    """Has this process killed when the process `parent` ends. Returns whether that is still there."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent
+
+
 def _works_here(args: Sequence[str]) -> bool:
     """Whether what decodes is this process, or one that it starts: without --runner, and with those of Beam on one machine."""
     names = [arg.split("=", 1)[1] for arg in args if arg.startswith("--runner=")]
@@ -139,16 +145,16 @@ def _run_in_child(job: Callable[[], int]) -> tuple[int, bool]:
         status, _supervised = 1, True
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() == parent:  # else it died before it could be said to die with it
+            if die_with(parent):
                 status = job()
         except KeyboardInterrupt:
             status = 130
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                    stream.flush()
             os.write(writer, b"ended")
             os._exit(status)
     os.close(writer)

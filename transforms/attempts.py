@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+from collections.abc import Collection
 
 from transforms import storage
 from transforms.records import DECODE, ShardFailure, WorkShard
@@ -45,15 +46,12 @@ def begin(folder: OutputFolder, work: WorkShard, launch: str = "") -> int:
     return attempt
 
 
-def forgive(folder: OutputFolder, num_shards: int, launch: str, died: int) -> None:
-    """Takes back what the end of all processes of `launch` would count against shards that the process `died` had not.
-
-    One worker process has died, and the others, on this machine, are stopped with it.
-    """
+def forgive(folder: OutputFolder, num_shards: int, launch: str, stopped: Collection[int]) -> None:
+    """Takes back what would count against the shards of processes of `launch` that are stopped because another one died."""
     names = {storage.attempt_name(shard, num_shards): shard for shard in range(num_shards)}
     for shard in (names[name] for name in folder.list() if name in names):
         note = read(folder, shard, num_shards)
-        if note.get("launch") == launch and note.get("process") != died and note.get("error") is None:
+        if note.get("launch") == launch and note.get("process") in stopped and note.get("error") is None:
             _write(folder, shard, num_shards, _Note(**{**note, "in_launch": note["in_launch"] - 1}))
 
 

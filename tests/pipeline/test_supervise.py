@@ -1,9 +1,11 @@
 """A shard that kills its process is tried again, set aside and reported; the others finish."""
 
+import io
 import json
 import os
 import pathlib
 import signal
+import sys
 import time
 
 import pytest
@@ -78,6 +80,19 @@ def test_an_exit_in_the_middle_is_a_death(tmp_path, capfd, status):
     assert (notes / "0.json").read_text() == "2"
     assert capfd.readouterr().err.count(f"died by exit({status}) in its middle") == 2
     assert supervise(lambda args, launch: os._exit(status), [f"--output={tmp_path}"]) == (status or 1)
+
+
+@forks
+def test_a_closed_terminal_is_no_death():
+    class Closed(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    def job(args, launch):
+        sys.stdout = Closed()
+        return 3
+
+    assert supervise(job, []) == 3
 
 
 def test_other_runners_are_left_alone():

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from apache_beam.portability.api import endpoints_pb2
 
 from pipeline import generate, local_processes
 from pipeline.config import ConfigError
@@ -66,7 +69,10 @@ def test_a_deadly_shard_is_blamed_and_its_neighbours_are_not(command, tmp_path):
         command("--config.shards.examples_per_shard=2", *PROCESSES, output=out),
         "delay_secs=0.3, deadly=('input.jsonl:4',)",
     )
-    _, stderr = launched.communicate(timeout=250)
+    try:
+        _, stderr = launched.communicate(timeout=250)
+    finally:
+        launched.kill()
     assert launched.returncode == 1, stderr
     assert stderr.count("died of SIGKILL") == 3
     total = summary(out)
@@ -77,15 +83,51 @@ def test_a_deadly_shard_is_blamed_and_its_neighbours_are_not(command, tmp_path):
     assert summary(out)["examples"] == 30
 
 
+@linux
+@pytest.mark.slow
+def test_an_interrupt_ends_the_job(command, tmp_path):
+    """Ctrl-C reaches all processes; a worker that it ends is not one that died."""
+    launched = launch(command("--config.shards.examples_per_shard=2", *PROCESSES), "delay_secs=0.5")
+    try:
+        generations = tmp_path / "out" / "generations"
+        wait_for(lambda: generations.exists() and list(generations.iterdir()))
+        workers, jobs = workers_of(launched.pid), children(launched.pid)
+        assert len(workers) == 2
+        for process in (launched.pid, *workers, *jobs):
+            os.kill(process, signal.SIGINT)
+        _, stderr = launched.communicate(timeout=60)
+    finally:
+        launched.kill()
+    assert launched.returncode == 130, stderr
+    assert "interrupted; the same command continues" in stderr
+    assert "died" not in stderr
+    assert not any(line_of(worker) for worker in workers)
+
+
+@pytest.mark.parametrize(("number", "continued"), [(signal.SIGINT, []), (signal.SIGKILL, [{8}])])
+def test_only_a_worker_that_died_of_itself_is_continued(tmp_path, monkeypatch, number, continued):
+    """Of two, 7 and 8. Whatever it was that ended one, Beam does not go on waiting for it."""
+    forgiven, aborted = [], []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: SimpleNamespace(pid=7, wait=lambda: -number))
+    monkeypatch.setattr(attempts, "forgive", lambda *given: forgiven.append(given[-1]))
+    worker = SimpleNamespace(
+        _closing=False, _job=local_processes._Job(2, OutputFolder(str(tmp_path)), 4, "launch", {8}), worker_id="1",
+        control_api_service_descriptor=endpoints_pb2.ApiServiceDescriptor, control_conn=SimpleNamespace(abort=aborted.append),
+    )  # fmt: skip
+    local_processes._WorkerProcess._run(worker)
+    assert forgiven == continued
+    assert len(aborted) == 1
+
+
 def test_only_the_process_that_died_is_blamed(tmp_path, monkeypatch):
-    """Three deaths of process 7 while it had shard 0; process 8 had shard 1 each time."""
+    """Three deaths of process 7 while it had shard 0; process 8 had shard 1 each time, and 9, of a later death, neither."""
     folder, works = OutputFolder(str(tmp_path)), [WorkShard(shard, 2, "", "", 0, 1, 0, None) for shard in range(2)]
     for death in range(3):
         for work, process in zip(works, (7, 8)):
             monkeypatch.setattr(os, "getpid", lambda process=process: process)
             assert attempts.begin(folder, work, "launch") == death + 1
-        attempts.forgive(folder, 2, "another launch", died=7)
-        attempts.forgive(folder, 2, "launch", died=7)
+        for launched, stopped in (("another launch", {8}), ("launch", {8}), ("launch", {9})):
+            attempts.forgive(folder, 2, launched, stopped)
     assert [attempts.given_up(folder, shard, 2, "launch") for shard in range(2)] == [True, False]
     assert "died 3 times" in attempts.read(folder, 0, 2)["error"]["message"]
 
