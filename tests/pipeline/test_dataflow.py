@@ -171,7 +171,7 @@ def test_an_accelerator_that_is_not_known_passes():
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(dataflow, "_installed", lambda *modules: "google_auth_httplib2" not in modules)
-    with pytest.raises(ConfigError, match=r"specbeam\[gcp\]"):
+    with pytest.raises(ConfigError, match=r"the extra 'gcp'"):
         runners.beam_options(V5E)
     options_of(*V5E)
     monkeypatch.setattr(dataflow, "_installed", lambda *modules: False)
