@@ -28,9 +28,9 @@ from decoding.sharding import Placement, mesh_of
 TARGET, DRAFT = 0, 1
 _PREFILL, _INSERT = ("prefill", "prefill draft"), ("insert", "insert draft")
 
-# Tokens per prefill batch, about: enough to keep an accelerator's matrix units busy, small enough for attention's
-# [P, H, L, L] scores.
-_PREFILL_TOKENS = 4096
+# Tokens per prefill batch, about: enough to keep matrix units busy, small enough for attention's [P, H, L, L] scores. A
+# processor is busy with fewer, and pays for the rows that a bucket's last batch does not fill.
+_PREFILL_TOKENS, _PREFILL_TOKENS_CPU = 4096, 512
 
 # How often γ = "auto" measures: at least and at most so many rounds, and no new one after so many seconds.
 _COST_ROUNDS, _COST_SECONDS = (3, 12), 4.0
@@ -44,9 +44,10 @@ def max_positions(config: DecodingConfig) -> int:
     return config.max_decode_tokens + max(config.gammas) + 1
 
 
-def prefill_rows(config: DecodingConfig, bucket: int, groups: int = 1) -> int:
+def prefill_rows(config: DecodingConfig, bucket: int, groups: int = 1, platform: str = "tpu") -> int:
     """Examples per prefill batch, where rows are shared out over so many groups of devices."""
-    rows = max(1, min(config.num_slots, _PREFILL_TOKENS // bucket))
+    tokens = _PREFILL_TOKENS_CPU if platform == "cpu" else _PREFILL_TOKENS
+    rows = max(1, min(config.num_slots, tokens // bucket))
     return max(rows // groups * groups, 1)
 
 
@@ -91,7 +92,7 @@ class Programs:
 
     def prefill_rows(self, bucket: int) -> int:
         """Examples per prefill batch."""
-        return prefill_rows(self.config, bucket, self._placement.groups)
+        return prefill_rows(self.config, bucket, self._placement.groups, self._placement.platform)
 
     # What the host's loop calls.  Results are on device and perhaps not there yet.
 

@@ -197,6 +197,11 @@ class Placement:
         self.groups = mesh.shape.get(DATA, 1) if mesh else 1
         self.everywhere = NamedSharding(mesh, PartitionSpec()) if mesh else None
 
+    @property
+    def platform(self) -> str:
+        """Of the devices: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform if self.mesh else jax.default_backend()
+
     def check_slots(self, num_slots: int) -> None:
         """Raises ValueError where slots cannot be shared out evenly."""
         if num_slots % self.groups:
