@@ -130,7 +130,7 @@ def _open(folder: str, allow_unfinished: bool) -> Source:
             f"the input {folder!r} {what}; allowed: output folders of pipeline.generate, pipeline.score and "
             "pipeline.benchmark"
         )
-    manifest = _json(output, storage.MANIFEST)
+    manifest = _json(output, storage.MANIFEST, "num_shards", "config", "identity")
     kind = SCORES if manifest.get("job", "generate") == "score" else GENERATIONS
     parts = sorted(name for name in listing if name.startswith(f"{kind}/part-") and name.endswith(".parquet"))
     missing = int(manifest["num_shards"]) - len(parts)
@@ -160,7 +160,7 @@ def _open(folder: str, allow_unfinished: bool) -> Source:
 
 
 def _open_benchmark(output: OutputFolder, allow_unfinished: bool) -> Source:
-    results = _json(output, _RESULTS)
+    results = _json(output, _RESULTS, "config", "identity")
     if not results.get("complete") and not (allow_unfinished and results.get("rows")):
         raise SourceError(
             f"the input {output.root!r} is unfinished: its {_RESULTS} is not complete. Measure again, or add "
@@ -183,11 +183,16 @@ def _open_benchmark(output: OutputFolder, allow_unfinished: bool) -> Source:
     )
 
 
-def _json(output: OutputFolder, name: str) -> dict:
+def _json(output: OutputFolder, name: str, *keys: str) -> dict:
+    """A file that is ours, and so has these keys."""
     try:
-        return json.loads(output.read(name))
+        found = json.loads(output.read(name))
     except (OSError, ValueError) as error:
         raise SourceError(f"the input {output.root!r}: {name} cannot be read: {error}") from error
+    lacking = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if lacking:
+        raise SourceError(f"the input {output.root!r}: {name} lacks {', '.join(lacking)}; it is not of SpecBeam")
+    return found
 
 
 def _model(path: str, identity: Any) -> Model:

@@ -281,11 +281,20 @@ def test_an_unfinished_benchmark(tmp_path, capsys):
     assert "benchmark.json is not complete" in run(capsys, made, output=tmp_path / "report", expect=2)
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "is empty or not there"), ("x", "holds 1 files and neither")])
-def test_a_folder_that_is_no_run(tmp_path, capsys, content, message):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("", "", "is empty or not there"),
+        ("file", "x", "holds 1 files and neither"),
+        ("manifest.json", "{", "manifest.json cannot be read"),
+        ("manifest.json", '{"name": "an app", "config": {}}', "manifest.json lacks num_shards, identity; it is not of"),
+        ("benchmark.json", "[]", "benchmark.json lacks config, identity"),
+    ],
+)
+def test_a_folder_that_is_no_run(tmp_path, capsys, name, content, message):
     (tmp_path / "what").mkdir()
-    if content:
-        (tmp_path / "what" / "file").write_text(content)
+    if name:
+        (tmp_path / "what" / name).write_text(content)
     assert message in run(capsys, tmp_path / "what", output=tmp_path / "report", expect=2)
 
 
