@@ -81,7 +81,11 @@ def go_emulator(external_url: str = "") -> Iterator[str]:
 def use(monkeypatch, url: str) -> None:
     """Points all clients of gs:// at `url`, without looking for credentials."""
     import gcsfs
+    from apache_beam.internal.gcp import auth
 
+    # Beam would look for them three times, half a minute in all, once in every process.
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
+    monkeypatch.setattr(auth._Credentials, "_credentials", None)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
     monkeypatch.setenv("NO_GCE_CHECK", "true")  # no credentials: do not wait for a metadata server
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "tests")
