@@ -36,8 +36,8 @@ from typing import IO
 from benchmarks.known_cost import Shard, read_log
 from benchmarks.measure import Spread
 from pipeline.clusters import flink as flink_cluster
-from pipeline.config import ConfigError
 from pipeline.machine import processor
+from pipeline.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ROOT / "examples" / "data" / "ende_software.test.jsonl"

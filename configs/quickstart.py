@@ -3,7 +3,7 @@
     python -m pipeline.generate --config=configs/quickstart.py --output=out/quickstart
 
 Everything can be overridden: `--config.decoding.gamma=3`, `--config.input.pattern=my/*.jsonl`,
-`--config.model.target=path/to/t5`. pipeline/settings.py and decoding/config.py say what each setting means.
+`--config.model.target=path/to/t5`. pipeline/settings/sections.py and decoding/config.py say what each setting means.
 """
 
 import pathlib

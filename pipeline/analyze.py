@@ -24,12 +24,12 @@ import pyarrow as pa
 from rich.console import Console
 
 from decoding.version import __version__
-from pipeline.config import ConfigError, absolute
-from pipeline.flags import Parser
 from pipeline.report import comparison, estimates
 from pipeline.report.estimates import Series
 from pipeline.report.operations import describe_models
 from pipeline.runners import beam_options, first_local
+from pipeline.settings import ConfigError, absolute
+from pipeline.settings.flags import Parser
 from pipeline.sources import BENCHMARK, GENERATIONS, SCORES, Source, SourceError, open_sources
 from transforms import analysis, analysis_parts, storage
 from transforms.aggregate import CombineStatistics

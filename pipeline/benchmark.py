@@ -39,9 +39,9 @@ from pipeline.benchmarking.results import (
 from pipeline.benchmarking.runner import Runner
 from pipeline.benchmarking.settings import VARIED, Settings, group_settings, parse
 from pipeline.benchmarking.tables import print_results
-from pipeline.config import ConfigError, JobConfig
 from pipeline.manifest import FolderError, code_digest
 from pipeline.preflight import CheckedModels, check_models
+from pipeline.settings import ConfigError, JobConfig
 from transforms.storage import OutputFolder
 
 _LINE_SECONDS = 30.0

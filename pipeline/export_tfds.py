@@ -22,10 +22,10 @@ import apache_beam as beam
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.config import ConfigError, absolute
-from pipeline.flags import Parser
 from pipeline.manifest import FolderError
 from pipeline.runners import beam_options, first_local
+from pipeline.settings import ConfigError, absolute
+from pipeline.settings.flags import Parser
 from transforms import storage
 from transforms.storage import OutputFolder
 from transforms.write_tfds import DataSet, Part, WriteTfds, read_metadata

@@ -24,11 +24,11 @@ from rich.table import Table
 import decoding
 from decoding.models import ngram
 from decoding.version import __version__
-from pipeline.config import ConfigError, JobConfig, absolute, parse_command_line
-from pipeline.flags import Parser, number
 from pipeline.manifest import FolderError, committed_shards, open_folder, plan_of
 from pipeline.preflight import CheckedModels, check_models, pieces_sha256
 from pipeline.runners import beam_options, paths_of
+from pipeline.settings import ConfigError, JobConfig, absolute, parse_command_line
+from pipeline.settings.flags import Parser, number
 from transforms import storage
 from transforms.ngram import FitNGram, FitSettings, ReadGenerations, ReadTexts
 from transforms.tokenize import load_tokenizer

@@ -23,11 +23,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 
 from pipeline import dataflow, runners
-from pipeline.config import CommandLine, ConfigError, help_text, parse_command_line
 from pipeline.dry_run import dry_run
 from pipeline.manifest import FolderError, Run, prepare, ranges
 from pipeline.preflight import check_models
 from pipeline.progress import show_progress
+from pipeline.settings import CommandLine, ConfigError, help_text, parse_command_line
 from pipeline.supervise import Launch, supervise
 from pipeline.terminal import print_summary
 from transforms import storage

@@ -26,7 +26,7 @@ from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
 from google.protobuf import text_format
 
-from pipeline.config import ConfigError
+from pipeline.settings import ConfigError
 from pipeline.supervise import die_with, end_after_worker_death
 from transforms import attempts
 from transforms.storage import OutputFolder

@@ -24,8 +24,8 @@ import decoding
 import transforms
 from decoding.version import __version__
 from pipeline import machine
-from pipeline.config import ConfigError, JobConfig
 from pipeline.preflight import CheckedModels
+from pipeline.settings import ConfigError, JobConfig
 from pipeline.supervise import Launch
 from transforms import attempts, storage
 from transforms.aggregate import Statistics

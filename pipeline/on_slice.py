@@ -20,8 +20,8 @@ import jax
 import decoding
 from decoding import sharding, slices
 from pipeline import generate
-from pipeline.config import ConfigError, help_text, parse_command_line
-from pipeline.flags import Parser
+from pipeline.settings import ConfigError, help_text, parse_command_line
+from pipeline.settings.flags import Parser
 from transforms.costs import Costs
 from transforms.decode import Models, load_generator
 

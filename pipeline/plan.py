@@ -26,13 +26,13 @@ from rich.console import Console
 import decoding
 from decoding import sharding
 from decoding.checkpoints import CheckpointError
-from pipeline.config import ConfigError, JobConfig
 from pipeline.planning import chips, hlo
 from pipeline.planning.command import Settings, parse
 from pipeline.planning.jobs import advice, make_plan, most_slots, needs
 from pipeline.planning.prepare import prepare_here
 from pipeline.planning.printed import milliseconds, report
 from pipeline.planning.speed import measured, predict
+from pipeline.settings import ConfigError, JobConfig
 
 
 def run(config: JobConfig, settings: Settings) -> dict:

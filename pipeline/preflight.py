@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import decoding
 from decoding.drafts import PROMPT_LOOKUP, UNIFORM
 from decoding.models import ngram
-from pipeline.config import ConfigError, JobConfig, ModelConfig
+from pipeline.settings import ConfigError, JobConfig, ModelConfig
 from transforms import chat, storage
 from transforms.tokenize import Tokenizer, TokenizerError, find_tokenizer, load_tokenizer
 

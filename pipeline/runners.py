@@ -28,7 +28,7 @@ from apache_beam.runners.runner import create_runner
 
 from pipeline import dataflow, local_processes
 from pipeline.clusters import prism
-from pipeline.config import ConfigError, JobConfig
+from pipeline.settings import ConfigError, JobConfig
 from transforms.storage import OutputFolder, is_remote
 
 # Named in full because Beam's own default, DirectRunner, first tries to download another runner.

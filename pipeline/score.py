@@ -24,7 +24,6 @@ from rich.table import Table
 
 import decoding
 from pipeline import dataflow, runners
-from pipeline.config import CommandLine, ConfigError, JobConfig
 from pipeline.generate import finish, read_settings, run_job
 from pipeline.manifest import (
     FolderError,
@@ -38,6 +37,7 @@ from pipeline.manifest import (
     run_identity,
 )
 from pipeline.preflight import CheckedModels, check_draft, check_models, shared_vocab_size
+from pipeline.settings import CommandLine, ConfigError, JobConfig
 from pipeline.supervise import Launch, supervise
 from pipeline.terminal import print_missing
 from transforms import storage

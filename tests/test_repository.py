@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import decoding
-from pipeline.config import parse_command_line
+from pipeline.settings import parse_command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pipeline.config import ConfigError, JobConfig
 from pipeline.manifest import plan_of
 from pipeline.preflight import CheckedModels
+from pipeline.settings import ConfigError, JobConfig
 from transforms.plan import InputError, Plan, ShardTable
 from transforms.read import read_shard
 from transforms.records import Example

@@ -6,8 +6,8 @@ from typing import Any
 
 from decoding import DecodingConfig
 from decoding.config import VERIFICATIONS
-from pipeline.config import ConfigError, JobConfig, parse_command_line
-from pipeline.flags import Parser, number
+from pipeline.settings import ConfigError, JobConfig, parse_command_line
+from pipeline.settings.flags import Parser, number
 
 VARIED = {"gamma": "gammas", "num_slots": "num_slots", "verification": "verifications", "temperature": "temperatures"}
 """Settings of the config that this job varies, and the flags that say over what."""

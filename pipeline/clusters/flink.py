@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 from pipeline.clusters.flink_jars import BEAM_VERSION, FLINK_VERSION, default_cache, fetch
 from pipeline.clusters.flink_options import HAS_BEAM, ask, worker_variables
-from pipeline.config import ConfigError
+from pipeline.settings import ConfigError
 
 _STATE = "cluster.json"
 _START_SECS = 90

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 
 from pipeline.clusters import flink_runner
-from pipeline.config import ConfigError
+from pipeline.settings import ConfigError
 
 FLINK_VERSION = "1.19.0"
 BEAM_VERSION = "2.62.0"

@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOpt
 from pipeline.clusters import flink_runner
 from pipeline.clusters.flink_jars import default_cache, fetch
 from pipeline.clusters.worker import WORKER
-from pipeline.config import ConfigError
+from pipeline.settings import ConfigError
 
 HAS_BEAM = "specbeam.beam-version"
 """A setting of a cluster whose lib folder has Beam's runner, of that version."""

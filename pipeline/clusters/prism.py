@@ -23,8 +23,8 @@ from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptio
 from apache_beam.runners.portability.prism_runner import PrismRunner
 from apache_beam.version import __version__ as beam_version
 
-from pipeline.config import ConfigError, absolute
-from pipeline.flags import Parser
+from pipeline.settings import ConfigError, absolute
+from pipeline.settings.flags import Parser
 from transforms.storage import is_remote
 
 _PACKAGE = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam_version}"

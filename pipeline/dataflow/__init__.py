@@ -25,8 +25,8 @@ from apache_beam.runners.runner import create_runner
 import decoding
 from decoding.models import ngram
 from decoding.sharding import parse_mesh
-from pipeline.config import ConfigError, JobConfig
 from pipeline.dataflow.accelerators import Accelerator, by_name, by_request
+from pipeline.settings import ConfigError, JobConfig
 from transforms import storage
 
 _ACCELERATOR = "worker_accelerator="

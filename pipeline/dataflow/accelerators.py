@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from pipeline.config import ConfigError
+from pipeline.settings import ConfigError
 
 _DRIVER = "install-nvidia-driver:5xx"  # the newest of the 5xx series; without a series it is an older one
 

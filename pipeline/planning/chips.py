@@ -6,7 +6,7 @@ import math
 import os
 import re
 
-from pipeline.config import ConfigError
+from pipeline.settings import ConfigError
 
 GIB = 1 << 30
 

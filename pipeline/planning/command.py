@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from decoding import sharding
 from decoding.models.presets import PRESETS
-from pipeline.config import ConfigError, JobConfig, parse_command_line
-from pipeline.flags import Parser
 from pipeline.planning import chips
+from pipeline.settings import ConfigError, JobConfig, parse_command_line
+from pipeline.settings.flags import Parser
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,10 @@ from decoding.compilation import Compiler
 from decoding.engine import Generator
 from decoding.models.ngram import is_ngram
 from decoding.programs import max_positions, prefill_rows
-from pipeline.config import NAMED_DRAFTS, ConfigError, JobConfig
 from pipeline.planning import chips, memory, roofline
 from pipeline.planning.command import Settings
 from pipeline.preflight import check_models
+from pipeline.settings import NAMED_DRAFTS, ConfigError, JobConfig
 
 _TRIES = 5
 

@@ -6,8 +6,8 @@ topology: models' weights are no part of it, so that shapes are enough to compil
 
 from decoding import sharding
 from decoding.compilation import Compiler
-from pipeline.config import JobConfig
 from pipeline.planning.jobs import abstract_models, job_programs, job_vocabulary
+from pipeline.settings import JobConfig
 
 
 def prepare_here(config: JobConfig) -> int:

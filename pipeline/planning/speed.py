@@ -10,11 +10,11 @@ from decoding import sharding, theory
 from decoding.checkpoints import architecture
 from decoding.checkpoints.load import DTYPES
 from decoding.programs import max_positions
-from pipeline.config import JobConfig
 from pipeline.measurement import PassTimer
 from pipeline.planning import chips, roofline
 from pipeline.planning.command import Settings
 from pipeline.planning.jobs import Plan, abstract_models
+from pipeline.settings import JobConfig
 
 _LONGEST = 16  # γ that the best is looked for among
 

@@ -8,7 +8,7 @@ from decoding.checkpoints.load import CheckpointError, find_checkpoint
 from decoding.models.decoder_only import DecoderConfig
 from decoding.models.ngram import is_ngram
 from decoding.models.t5 import T5Config
-from pipeline.config import NAMED_DRAFTS
+from pipeline.settings import NAMED_DRAFTS
 from pipeline.sources import Source
 
 

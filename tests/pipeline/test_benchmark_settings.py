@@ -6,8 +6,8 @@ from pipeline import benchmark
 from pipeline.benchmarking.inputs import read_inputs, used_buckets
 from pipeline.benchmarking.results import open_folder
 from pipeline.benchmarking.settings import Setting, Settings, group_settings, parse
-from pipeline.config import ConfigError
 from pipeline.preflight import check_models
+from pipeline.settings import ConfigError
 
 
 def settings(**changes) -> Settings:

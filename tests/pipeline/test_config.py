@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config import ConfigError, JobConfig, build, parse_command_line
+from pipeline.settings import ConfigError, JobConfig, build, parse_command_line
 
 VALID = {"input": {"pattern": "/a.jsonl", "input_field": "en"}, "model": {"target": "/t", "draft": "/d"}}
 

@@ -16,8 +16,8 @@ from apache_beam.options.pipeline_options import (
 
 import decoding
 from pipeline import dataflow, generate, runners
-from pipeline.config import ConfigError, parse_command_line
 from pipeline.dataflow.accelerators import ACCELERATORS, by_request
+from pipeline.settings import ConfigError, parse_command_line
 from tests.pipeline import fakes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

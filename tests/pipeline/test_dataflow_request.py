@@ -13,9 +13,9 @@ from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from pipeline import generate, manifest, runners
-from pipeline.config import parse_command_line
 from pipeline.dataflow.graph import describe
 from pipeline.preflight import check_models
+from pipeline.settings import parse_command_line
 from pipeline.supervise import Launch
 from tests import emulator
 from tests.pipeline import fakes

@@ -11,7 +11,7 @@ from flax import nnx
 import decoding
 from decoding.checkpoints import architecture, orbax
 from pipeline import generate
-from pipeline.config import ConfigError, parse_command_line
+from pipeline.settings import ConfigError, parse_command_line
 from tests import reference
 from tests.pipeline import fakes
 from tests.pipeline.helpers import errors, rows, summary

@@ -10,8 +10,8 @@ import safetensors.numpy
 import decoding
 from decoding.models import ngram
 from pipeline import fit_ngram, generate
-from pipeline.config import ConfigError, ModelConfig, build
 from pipeline.preflight import check_draft, pieces_sha256, shared_vocab_size
+from pipeline.settings import ConfigError, ModelConfig, build
 from tests.pipeline.helpers import rows, summary
 from tests.pipeline.test_generate_t5 import SMALL
 from transforms.tokenize import load_tokenizer

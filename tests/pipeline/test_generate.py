@@ -43,7 +43,7 @@ def test_folder_and_columns(command, tmp_path, capsys):
 
 
 def test_rows_hold_the_generator_results(command, finished_run, models):
-    from pipeline.config import parse_command_line
+    from pipeline.settings import parse_command_line
     from transforms.tokenize import load_tokenizer
 
     config = parse_command_line(command()).config.decoding

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from pipeline import manifest
-from pipeline.config import parse_command_line
 from pipeline.preflight import check_models
+from pipeline.settings import parse_command_line
 from transforms.storage import OutputFolder
 
 

@@ -5,7 +5,7 @@ import re
 import shlex
 
 from pipeline import generate, inspect
-from pipeline.config import parse_command_line
+from pipeline.settings import parse_command_line
 from tests.pipeline import fakes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -12,8 +12,8 @@ import pytest
 from decoding import sharding, theory
 from decoding.checkpoints import architecture
 from pipeline import plan
-from pipeline.config import ConfigError, ModelConfig
 from pipeline.planning import chips, hlo, memory, roofline
+from pipeline.settings import ConfigError, ModelConfig
 
 CONFIG = f"--config={pathlib.Path(__file__).resolve().parent.parent.parent / 'configs' / 'quickstart.py'}"
 SMALL = ["--target=t5-v1.1-small", "--draft=t5-v1.1-small", "--config.model.dtype=bfloat16"]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from pipeline import generate
-from pipeline.config import parse_command_line
+from pipeline.settings import parse_command_line
 from tests import datasets
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, rows, summary

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from pipeline import manifest, progress
-from pipeline.config import parse_command_line
 from pipeline.preflight import check_models
+from pipeline.settings import parse_command_line
 from pipeline.supervise import Launch
 from transforms import attempts
 from transforms.records import WorkShard

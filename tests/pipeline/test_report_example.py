@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from pipeline import analyze, benchmark
-from pipeline.config import parse_command_line
+from pipeline.settings import parse_command_line
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "examples" / "report.py"
 

@@ -7,8 +7,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 import decoding
 from pipeline import generate, runners
-from pipeline.config import ConfigError
 from pipeline.runners import LOCAL_RUNNER, beam_options
+from pipeline.settings import ConfigError
 from tests.pipeline import fakes
 from tests.pipeline.helpers import run
 from transforms.decode import SpeculativeModelHandler

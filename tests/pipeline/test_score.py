@@ -16,7 +16,7 @@ from apache_beam.portability import common_urns
 import transforms.score
 from decoding import NGramDraft
 from pipeline import generate, score
-from pipeline.config import ConfigError, ScoreConfig, parse_command_line
+from pipeline.settings import ConfigError, ScoreConfig, parse_command_line
 from pipeline.supervise import Launch
 from tests.pipeline.conftest import write_config, write_sentences
 from tests.pipeline.helpers import assert_same_rows, errors, files, run, summary

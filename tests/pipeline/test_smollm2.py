@@ -8,7 +8,7 @@ import pytest
 
 import decoding
 from pipeline import generate
-from pipeline.config import parse_command_line
+from pipeline.settings import parse_command_line
 from tests.pipeline.helpers import rows
 from transforms import chat
 from transforms.tokenize import load_tokenizer

@@ -8,7 +8,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentP
 
 from pipeline import runners
 from pipeline.clusters import prism
-from pipeline.config import parse_command_line
+from pipeline.settings import parse_command_line
 from tests.pipeline.helpers import run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -26,8 +26,8 @@ from apache_beam.runners.runner import create_runner
 from google.protobuf import struct_pb2
 
 from pipeline.clusters import flink, flink_options, flink_runner, worker, worker_pool
-from pipeline.config import ConfigError
 from pipeline.runners import beam_options
+from pipeline.settings import ConfigError
 from tests.scaleout.processes import line_of, wait_for
 
 

@@ -10,8 +10,8 @@ import pytest
 from apache_beam.portability.api import endpoints_pb2
 
 from pipeline import generate, local_processes
-from pipeline.config import ConfigError
 from pipeline.runners import beam_options
+from pipeline.settings import ConfigError
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
 from tests.scaleout.processes import children, launch, line_of, wait_for

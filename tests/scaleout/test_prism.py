@@ -14,8 +14,8 @@ from apache_beam.version import __version__ as beam_version
 
 from pipeline import generate
 from pipeline.clusters import prism
-from pipeline.config import ConfigError
 from pipeline.runners import beam_options, in_this_process
+from pipeline.settings import ConfigError
 from tests.pipeline.helpers import assert_same_rows, files, rows, run
 from tests.scaleout.processes import children, launch, line_of, wait_for
 

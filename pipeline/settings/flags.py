@@ -2,7 +2,7 @@
 
 import argparse
 
-from pipeline.typed import ConfigError
+from pipeline.settings.typed import ConfigError
 
 
 class Parser(argparse.ArgumentParser):

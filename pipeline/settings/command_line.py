@@ -15,26 +15,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from pipeline.settings import NAMED_DRAFTS, InputConfig, JobConfig, ModelConfig, ScoreConfig, ShardsConfig
-from pipeline.typed import ConfigError, build, check_names, describe, dotted
+from pipeline.settings.sections import NAMED_DRAFTS, JobConfig
+from pipeline.settings.typed import ConfigError, build, check_names, describe, dotted
 from transforms.storage import carries_credential, is_remote, without_query
-
-__all__ = [
-    "NAMED_DRAFTS",
-    "CommandLine",
-    "ConfigError",
-    "InputConfig",
-    "JobConfig",
-    "ModelConfig",
-    "ScoreConfig",
-    "ShardsConfig",
-    "absolute",
-    "build",
-    "draft_path",
-    "help_text",
-    "parse_command_line",
-    "resolve_paths",
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +90,7 @@ def help_text(about: str) -> str:
     """What `--help` of a job says: `about`, its own flags, and every setting with what it may be and its default."""
     values = _flags(())
     own = [f"  --{name}  {values[name].help}" for name in sorted(values)]
-    head = "Settings, described in pipeline/settings.py and decoding/config.py; all other flags are Beam's:"
+    head = "Settings, described in pipeline/settings/sections.py and decoding/config.py; all other flags are Beam's:"
     return "\n".join([about.rstrip(), "", "Flags:", *own, "", head, *_settings(JobConfig, "config")])
 
 

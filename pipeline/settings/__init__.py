@@ -1,0 +1,29 @@
+"""What a job is told: a config file and its overrides as frozen dataclasses, or one clear message. Imports nothing heavy."""
+
+from pipeline.settings.command_line import (
+    CommandLine,
+    absolute,
+    draft_path,
+    help_text,
+    parse_command_line,
+    resolve_paths,
+)
+from pipeline.settings.sections import NAMED_DRAFTS, InputConfig, JobConfig, ModelConfig, ScoreConfig, ShardsConfig
+from pipeline.settings.typed import ConfigError, build
+
+__all__ = [
+    "NAMED_DRAFTS",
+    "CommandLine",
+    "ConfigError",
+    "InputConfig",
+    "JobConfig",
+    "ModelConfig",
+    "ScoreConfig",
+    "ShardsConfig",
+    "absolute",
+    "build",
+    "draft_path",
+    "help_text",
+    "parse_command_line",
+    "resolve_paths",
+]
