@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 # Additive mask.  Finite, so that a row whose keys are all masked yields a uniform softmax and not NaN.
 MASKED = -1e30
@@ -73,11 +72,6 @@ class LanguageModel(Protocol):
         Returns:
           logits float32[B, S, V] (or [B, 1, V] with `at`) and the state with the S positions written.
         """
-
-
-def weight(rngs: nnx.Rngs, *shape: int, fan_in: int, dtype) -> nnx.Param:
-    """A randomly initialised parameter of standard deviation fan_in ** -0.5."""
-    return nnx.Param((jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5).astype(dtype))
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

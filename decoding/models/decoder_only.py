@@ -24,9 +24,9 @@ from decoding.models.base import (
     split_fused,
     split_heads,
     state_length,
-    weight,
     write_cache,
 )
+from decoding.models.linear import Linear, embed, head_logits, tied_logits, weight
 from decoding.models.relative import causal_bias
 
 
@@ -131,20 +131,6 @@ class Norm(nnx.Module):
         return normed.astype(x.dtype)
 
 
-class Linear(nnx.Module):
-    """x @ kernel [+ bias]."""
-
-    def __init__(self, rngs: nnx.Rngs, into: int, out: int, bias: bool, dtype):
-        self.kernel = weight(rngs, into, out, fan_in=into, dtype=dtype)
-        if bias:
-            self.bias = nnx.Param(jnp.zeros((out,), dtype))
-        self.has_bias = bias
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x @ self.kernel[...]
-        return x + self.bias[...] if self.has_bias else x
-
-
 class Block(nnx.Module):
     """Attention and feed-forward, each with its norm before and its residual around."""
 
@@ -162,7 +148,7 @@ class Block(nnx.Module):
         self.wi = Linear(rngs, width, fans * config.d_ff, config.feed_forward_bias, dtype)
         self.wo = Linear(rngs, config.d_ff, width, config.feed_forward_bias, dtype)
 
-    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def query_key_value(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, S, d_model] at positions int32[B, S] -> query [B, H, S, D], key and value [B, G, S, D]."""
         config = self.config
         query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -279,19 +265,17 @@ class DecoderOnly(nnx.Module):
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
         x = self.norm(x)
-        if self.config.tied:
-            return jnp.einsum("bsd,vd->bsv", x, self.embedding[...], preferred_element_type=jnp.float32), state
-        return jnp.einsum("bsd,dv->bsv", x, self.head[...], preferred_element_type=jnp.float32), state
+        return (tied_logits(x, self.embedding) if self.config.tied else head_logits(x, self.head)), state
 
     def _run(self, tokens: jax.Array, positions: jax.Array, state: State) -> tuple[jax.Array, State]:
         """Blocks over int32[B, S] tokens from `positions` on: [B, S, d_model] before the last norm, and the state."""
         config, steps = self.config, tokens.shape[1]
         length = state["self"][0]["k"].shape[2]
         places, existing = positions[:, None] + np.arange(steps), jnp.max(positions) + steps
-        x = self.embedding[...][tokens]
+        x = embed(tokens, self.embedding)
         if config.position == "learned":
             # Rows that are done may stand anywhere; only places that are never read can be out of range.
-            x = x + self.positions[...][jnp.minimum(places, config.max_positions - 1)]
+            x = x + embed(jnp.minimum(places, config.max_positions - 1), self.positions)
         if config.position == "relative":
             bias = causal_bias(
                 self.relative[...], positions, steps, length, max_distance=config.relative_max_distance
@@ -300,7 +284,7 @@ class DecoderOnly(nnx.Module):
             bias = jnp.where(np.arange(length) <= places[:, :, None], 0.0, MASKED)[:, None]
         caches = []
         for block, cache in zip(self.blocks, state["self"]):
-            query, key, value = block.project(x, places)
+            query, key, value = block.query_key_value(x, places)
             cache = {"k": write_cache(cache["k"], key, positions), "v": write_cache(cache["v"], value, positions)}
             caches.append(cache)
             attended = grouped_attend(query, cache["k"], cache["v"], bias, existing)

@@ -26,9 +26,9 @@ from decoding.models.base import (
     split_fused,
     split_heads,
     state_length,
-    weight,
     write_cache,
 )
+from decoding.models.linear import embed, head_logits, project, tied_logits, weight
 from decoding.models.relative import causal_bias, relative_buckets
 
 
@@ -68,6 +68,11 @@ class T5Config:
     attention_shards: int = 1
     feed_forward_shards: int = 1
 
+    @property
+    def attention_width(self) -> int:
+        """Columns of each of query, key and value: all heads."""
+        return self.num_heads * self.d_kv
+
 
 def bias_shape(config: T5Config, layers: int) -> tuple[int, ...]:
     """Shape of one side's tables of relative positions: [buckets, H], or [layers, buckets, H] with one per layer."""
@@ -87,13 +92,13 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         act = ACTIVATIONS[self.config.activation]
-        hidden = rms_norm(x, self.norm[...], self.config.layer_norm_epsilon) @ self.wi[...]
+        hidden = project(rms_norm(x, self.norm[...], self.config.layer_norm_epsilon), self.wi)
         if self.config.gated:
             gate, linear = split_fused(hidden, (self.config.d_ff,) * 2, self.config.feed_forward_shards)
             hidden = act(gate) * linear
         else:
             hidden = act(hidden)
-        return x + hidden @ self.wo[...]
+        return x + project(hidden, self.wo)
 
 
 class SelfAttention(nnx.Module):
@@ -106,10 +111,10 @@ class SelfAttention(nnx.Module):
         self.qkv = weight(rngs, config.d_model, 3 * inner, fan_in=config.d_model, dtype=dtype)
         self.out = weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype)
 
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def query_key_value(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, S, d_model] -> query, key, value, each [B, H, S, d_kv]."""
-        hidden = rms_norm(x, self.norm[...], self.config.layer_norm_epsilon) @ self.qkv[...]
-        parts = split_fused(hidden, (self.out.shape[0],) * 3, self.config.attention_shards)
+        hidden = project(rms_norm(x, self.norm[...], self.config.layer_norm_epsilon), self.qkv)
+        parts = split_fused(hidden, (self.config.attention_width,) * 3, self.config.attention_shards)
         return tuple(split_heads(part, self.config.num_heads) for part in parts)
 
 
@@ -187,10 +192,10 @@ class T5(nnx.Module):
         biases = self._biases(
             self.encoder_bias, lambda table: table.astype(jnp.float32)[buckets].transpose(2, 0, 1)[None] + mask
         )
-        x = self.embedding[...][inputs]
+        x = embed(inputs, self.embedding)
         for layer, bias in zip(self.encoder, biases):
-            attended = attend(*layer.attention.project(x), bias)
-            x = layer.feed_forward(x + merge_heads(attended) @ layer.attention.out[...])
+            attended = attend(*layer.attention.query_key_value(x), bias)
+            x = layer.feed_forward(x + project(merge_heads(attended), layer.attention.out))
         return rms_norm(x, self.encoder_norm[...], config.layer_norm_epsilon)
 
     def _biases(self, tables: nnx.Param, make: Callable[[jax.Array], jax.Array]) -> Iterable[jax.Array]:
@@ -218,8 +223,8 @@ class T5(nnx.Module):
         encoded = self.encode(inputs, lengths)
         cross = []
         for layer in self.decoder:
-            widths = (layer.cross.out.shape[0],) * 2
-            key, value = split_fused(encoded @ layer.cross.kv[...], widths, self.config.attention_shards)
+            widths = (self.config.attention_width,) * 2
+            key, value = split_fused(project(encoded, layer.cross.kv), widths, self.config.attention_shards)
             cross.append({"k": split_heads(key, self.config.num_heads), "v": split_heads(value, self.config.num_heads)})
         return {"lengths": lengths, "cross": cross}
 
@@ -234,17 +239,18 @@ class T5(nnx.Module):
         )
         span = np.arange(state["cross"][0]["k"].shape[2])
         cross_bias = jnp.where(span[None, :] < state["lengths"][:, None], 0.0, MASKED)[:, None, None, :]
-        x = self.embedding[...][tokens]
+        x = embed(tokens, self.embedding)
         caches = []
         for layer, cross, cache, self_bias in zip(self.decoder, state["cross"], state["self"], self_biases):
-            query, key, value = layer.attention.project(x)
+            query, key, value = layer.attention.query_key_value(x)
             cache = {"k": write_cache(cache["k"], key, positions), "v": write_cache(cache["v"], value, positions)}
             caches.append(cache)
-            x = x + merge_heads(attend_existing(query, cache["k"], cache["v"], self_bias, existing)) @ layer.attention.out[...]
-            query = rms_norm(x, layer.cross.norm[...], config.layer_norm_epsilon) @ layer.cross.query[...]
+            attended = attend_existing(query, cache["k"], cache["v"], self_bias, existing)
+            x = x + project(merge_heads(attended), layer.attention.out)
+            query = project(rms_norm(x, layer.cross.norm[...], config.layer_norm_epsilon), layer.cross.query)
             query = split_heads(query, config.num_heads)
             attended = attend_existing(query, cross["k"], cross["v"], cross_bias, inputs)
-            x = layer.feed_forward(x + merge_heads(attended) @ layer.cross.out[...])
+            x = layer.feed_forward(x + project(merge_heads(attended), layer.cross.out))
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
         return self._logits(x), state | {"self": caches}
@@ -255,9 +261,7 @@ class T5(nnx.Module):
         x = rms_norm(x, self.decoder_norm[...], config.layer_norm_epsilon)
         if config.scale_decoder_outputs:
             x = x * config.d_model**-0.5
-        if config.tied:
-            return jnp.einsum("bsd,vd->bsv", x, self.embedding[...], preferred_element_type=jnp.float32)
-        return jnp.einsum("bsd,dv->bsv", x, self.head[...], preferred_element_type=jnp.float32)
+        return tied_logits(x, self.embedding) if config.tied else head_logits(x, self.head)
 
     def logits(self, decoder_tokens, encoder_tokens, encoder_lengths) -> jax.Array:
         """Teacher-forced logits.
