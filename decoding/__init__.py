@@ -1,12 +1,35 @@
-"""Exact speculative decoding in JAX, on its own: no Beam, no TensorFlow, no tokenisers."""
+"""Exact speculative decoding in JAX, on its own: no Beam, no TensorFlow, no tokenisers.
 
-from decoding import theory
-from decoding.checkpoints import CheckpointError, CheckpointInfo, inspect_checkpoint, load_model
-from decoding.compilation import keep_programs
-from decoding.config import DecodingConfig, Generation
-from decoding.drafts import PromptLookupDraft, UniformDraft, load_draft
-from decoding.engine import EngineReport, Generator
-from decoding.models.ngram import NGramDraft
+Names are imported when they are first asked for, so that settings are read without waiting for JAX.
+"""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from decoding import theory
+    from decoding.checkpoints import CheckpointError, CheckpointInfo, inspect_checkpoint, load_model
+    from decoding.compilation import keep_programs
+    from decoding.config import DecodingConfig, Generation
+    from decoding.drafts import PromptLookupDraft, UniformDraft, load_draft
+    from decoding.engine import EngineReport, Generator
+    from decoding.models.ngram import NGramDraft
+
+_HOMES = {
+    "CheckpointError": "decoding.checkpoints",
+    "CheckpointInfo": "decoding.checkpoints",
+    "DecodingConfig": "decoding.config",
+    "EngineReport": "decoding.engine",
+    "Generation": "decoding.config",
+    "Generator": "decoding.engine",
+    "NGramDraft": "decoding.models.ngram",
+    "PromptLookupDraft": "decoding.drafts",
+    "UniformDraft": "decoding.drafts",
+    "inspect_checkpoint": "decoding.checkpoints",
+    "keep_programs": "decoding.compilation",
+    "load_draft": "decoding.drafts",
+    "load_model": "decoding.checkpoints",
+}
 
 __all__ = [
     "CheckpointError",
@@ -24,3 +47,16 @@ __all__ = [
     "load_model",
     "theory",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name in _HOMES:
+        globals()[name] = value = getattr(importlib.import_module(_HOMES[name]), name)
+        return value
+    if name == "theory":
+        return importlib.import_module("decoding.theory")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

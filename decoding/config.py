@@ -1,15 +1,33 @@
 """What is decoded and how: `DecodingConfig` in, `Generation` out."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
+import typing
 from collections.abc import Callable
 
-import numpy as np
+if typing.TYPE_CHECKING:
+    import numpy as np
 
 VERIFICATIONS = ("token", "block", "coupled")
 
+# Drafts that have a name in the place of a directory.
+PROMPT_LOOKUP, UNIFORM = "prompt_lookup", "uniform"
+
+# Axes of a mesh of devices: groups of slots, and the devices that a model is split over.
+DATA, MODEL = "data", "model"
+
 # Per-token sources of a Generation.
 RESAMPLED, ACCEPTED, BONUS, PLAIN = 0, 1, 2, 3
+
+
+def parse_mesh(text: str) -> tuple[int, int]:
+    """(data, model) of "data:2,model:4"; an axis that is not named is 1. Raises ValueError where it is none."""
+    parts = dict(part.partition(":")[::2] for part in text.split(","))
+    if not set(parts) <= {DATA, MODEL} or not all(size.isdigit() and int(size) for size in parts.values()):
+        raise ValueError(f'a mesh is {text!r}; allowed: numbers of at least 1, as in "data:2,model:4"')
+    return int(parts.get(DATA, 1)), int(parts.get(MODEL, 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,15 +14,12 @@ import numpy as np
 from flax import nnx
 
 from decoding.checkpoints import load_model
-from decoding.config import DecodingConfig
+from decoding.config import PROMPT_LOOKUP, UNIFORM, DecodingConfig
 from decoding.models.base import LanguageModel, State, state_length
 from decoding.models.ngram import NGramDraft, is_ngram
 from decoding.rows import Rows
 from decoding.sampling import DRAFT_STREAM, argmax, draw, integers, standardize, uniforms
 from decoding.verification import Proposal, coupled_choice
-
-# What `load_draft` takes in place of a directory.
-PROMPT_LOOKUP, UNIFORM = "prompt_lookup", "uniform"
 
 
 class Draft(Protocol):

@@ -21,13 +21,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from decoding.config import DATA, MODEL
+from decoding.config import parse_mesh as parse_mesh
 from decoding.models.base import LanguageModel, State
 from decoding.models.decoder_only import DecoderConfig, DecoderOnly
 from decoding.models.t5 import T5, T5Config
 
 Config = T5Config | DecoderConfig
 
-DATA, MODEL = "data", "model"
 RULES = {"slots": DATA, "heads": MODEL, "feed_forward": MODEL, "vocabulary": MODEL}
 
 # Logical axes of parameters by their name, that of their Linear where it is one's kernel or bias. All others are whole.
@@ -64,14 +65,6 @@ def make_mesh(data: int = 1, model: int = 1, devices=None) -> Mesh:
             f"numbers of at least 1 whose product is {len(devices)}"
         )
     return Mesh(np.array(devices).reshape(data, model), (DATA, MODEL))
-
-
-def parse_mesh(text: str) -> tuple[int, int]:
-    """(data, model) of "data:2,model:4"; an axis that is not named is 1. Raises ValueError where it is none."""
-    parts = dict(part.partition(":")[::2] for part in text.split(","))
-    if not set(parts) <= {DATA, MODEL} or not all(size.isdigit() and int(size) for size in parts.values()):
-        raise ValueError(f'a mesh is {text!r}; allowed: numbers of at least 1, as in "data:2,model:4"')
-    return int(parts.get(DATA, 1)), int(parts.get(MODEL, 1))
 
 
 def divided(config: Config, mesh: Mesh) -> Config:

@@ -1,8 +1,12 @@
 """What travels through a job: a work shard's place in the input, its examples, and the records that failed."""
 
-import dataclasses
+from __future__ import annotations
 
-import numpy as np
+import dataclasses
+import typing
+
+if typing.TYPE_CHECKING:
+    import numpy as np
 
 MAX_RECORD_CHARS = 4096  # of a failed record that are kept in errors/
 MAX_MESSAGE_CHARS = 1024

@@ -14,6 +14,8 @@ precondition "generation 0", that is, no such object.
 What passes by itself (429, 5xx, a reset connection) is retried with back-off by the client of the store, for up to two
 minutes a request. What does not pass is raised as the OSError that a local disk would raise, with the path in it.
 Where the environment has STORAGE_EMULATOR_HOST, gs:// is the emulator there.
+
+Beam's filesystems are imported once a path is not local: what looks into a local folder shall not wait for Beam.
 """
 
 import contextlib
@@ -24,9 +26,6 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
-
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
 GENERATIONS = "generations"
 SCORES = "scores"
@@ -48,7 +47,13 @@ def is_remote(path: str) -> bool:
 @contextlib.contextmanager
 def open_raw(path: str) -> Iterator[BinaryIO]:
     """Opens `path` for reading bytes as they are stored, without guessing a compression from the name."""
-    with store_errors(path), FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+    if not is_remote(path):
+        with open(path, "rb") as stream:
+            yield stream
+        return
+    from apache_beam.io.filesystem import CompressionTypes
+
+    with store_errors(path), _filesystems().open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
         yield stream
 
 
@@ -58,13 +63,15 @@ def read_bytes(path: str) -> bytes:
 
 
 def join(root: str, *names: str) -> str:
-    return FileSystems.join(root, *names)
+    return _filesystems().join(root, *names) if is_remote(root) else os.path.join(root, *names)
 
 
 def exists(path: str) -> bool:
     """Whether there is such an object. One in a bucket that does not exist is not there either."""
+    if not is_remote(path):
+        return os.path.exists(path)
     with store_errors(path):
-        return FileSystems.exists(path)
+        return _filesystems().exists(path)
 
 
 @contextlib.contextmanager
@@ -110,7 +117,7 @@ def list_tree(root: str) -> dict[str, int]:
             found = list(_gcs().list_files(base))
         return {path[len(base) :]: size for path, size in found if not path.endswith("/")}
     if is_remote(root):
-        matched = FileSystems.match([base + "**"])[0].metadata_list
+        matched = _filesystems().match([base + "**"])[0].metadata_list
         return {found.path[len(base) :]: found.size_in_bytes for found in matched if not found.path.endswith("/")}
     return {
         os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"): size
@@ -205,7 +212,7 @@ class OutputFolder:
                 with store_errors(self.path(name)):
                     _gcs().delete(self.path(name))
             elif self.exists(name):
-                FileSystems.delete([self.path(name)])
+                _filesystems().delete([self.path(name)])
 
     def _make_parents(self, name: str) -> None:
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
@@ -260,6 +267,12 @@ def _remove_if_there(path: str) -> None:
         os.remove(path)
 
 
+def _filesystems() -> type:
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems
+
+
 def _gcs():
     """Beam's client of gs://: its credentials, its retries, and no more than a second to make."""
     from apache_beam.io.gcp import gcsio
@@ -271,7 +284,9 @@ def _upload(path: str, data: bytes) -> None:
     if path.startswith("gs://"):
         _put_on_gcs(path, data)
         return
-    with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+    from apache_beam.io.filesystem import CompressionTypes
+
+    with _filesystems().create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
         stream.write(data)
 
 
@@ -299,14 +314,16 @@ def _create_on_gcs(path: str, data: bytes) -> bool:
 
 
 def _create_by_rename(final: str, scratch: str, data: bytes) -> bool:
+    from apache_beam.io.filesystem import BeamIOError
+
     if exists(final):
         return False
     _upload(scratch, data)
     try:
-        FileSystems.rename([scratch], [final])
+        _filesystems().rename([scratch], [final])
     except BeamIOError:
         if exists(final):
-            FileSystems.delete([scratch])
+            _filesystems().delete([scratch])
             return False
         raise
     return True

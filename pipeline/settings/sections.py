@@ -2,9 +2,7 @@
 
 import dataclasses
 
-from decoding import DecodingConfig
-from decoding.drafts import PROMPT_LOOKUP, UNIFORM
-from decoding.sharding import parse_mesh
+from decoding.config import PROMPT_LOOKUP, UNIFORM, DecodingConfig, parse_mesh
 from pipeline.settings.typed import require
 from transforms.inputs import FILE_FORMATS, FORMATS, format_of
 from transforms.inputs.base import Cut, InputSpec, RecordFields
