@@ -97,7 +97,10 @@ def _read_record(
         if spec.format == "seqio" and _is_tokens(value):  # by the task's own vocabulary
             value = value.tolist()
             tokens = value if name == fields.inputs else tokens
-            value = row.get(f"{name}_pretokenized", tokenizer.decode(value))
+            try:
+                value = row.get(f"{name}_pretokenized", tokenizer.decode(value))
+            except Exception as error:  # whatever a tokeniser's library raises concerns this record only
+                return failed(type(error).__name__, str(error))
         try:
             if may_be_list and isinstance(value, list) and name == fields.inputs:
                 value = json.dumps(value, ensure_ascii=False, default=_plain)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from transforms import gguf_vocabulary, storage
-from transforms.vocabularies import SentencePieceTokenizer, TokenizerError, from_json, from_wordpiece
+from transforms.vocabularies import SentencePieceTokenizer, TokenizerError, from_json, from_wordpiece, panics_are_errors
 
 __all__ = ["Tokenizer", "TokenizerError", "find_tokenizer", "load_tokenizer", "tokenizer_config"]
 
@@ -70,7 +70,8 @@ def load_tokenizer(path: str) -> Tokenizer:
             f"no tokeniser at {path!r}: expected one of {names} there, or the path of such a file or of a .gguf file"
         )
     try:
-        return _load(found)
+        with panics_are_errors():
+            return _load(found)
     except Exception as error:
         raise TokenizerError(f"the tokeniser {found!r} cannot be read: {error}") from error
 

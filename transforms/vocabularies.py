@@ -1,13 +1,29 @@
 """The kinds of tokeniser that `transforms.tokenize` loads, over the sentencepiece and tokenizers libraries."""
 
+import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 
 class TokenizerError(ValueError):
-    """A tokeniser that is missing, unreadable, or does not fit its model."""
+    """A tokeniser that is missing, unreadable, does not fit its model, or breaks down over a text."""
+
+
+@contextlib.contextmanager
+def panics_are_errors() -> Iterator[None]:
+    """Around calls of a library written in Rust, whose panics are BaseExceptions, which nobody expects of one text.
+
+    Raises:
+      TokenizerError: the library panicked.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as panic:  # pyo3_runtime.PanicException, which cannot be imported
+        raise TokenizerError(f"the tokeniser's library panicked: {panic}") from panic
 
 
 class SentencePieceTokenizer:
@@ -62,10 +78,12 @@ class LibraryTokenizer:
         tokenizer.no_padding()
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with panics_are_errors():
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids])
+        with panics_are_errors():
+            return self._tokenizer.decode([int(i) for i in ids])
 
     def pieces(self) -> list[str]:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)

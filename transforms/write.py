@@ -104,20 +104,26 @@ def rows_and_errors(shard: DecodedShard, tokenizer: Tokenizer, eos_id: int) -> t
     """All of a shard's rows, and its failed records of every stage, both in input order."""
     rows, errors = [], list(shard.tokenized.errors)
     for example, result in zip(shard.tokenized.examples, shard.results, strict=True):
-        if isinstance(result, DecodeFailure):
-            errors.append(
-                records.example_error(
-                    example.example_id, example.index, records.DECODE, result.error_type, result.message,
-                    example.place, example.record,
-                )
-            )  # fmt: skip
-            continue
-        for generation in result:
-            tokens = generation.tokens
-            if len(tokens) and tokens[-1] == eos_id:
-                tokens = tokens[:-1]
-            rows.append(Row(example, generation, tokenizer.decode(tokens.tolist())))
+        if not isinstance(result, DecodeFailure):
+            try:
+                rows += [Row(example, generation, _text(generation, tokenizer, eos_id)) for generation in result]
+                continue
+            except Exception as error:  # whatever a tokeniser's library raises concerns this example only
+                result = DecodeFailure(type(error).__name__, str(error))
+        errors.append(
+            records.example_error(
+                example.example_id, example.index, records.DECODE, result.error_type, result.message,
+                example.place, example.record,
+            )
+        )  # fmt: skip
     return rows, sorted(errors, key=lambda error: error.index)
+
+
+def _text(generation: Generation, tokenizer: Tokenizer, eos_id: int) -> str:
+    tokens = generation.tokens
+    if len(tokens) and tokens[-1] == eos_id:
+        tokens = tokens[:-1]
+    return tokenizer.decode(tokens.tolist())
 
 
 def encode_part(rows: Sequence[Row], footer: Footer) -> bytes:
@@ -172,7 +178,7 @@ def commit_shard(
     if folder.exists(part):
         return False
     rows, errors = rows_and_errors(shard, tokenizer, eos_id)
-    decoded = [e for e, result in zip(shard.tokenized.examples, shard.results) if not isinstance(result, DecodeFailure)]
+    decoded = list({row.example.example_id: row.example for row in rows}.values())
     statistics = shard_statistics(
         [DecodedText(row.example.example_id, row.generation, row.prediction, row.example.targets) for row in rows],
         errors,

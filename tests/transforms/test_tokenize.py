@@ -8,6 +8,7 @@ import tokenizers
 
 from tests import tiny_gguf
 from transforms.tokenize import TokenizerError, find_tokenizer, load_tokenizer
+from transforms.vocabularies import LibraryTokenizer
 
 TEXT = "a tool for files"
 
@@ -65,6 +66,47 @@ def test_missing_or_broken(tmp_path):
         (tmp_path / name).write_bytes(b"nonsense")
         with pytest.raises(TokenizerError, match=name):
             load_tokenizer(str(tmp_path / name))
+
+
+def panicking(path):
+    """T5's make of tokeniser, to which somebody has added a token "\n", normalised: the library panics at "é"."""
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -2.0), ("a", -2.0), ("b", -2.0)]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2))
+    blanks = normalizers.Replace(tokenizers.Regex(" {2,}"), "▁")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(left=False, right=True), blanks])
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens(["<pad>", "</s>"])
+    tokenizer.add_tokens([tokenizers.AddedToken("\n", normalized=True)])
+    tokenizer.save(str(path / "tokenizer.json"))
+    return load_tokenizer(str(path))
+
+
+def test_a_panic_of_the_library_is_an_error_of_the_text(tmp_path):
+    tokenizer = panicking(tmp_path)
+    expected = tokenizer.encode("a b")
+    assert expected[-1] == 5
+    with pytest.raises(TokenizerError, match="panicked: AddedVocabulary bad split"):
+        tokenizer.encode("é")
+    assert tokenizer.encode("a b") == expected
+
+
+class Panic(BaseException):
+    """Like pyo3_runtime.PanicException: no Exception."""
+
+
+@pytest.mark.parametrize("raised", [Panic("while decoding"), KeyboardInterrupt(), SystemExit(3), RuntimeError("usual")])
+def test_what_is_no_panic_passes(raised):
+    class Library:
+        no_truncation = no_padding = lambda self: None
+
+        def decode(self, ids):
+            raise raised
+
+    expected = TokenizerError if isinstance(raised, Panic) else type(raised)
+    with pytest.raises(expected):
+        LibraryTokenizer(Library(), "").decode([1])
 
 
 # BERT's wordpieces.

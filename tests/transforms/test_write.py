@@ -45,6 +45,23 @@ def folder(tmp_path):
     return OutputFolder(str(tmp_path))
 
 
+def test_a_text_that_cannot_be_detokenised_is_its_examples_error(folder):
+    class Choosy(Letters):
+        def decode(self, ids):
+            if ids == refused:
+                raise RuntimeError("no such text")
+            return super().decode(ids)
+
+    one = shard()
+    refused = [token for token in one.results[2][0].tokens.tolist() if token != 1]
+    assert commit_shard(folder, one, Choosy(), eos_id=1, fingerprint="f00")
+    assert pq.read_table(folder.path(PART))["index"].to_pylist() == [10, 11, 13]
+    (error,) = map(json.loads, folder.read(ERRORS).decode().splitlines())
+    assert (error["index"], error["stage"], error["error_type"], error["message"]) == (12, "decode", "RuntimeError", "no such text")
+    statistics = read_footer(folder.path(PART)).statistics
+    assert (statistics.examples, statistics.errors, statistics.truncated) == (3, {"decode": 1}, 0)
+
+
 def test_part_and_footer(folder):
     assert commit(folder, shard(attempt=2))
     table = pq.read_table(folder.path(PART))
