@@ -28,9 +28,10 @@ import decoding
 import decoding.engine
 from benchmarks.engine import INPUT_TOKENS, NEW_TOKENS, ROOT, repeated
 from benchmarks.machine import describe
-from benchmarks.measure import Run, Spread, paired_ratio, seconds_per_token, timed
+from benchmarks.measure import Run, seconds_per_token, timed
 from benchmarks.workloads import read_sentences
 from decoding.adaptive import GammaPolicy
+from pipeline.benchmarking.paired import Ratio
 
 # How many times the fastest's time makes a fixed γ hopeless, by the repeat after which it is asked.
 HOPELESS = {0: 2.0, 2: 1.25}
@@ -86,17 +87,17 @@ def measure_setting(target, draft, inputs, batch: int, temperature: float, repea
             names = [name for name in names if fastest[name] <= limit]
             if len(names) == 1:
                 break
-    medians = {name: np.median(list(seconds_per_token(picking, name, batch).values() or [np.inf])) for name in names}
+    medians = {name: np.median(seconds_per_token(picking, name, batch) or [np.inf]) for name in names}
     best = min(names, key=medians.__getitem__)
     runs = [one for number in range(repeats + 1) for one in repeat([best, "auto"], number)]
     times = {name: seconds_per_token(runs, name, batch) for name in (best, "auto")}
-    ratio: Spread = paired_ratio(times[best], times["auto"])
+    ratio = Ratio.of(times[best], times["auto"])
     return {
         "batch": batch,
         "temperature": temperature,
-        "tokens_per_second": {name: 1 / float(np.median(list(of.values()))) for name, of in times.items()},
+        "tokens_per_second": {name: 1 / float(np.median(of)) for name, of in times.items()},
         "best": best,
-        "ratio": [ratio.median, ratio.low, ratio.high],
+        "ratio": [ratio.mean, ratio.low, ratio.high],
         "gammas_of_auto": used,
         "costs": {gamma: seconds for (_, gamma), seconds in auto.costs.items()},
         "runs": [[r.system, r.repeat, r.seconds, r.cpu_seconds, r.tokens] for r in runs],

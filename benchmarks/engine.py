@@ -13,6 +13,7 @@ Prints Markdown and, with --output, writes JSON.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -24,8 +25,9 @@ import numpy as np
 
 import decoding
 from benchmarks.machine import describe
-from benchmarks.measure import Run, interleaved, paired_ratio, seconds_per_token, timed
+from benchmarks.measure import Run, seconds_per_token, timed
 from benchmarks.workloads import read_sentences
+from pipeline.benchmarking.paired import Ratio, interleaved
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUT_TOKENS, NEW_TOKENS = 64, 64
@@ -66,16 +68,17 @@ def measure_refill(target, inputs: list[list[int]], slots: int, repeats: int) ->
 
     systems = {"refill": refill, "fixed": fixed}
     runs, outputs = [], {}
-    for repeat, system, _ in interleaved([(name, slots) for name in systems], repeats, seed=0):
-        seconds, cpu_seconds, outputs[system] = timed(systems[system])
-        runs.append(Run(system, slots, repeat, seconds, cpu_seconds, sum(map(len, outputs[system]))))
+    for repeat, order in interleaved([list(systems)], repeats, seed=0):
+        for system in order:
+            seconds, cpu_seconds, outputs[system] = timed(systems[system])
+            runs.append(Run(system, slots, repeat, seconds, cpu_seconds, sum(map(len, outputs[system]))))
     speeds = {name: seconds_per_token(runs, name, slots) for name in systems}
-    ratio = paired_ratio(speeds["fixed"], speeds["refill"])
+    ratio = Ratio.of(speeds["fixed"], speeds["refill"])
     return {
         "slots": slots,
         "examples": len(inputs),
-        "tokens_per_second": {name: 1 / float(np.median(list(speeds[name].values()))) for name in systems},
-        "speedup": [ratio.median, ratio.low, ratio.high],
+        "tokens_per_second": {name: 1 / float(np.median(speeds[name])) for name in systems},
+        "speedup": dataclasses.asdict(ratio),
         "occupancy": occupancy,
         "equal_outputs": sum(a.tolist() == b.tolist() for a, b in zip(outputs["refill"], outputs["fixed"])),
     }
@@ -138,9 +141,8 @@ def main() -> None:
     for row in result["refill"]:
         print(
             f"| {row['slots']} | {row['examples']} | {row['tokens_per_second']['fixed']:.0f} "
-            f"| {row['tokens_per_second']['refill']:.0f} | {row['speedup'][0]:.2f} ({row['speedup'][1]:.2f} to "
-            f"{row['speedup'][2]:.2f}) | {row['occupancy']['fixed']:.2f} | {row['occupancy']['refill']:.2f} "
-            f"| {row['equal_outputs']} |"
+            f"| {row['tokens_per_second']['refill']:.0f} | {Ratio(**row['speedup']):.2f} "
+            f"| {row['occupancy']['fixed']:.2f} | {row['occupancy']['refill']:.2f} | {row['equal_outputs']} |"
         )
     print(json.dumps({"block": result["block"], "peak_mib": result["peak_mib"], "machine": result["machine"]}, indent=1))
     if args.output:

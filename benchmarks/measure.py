@@ -1,19 +1,15 @@
-"""The arithmetic of a comparison: interleaved runs, seconds per token, paired ratios with intervals, output agreement.
+"""What one run of a system took and gave: seconds per token, and how far outputs agree.
 
-A *cell* is one (system, batch size). Every repeat runs every cell once, in a fresh random order, so that a change of the
-machine's speed (heat, neighbours, background work) falls on all systems alike; the first repeat warms caches and is
-dropped. Systems are compared within repeats: the ratio of a repeat is base seconds per token / system seconds per token.
+A *cell* is one (system, batch size). In which order cells run, and the ratio of two systems with its interval, is
+`pipeline.benchmarking.paired`'s: all cells are one group, and the first repeat warms caches and is dropped.
 """
 from __future__ import annotations
 
 import dataclasses
-import math
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +44,6 @@ class Spread:
         return cls(float(np.median(values)), float(np.min(values)), float(np.max(values)))
 
 
-def interleaved(cells: Sequence[tuple[str, int]], repeats: int, seed: int) -> Iterator[tuple[int, str, int]]:
-    """Yields (repeat, system, batch) for repeats 0..repeats, each a fresh random order of all cells."""
-    order = random.Random(seed)
-    for repeat in range(repeats + 1):
-        yield from ((repeat, *cell) for cell in order.sample(list(cells), len(cells)))
-
-
 def timed(call: Callable[[], list[list[int]]]) -> tuple[float, float, list[list[int]]]:
     """Seconds of wall clock and of this process's processor time that `call` took, and its result."""
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -62,27 +51,13 @@ def timed(call: Callable[[], list[list[int]]]) -> tuple[float, float, list[list[
     return time.perf_counter() - start, time.process_time() - cpu_start, result
 
 
-def seconds_per_token(runs: Sequence[Run], system: str, batch: int) -> dict[int, float]:
-    """Seconds per generated token of one cell by repeat, the dropped first repeat left out."""
-    return {r.repeat: r.seconds_per_token for r in runs if (r.system, r.batch) == (system, batch) and r.repeat > 0}
+def seconds_per_token(runs: Sequence[Run], system: str, batch: int) -> list[float]:
+    """Seconds per generated token of one cell, repeat by repeat, the dropped first one left out.
 
-
-def paired_ratio(base: dict[int, float], system: dict[int, float]) -> Spread:
-    """How many times faster `system` is than `base`: geometric mean over the repeats both have, with a 95% interval.
-
-    The interval is Student's t of the logarithms: a bootstrap over five repeats is too narrow by a third.
-
-    Args:
-      base, system: seconds per token by repeat; at least two repeats in common for an interval, else it is infinite.
+    Two cells' are compared with `pipeline.benchmarking.paired.Ratio.of(base, system)`: how many times faster the system is.
     """
-    repeats = sorted(base.keys() & system.keys())
-    if not repeats:
-        raise ValueError(f"no repeat in common: base has {sorted(base)}, system has {sorted(system)}")
-    logs = np.log([base[r] / system[r] for r in repeats])                              # float64[R]
-    if len(logs) == 1:
-        return Spread(math.exp(logs[0]), 0.0, math.inf)
-    half = stats.t.ppf(0.975, len(logs) - 1) * np.std(logs, ddof=1) / math.sqrt(len(logs))
-    return Spread(math.exp(logs.mean()), math.exp(logs.mean() - half), math.exp(logs.mean() + half))
+    mine = {r.repeat: r.seconds_per_token for r in runs if (r.system, r.batch) == (system, batch) and r.repeat > 0}
+    return [mine[repeat] for repeat in sorted(mine)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@
     python -m benchmarks.peers --workloads=demo --batches=1,32 --systems=ct2,plain,gamma-auto --repeats=3
 
 Needs the extra `bench` (`make benchmark` installs it). Prints a Markdown table and writes it, with every single timing, to
---output as peers.md and peers.json. How it measures is told in benchmarks/measure.py and benchmarks/systems.py.
+--output as peers.md and peers.json. How it measures is told in pipeline/benchmarking/paired.py and benchmarks/systems.py.
 """
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import machine, measure, systems, workloads
+from pipeline.benchmarking.paired import Ratio, interleaved
 from pipeline.machine import versions as installed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -93,7 +94,8 @@ def compare(workload: workloads.Workload, chosen: dict[str, systems.System], arg
     runs: list[measure.Run] = []
     outputs: dict[tuple[str, int], systems.Tokens] = {}
     changed: set[tuple[str, int]] = set()
-    for repeat, name, batch in measure.interleaved(cells, arguments.repeats, arguments.seed):
+    schedule = interleaved([cells], arguments.repeats, arguments.seed)
+    for repeat, name, batch in ((repeat, *cell) for repeat, order in schedule for cell in order):
         seconds, cpu_seconds, rows = remotes[name].run(batch)
         runs.append(measure.Run(name, batch, repeat, seconds, cpu_seconds, sum(map(len, rows))))
         if outputs.setdefault((name, batch), rows) != rows:
@@ -112,12 +114,11 @@ def compare(workload: workloads.Workload, chosen: dict[str, systems.System], arg
             "title": chosen[name].title,
             "sequences": len(outputs[name, batch]),
             "tokens": sum(map(len, outputs[name, batch])),
-            "seconds_per_token": dataclasses.asdict(measure.Spread.of(list(times.values()))),
+            "seconds_per_token": dataclasses.asdict(measure.Spread.of(times)),
             "outputs_differ_between_repeats": (name, batch) in changed,
         }
         if BASE in chosen:
-            row["times_base"] = dataclasses.asdict(
-                measure.paired_ratio(measure.seconds_per_token(runs, BASE, batch), times))
+            row["times_base"] = dataclasses.asdict(Ratio.of(measure.seconds_per_token(runs, BASE, batch), times))
         if REFERENCE in chosen:
             row["agreement"] = dataclasses.asdict(measure.agreement(outputs[REFERENCE, batch], outputs[name, batch]))
         summary.append(row)
@@ -141,7 +142,7 @@ def table(result: dict) -> str:
             f"| {row['batch']} | {row['title']} "
             f"| {1e3 * spread['median']:.3f} ({1e3 * spread['low']:.3f} to {1e3 * spread['high']:.3f}) "
             f"| {1 / spread['median']:.0f} "
-            f"| {'{median:.2f} ({low:.2f} to {high:.2f})'.format(**ratio) if ratio else ''} "
+            f"| {format(Ratio(**ratio), '.2f') if ratio else ''} "
             f"| {'{equal_sequences} of {sequences}'.format(**equal) if equal else ''} |")
     return "\n".join(lines) + "\n"
 

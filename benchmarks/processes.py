@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.engine import INPUT_TOKENS, ROOT, config_for, repeated
-from benchmarks.measure import Run, interleaved, paired_ratio, seconds_per_token, timed
+from benchmarks.measure import Run, seconds_per_token, timed
 from benchmarks.workloads import read_sentences
+from pipeline.benchmarking.paired import Ratio, interleaved
 
 
 def serve(connection, cores: set[int], target: str, slots: int) -> None:
@@ -73,16 +74,17 @@ def measure(target: str, inputs: list[list[int]], ids: list[str], slots: int, re
     systems = {"one": Processes([set(cores)], target, slots), "many": Processes([{core} for core in cores], target, slots)}
     runs, outputs = [], {}
     try:
-        for repeat, name, _ in interleaved([(name, slots) for name in systems], repeats, seed=0):
-            seconds, cpu_seconds, outputs[name] = timed(lambda name=name: systems[name].decode(inputs, ids))
-            runs.append(Run(name, slots, repeat, seconds, cpu_seconds, sum(map(len, outputs[name]))))
+        for repeat, order in interleaved([list(systems)], repeats, seed=0):
+            for name in order:
+                seconds, cpu_seconds, outputs[name] = timed(lambda name=name: systems[name].decode(inputs, ids))
+                runs.append(Run(name, slots, repeat, seconds, cpu_seconds, sum(map(len, outputs[name]))))
     finally:
         for system in systems.values():
             system.close()
     speeds = {name: seconds_per_token(runs, name, slots) for name in systems}
     return {
-        "tokens_per_second": {name: 1 / float(np.median(list(of.values()))) for name, of in speeds.items()},
-        "ratio": paired_ratio(speeds["one"], speeds["many"]),
+        "tokens_per_second": {name: 1 / float(np.median(of)) for name, of in speeds.items()},
+        "ratio": Ratio.of(speeds["one"], speeds["many"]),
         "equal": sum(a == b for a, b in zip(outputs["one"], outputs["many"])),
     }
 
@@ -105,8 +107,7 @@ def main() -> None:
         row = measure(target, inputs, ids, slots, args.repeats)
         speeds, ratio = row["tokens_per_second"], row["ratio"]
         print(
-            f"| {slots} | {speeds['one']:.0f} | {speeds['many']:.0f} | {ratio.median:.2f} ({ratio.low:.2f} to "
-            f"{ratio.high:.2f}) | {row['equal']} of {len(inputs)} |",
+            f"| {slots} | {speeds['one']:.0f} | {speeds['many']:.0f} | {ratio:.2f} | {row['equal']} of {len(inputs)} |",
             flush=True,
         )
 

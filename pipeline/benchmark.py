@@ -6,7 +6,7 @@
 
 Runs in this process, one batch size after the other. Prints tables and writes DIR/benchmark.json, after every repeat,
 with every single timing.
-docs/benchmarking.md says how to read both, and pipeline/measurement.py how it is measured.
+docs/benchmarking.md says how to read both, and pipeline/benchmarking/paired.py and passes.py how it is measured.
 
 Exit status: 0 when everything was measured, 2 when something is wrong with the command, its input or its folder and
 nothing was done, 130 when interrupted.
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import decoding
 from decoding.version import __version__
-from pipeline import measurement
+from pipeline.benchmarking import paired
 from pipeline.benchmarking.inputs import Inputs, read_inputs, used_buckets
 from pipeline.benchmarking.results import (
     RESULTS,
@@ -106,7 +106,7 @@ def measure(
             "input_buckets": base.input_buckets,
             "resident_input_tokens": base.max_input_tokens,
         },
-        "interval": {"level": measurement.LEVEL, "method": measurement.METHOD},
+        "interval": {"level": paired.LEVEL, "method": paired.METHOD},
     }
     # The config's own values of what is varied played no part.
     for name in VARIED:

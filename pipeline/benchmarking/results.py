@@ -13,11 +13,12 @@ from flax import nnx
 from decoding import theory
 from decoding.adaptive import encode_costs
 from decoding.models.base import LanguageModel
-from pipeline import machine, measurement
+from pipeline import machine
+from pipeline.benchmarking.paired import Ratio
+from pipeline.benchmarking.passes import Pass, PassSeconds, draft_cost, pass_cost
 from pipeline.benchmarking.runner import Measurements, Runner
 from pipeline.benchmarking.settings import Group, Setting
 from pipeline.manifest import FolderError
-from pipeline.measurement import Pass, PassSeconds, Ratio
 from transforms.storage import OutputFolder
 
 RESULTS = "benchmark.json"
@@ -87,9 +88,9 @@ def setting_row(
         )
     if setting.gamma not in (0, "auto") and alpha:
         mean, gamma = alpha["mean"], setting.gamma
-        draft = measurement.draft_cost(passes, slots)
+        draft = draft_cost(passes, slots)
         c = draft.mean if draft else 0.0  # a draft that is no model costs next to nothing
-        cost = measurement.pass_cost(passes, slots, gamma + 1).mean
+        cost = pass_cost(passes, slots, gamma + 1).mean
         row["predicted"] = {
             "theorem_3_8": theory.walltime_improvement(mean, gamma, c),
             "with_pass_cost": theory.walltime_improvement_measured(mean, gamma, c, cost),
@@ -101,14 +102,14 @@ def cost_row(num_slots: int, passes: PassSeconds) -> dict:
     """What benchmark.json says of single passes at one batch size."""
     mine = {one: list(seconds) for one, seconds in passes.items() if one.num_slots == num_slots}
     target = {str(one.positions): seconds for one, seconds in mine.items() if one.model == "target"}
-    c = measurement.draft_cost(passes, num_slots)
+    c = draft_cost(passes, num_slots)
     return {
         "num_slots": num_slots,
         "target_seconds": target,
         "draft_seconds": mine.get(Pass(num_slots, "draft", 1)),
         "c": c and dataclasses.asdict(c),
         "pass_cost": {
-            width: dataclasses.asdict(measurement.pass_cost(passes, num_slots, int(width))) for width in target
+            width: dataclasses.asdict(pass_cost(passes, num_slots, int(width))) for width in target
         },
     }
 

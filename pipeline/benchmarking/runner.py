@@ -11,8 +11,9 @@ import decoding
 from decoding import DecodingConfig
 from decoding.drafts import Draft
 from decoding.models.base import LanguageModel
+from pipeline.benchmarking.paired import interleaved
+from pipeline.benchmarking.passes import MIN_SECONDS, Pass, PassTimer
 from pipeline.benchmarking.settings import Group, Setting, slots
-from pipeline.measurement import MIN_SECONDS, Pass, PassTimer, interleaved
 from transforms.aggregate import DecodedText, Statistics, shard_statistics
 from transforms.records import Example
 

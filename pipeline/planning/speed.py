@@ -10,7 +10,7 @@ from decoding import sharding, theory
 from decoding.checkpoints import architecture
 from decoding.checkpoints.load import DTYPES
 from decoding.programs import max_positions
-from pipeline.measurement import PassTimer
+from pipeline.benchmarking.passes import PassTimer
 from pipeline.planning import chips, roofline
 from pipeline.planning.command import Settings
 from pipeline.planning.jobs import Plan, abstract_models

@@ -7,11 +7,11 @@ import pytest
 
 import decoding
 from decoding import DecodingConfig
+from pipeline.benchmarking.passes import Pass
 from pipeline.benchmarking.results import cost_row, setting_row
 from pipeline.benchmarking.runner import Measurements, Runner
 from pipeline.benchmarking.settings import Group, Setting
 from pipeline.benchmarking.tables import remarks
-from pipeline.measurement import Pass
 from tests import scripted
 from tests.pipeline.benchmark_fakes import FakeGenerator, generation
 from transforms.aggregate import DecodedText, shard_statistics
