@@ -27,10 +27,10 @@ from decoding.version import __version__
 from pipeline.report import comparison, estimates
 from pipeline.report.estimates import Series
 from pipeline.report.operations import describe_models
+from pipeline.report.sources import BENCHMARK, GENERATIONS, SCORES, Source, SourceError, open_sources
 from pipeline.runners import beam_options, first_local
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
-from pipeline.sources import BENCHMARK, GENERATIONS, SCORES, Source, SourceError, open_sources
 from transforms import analysis, analysis_parts, storage
 from transforms.aggregate import CombineStatistics
 from transforms.analysis import CombineTokenCounts, Sums

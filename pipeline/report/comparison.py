@@ -13,7 +13,7 @@ from scipy.special import chdtrc
 from decoding import theory
 from pipeline.report import estimates
 from pipeline.report.estimates import Estimate, Series, estimate, exactly, propagated, ratio_of
-from pipeline.sources import BENCHMARK, GENERATIONS, SCORES, Source
+from pipeline.report.sources import BENCHMARK, GENERATIONS, SCORES, Source
 
 SeriesOf = Mapping[tuple[int, str], Series]
 """Series by number of the source and name of the draft in it."""

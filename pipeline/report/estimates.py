@@ -179,8 +179,9 @@ class Series:
         }
         if law:
             alphas = np.clip(self.mean_beta(), 0, 1)
-            expected = np.stack([theory.accepted_lengths(a, gamma) if np.isfinite(a) else np.full(gamma + 1, np.nan)
-                                 for a in alphas], axis=1)  # fmt: skip
+            unknown = np.full(gamma + 1, np.nan)
+            laws = [theory.accepted_lengths(alpha, gamma) if np.isfinite(alpha) else unknown for alpha in alphas]
+            expected = np.stack(laws, axis=1)
             found["geometric"] = [estimate(share, self.examples, proportion=True) for share in expected]
             found["distance"] = estimate(np.abs(shares - expected).sum(axis=0) / 2, self.examples)
             found["test"] = wald_test((shares - expected)[:-1], self.examples)

@@ -65,7 +65,9 @@ def all_figures(results: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def render(name: str, title: str, draw: Callable[[Axes, Mapping[str, Any]], bool], results: Mapping[str, Any]) -> str | None:
+def render(
+    name: str, title: str, draw: Callable[[Axes, Mapping[str, Any]], bool], results: Mapping[str, Any]
+) -> str | None:
     """The SVG of one figure, None where `draw` says that there is nothing to show. Equal input gives equal bytes."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
@@ -115,9 +117,19 @@ def _point(axes: Axes, x: Estimate, y: Estimate, number: int, label: str | None)
         for one in (x, y)
     ]
     axes.errorbar(
-        x["mean"], y["mean"], xerr=errors[0], yerr=errors[1], **_style(number), label=label, capsize=2, elinewidth=1.2,
-        linestyle="none", zorder=5, markeredgecolor="white", markeredgewidth=0.8,
-    )  # fmt: skip
+        x["mean"],
+        y["mean"],
+        xerr=errors[0],
+        yerr=errors[1],
+        **_style(number),
+        label=label,
+        capsize=2,
+        elinewidth=1.2,
+        linestyle="none",
+        zorder=5,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+    )
 
 
 def _curves(axes: Axes, curve: Callable[[int], np.ndarray], top: float, *, falling: bool = False) -> None:
@@ -126,11 +138,18 @@ def _curves(axes: Axes, curve: Callable[[int], np.ndarray], top: float, *, falli
         y = curve(gamma)
         axes.plot(_ALPHAS, y, color="#8a8f98", linestyle=_LINES[i % len(_LINES)], linewidth=1.3, zorder=2)
         inside = np.flatnonzero(y <= top)
-        at, place = (inside[0], {"xytext": (3, 6), "ha": "left"}) if falling else (inside[-1], {"xytext": (4, 0), "ha": "left"})
+        at, place = (
+            (inside[0], {"xytext": (3, 6), "ha": "left"}) if falling else (inside[-1], {"xytext": (4, 0), "ha": "left"})
+        )
         axes.annotate(
-            f"γ={gamma}", (_ALPHAS[at], y[at]), textcoords="offset points", va="center", fontsize=8.5, annotation_clip=False,
+            f"γ={gamma}",
+            (_ALPHAS[at], y[at]),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            annotation_clip=False,
             **place,
-        )  # fmt: skip
+        )
 
 
 def _alpha_axis(axes: Axes) -> None:
@@ -147,7 +166,8 @@ def _labels(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
     differing = [name for name in ("sampling", *names, "run") if len({str(row.get(name)) for row in rows}) > 1]
     written = {"gamma": "γ = {}", "num_slots": "num_slots {}"}
     labels = [
-        ", ".join([row["draft"], *(written.get(n, "{}").format(row[n]) for n in differing if n != "run")]) for row in rows
+        ", ".join([row["draft"], *(written.get(n, "{}").format(row[n]) for n in differing if n != "run")])
+        for row in rows
     ]
     return [f"{label}, {row['run']}" if labels.count(label) > 1 else label for label, row in zip(labels, rows)]
 
@@ -172,11 +192,20 @@ def gamma_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
         return theory.optimal_gamma(_ALPHAS, c, max_gamma=30).astype(np.float64)
 
     for i, c in enumerate((0.02, 0.05, 0.1, 0.2, 0.5)):
-        axes.step(_ALPHAS, best(c), where="mid", color="#8a8f98", linestyle=_LINES[i % len(_LINES)], linewidth=1.3,
-                  label=f"c = {c:g}")  # fmt: skip
+        axes.step(
+            _ALPHAS,
+            best(c),
+            where="mid",
+            color="#8a8f98",
+            linestyle=_LINES[i % len(_LINES)],
+            linewidth=1.3,
+            label=f"c = {c:g}",
+        )
     rows = [{**row, **cost} for row in results["best_gammas"] for cost in row["costs"]]
     seen: set[tuple] = set()
-    shown = [row for row in rows if not ((key := (row["draft"], row["sampling"], row["num_slots"])) in seen or seen.add(key))]
+    shown = [
+        row for row in rows if not ((key := (row["draft"], row["sampling"], row["num_slots"])) in seen or seen.add(key))
+    ]
     shown = shown[:_MOST_LINES]
     for number, (row, label) in enumerate(zip(shown, _labels(shown, "num_slots"))):
         _point(axes, row["alpha"], row["gamma"], number, f"{label} (c = {row['c']['mean']:.2f})")
@@ -228,7 +257,9 @@ def trace(axes: Axes, results: Mapping[str, Any]) -> bool:
             axes.add_patch(Rectangle((at, 1.1), c, 0.6, facecolor=PALETTE[4], edgecolor="white", linewidth=0.4))
             at += c
         width = _pass_width(gamma, passes)
-        axes.add_patch(Rectangle((at, 1.1), width, 0.6, facecolor=PALETTE[0], edgecolor="white", linewidth=0.4, hatch="//"))
+        axes.add_patch(
+            Rectangle((at, 1.1), width, 0.6, facecolor=PALETTE[0], edgecolor="white", linewidth=0.4, hatch="//")
+        )
         at += width
     plain = len(row["output_tokens"])
     for i in range(plain):
@@ -274,9 +305,13 @@ def _line(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], number:
     axes.plot(x, [one["mean"] for one in estimates], label=label, linestyle=_LINES[number % len(_LINES)], **style)
     if all(one["low"] is not None for one in estimates):
         axes.fill_between(
-            x, [one["low"] for one in estimates], [one["high"] for one in estimates], color=style["color"], alpha=0.12,
+            x,
+            [one["low"] for one in estimates],
+            [one["high"] for one in estimates],
+            color=style["color"],
+            alpha=0.12,
             linewidth=0,
-        )  # fmt: skip
+        )
 
 
 def accepted_lengths(axes: Axes, results: Mapping[str, Any]) -> bool:
@@ -287,8 +322,14 @@ def accepted_lengths(axes: Axes, results: Mapping[str, Any]) -> bool:
         for k, observed in zip(x, lengths["observed"]):
             _point(axes, {"mean": k, "low": None, "high": None}, observed, number, label if k == x[0] else None)
         if "geometric" in lengths:
-            axes.plot(x, [one["mean"] for one in lengths["geometric"]], color=PALETTE[number], linewidth=1.2,
-                      linestyle=_LINES[number % len(_LINES)], zorder=1)  # fmt: skip
+            axes.plot(
+                x,
+                [one["mean"] for one in lengths["geometric"]],
+                color=PALETTE[number],
+                linewidth=1.2,
+                linestyle=_LINES[number % len(_LINES)],
+                zorder=1,
+            )
     if found:
         axes.set_xticks(range(max(len(lengths["observed"]) for _, lengths in found)))
     axes.set(xlabel="accepted tokens", ylabel="share of calls (line: geometric law)", ylim=(0, None))
@@ -318,15 +359,24 @@ def widths(axes: Axes, results: Mapping[str, Any]) -> bool:
     for number, (one, label) in enumerate(zip(chosen, _labels(chosen))):
         size = one["sample_size"]
         axes.plot(
-            [n["positions"] for n in size["measured"]], [n["half_width"] for n in size["measured"]], linestyle="none",
-            label=label, **_style(number),
-        )  # fmt: skip
+            [n["positions"] for n in size["measured"]],
+            [n["half_width"] for n in size["measured"]],
+            linestyle="none",
+            label=label,
+            **_style(number),
+        )
         x = np.geomspace(100, 1e6, 50)
         y = size["half_width_at_10000_tokens"] * np.sqrt(1e4 / x)
         axes.plot(x, y, color=PALETTE[number % len(PALETTE)], linestyle=_LINES[number % len(_LINES)], linewidth=1.2)
     axes.axvline(1e4, color=_INK, linewidth=0.8, alpha=0.6)
-    axes.annotate("the paper's 10K", (1e4, 1.0), xycoords=("data", "axes fraction"), fontsize=8.5, xytext=(3, -10),
-                  textcoords="offset points")  # fmt: skip
+    axes.annotate(
+        "the paper's 10K",
+        (1e4, 1.0),
+        xycoords=("data", "axes fraction"),
+        fontsize=8.5,
+        xytext=(3, -10),
+        textcoords="offset points",
+    )
     axes.set(xlabel="tokens", ylabel="half-width of α's 95% interval", xscale="log", yscale="log")
     _legend(axes, loc="lower left")
     return bool(chosen)

@@ -8,8 +8,8 @@ from decoding.checkpoints.load import CheckpointError, find_checkpoint
 from decoding.models.decoder_only import DecoderConfig
 from decoding.models.ngram import is_ngram
 from decoding.models.t5 import T5Config
+from pipeline.report.sources import Source
 from pipeline.settings import NAMED_DRAFTS
-from pipeline.sources import Source
 
 
 def operations_per_token(config: T5Config | DecoderConfig | Mapping[str, Any]) -> float:

@@ -7,7 +7,7 @@ CSV has the values in full; an estimate takes three columns there. HTML and Mark
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -145,3 +145,12 @@ def table(name: str, title: str, columns: Sequence[Column], rows: Sequence[Seque
     if not rows:
         return None
     return Table(name, title, tuple(columns), tuple(map(tuple, rows)), note).without_empty_columns()
+
+
+PAIR = (text("run"), text("target"), text("draft"), text("sampling"))
+"""Columns that say of which pair of models a row is."""
+
+
+def pair(series: Mapping[str, Any]) -> tuple:
+    """The cells of `PAIR`, of an entry of analysis.json that is about one draft."""
+    return series["run"], series["target"], series["draft"], series["sampling"]

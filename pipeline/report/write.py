@@ -76,16 +76,22 @@ def headlines(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The few numbers to see first, each once: (value, what it is)."""
     found, alpha, ratio = [], Column("", "estimate", 3), Column("", "estimate", 2)
     for one in [one for one in results["two_definitions"] if one["over_target_text"]][:2]:
-        found.append((alpha.show(one["over_target_text"]), f"α of {one['draft']} over the target's text, {one['sampling']}"))
+        found.append(
+            (alpha.show(one["over_target_text"]), f"α of {one['draft']} over the target's text, {one['sampling']}")
+        )
     if not found:
-        found = [(alpha.show(o["alpha"]), f"α of {o['draft']}, {o['sampling']}") for o in results["series"][:2] if o["alpha"]]
+        found = [
+            (alpha.show(o["alpha"]), f"α of {o['draft']}, {o['sampling']}") for o in results["series"][:2] if o["alpha"]
+        ]
     for one in results["tokens_per_call"][:2]:
         caption = f"tokens per target call of {one['run']}: {one['draft']}, γ = {one['gamma']}, {one['sampling']}"
         found.append((ratio.show(one["observed"]), caption))
     if measured := [one for one in results["speedups"] if one["measured"]]:
         best = max(measured, key=lambda one: one["measured"]["mean"])
         slots = f"{best['num_slots']} slot{'s' if best['num_slots'] > 1 else ''}"
-        caption = f"largest measured speedup of {len(measured)} settings: γ = {best['gamma']}, {best['sampling']}, {slots}"
+        caption = (
+            f"largest measured speedup of {len(measured)} settings: γ = {best['gamma']}, {best['sampling']}, {slots}"
+        )
         found.append((ratio.show(best["measured"]).replace(" ", "× ", 1), caption))
     return list(dict.fromkeys(found))
 
@@ -130,7 +136,10 @@ def to_markdown(
         marks = ", ".join(f"{before}{name}{after}: {what}" for name, what, before, after in KINDS.values())
         lines += ["## Texts\n", f"Each line is a target call. {escape_markdown(marks)}.\n", *trace]
         for text in texts:
-            lines += [f"{escape_markdown(text.title)}: {escape_markdown(text.inputs)}\n", f"~~~~\n{text.to_plain()}~~~~\n"]
+            lines += [
+                f"{escape_markdown(text.title)}: {escape_markdown(text.inputs)}\n",
+                f"~~~~\n{text.to_plain()}~~~~\n",
+            ]
     return "\n".join(lines)
 
 
@@ -156,8 +165,15 @@ def to_html(
         # Markup: figures are escaped by matplotlib and `figures`.
         shown = [(Markup(drawn[one][0]), drawn[one][1]) for one in figure_names if one in drawn]
         if name in tables or shown:
-            sections.append({"name": name, "heading": heading, "introduction": introduction, "figures": shown,
-                             "tables": tables.get(name, ())})  # fmt: skip
+            sections.append(
+                {
+                    "name": name,
+                    "heading": heading,
+                    "introduction": introduction,
+                    "figures": shown,
+                    "tables": tables.get(name, ()),
+                }
+            )
     targets = sorted({source["target"]["name"] for source in results["sources"]})
     tasks = sorted({source["task"] for source in results["sources"] if source["task"]})
     return environment.get_template("page.html").render(

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline import analyze
-from pipeline.report import content, figures, paper, write
+from pipeline.report import acceptance, content, figures, paper, speed, write
 from pipeline.report.tables import Column, Table, escape_markdown
 from pipeline.report.texts import direction, shown_text, tip, token_texts
 from tests.pipeline import analysis_folders as folders
@@ -287,7 +287,7 @@ def test_tokens_whose_bytes_make_one_character():
 
 def test_the_papers_numbers_stand_only_beside_the_papers_settings(report):
     _, results = report
-    for table in (content.table_3(results), content.table_5(results)):
+    for table in (acceptance.table_3(results), acceptance.table_5(results)):
         assert not [column.title for column in table.columns if "paper" in column.title]
     xxl = dict(d_model=4096, d_ff=10240, num_layers=24, num_decoder_layers=24, gated=True)
     small = dict(d_model=512, d_ff=1024, num_layers=8, num_decoder_layers=8, gated=True)
@@ -299,12 +299,12 @@ def test_the_papers_numbers_stand_only_beside_the_papers_settings(report):
     one = next(series for series in results["series"] if series["kind"] == "scores" and series["draft"] == "small")
     shapes = {"x": {"name": one["target"], "shape": xxl}, "y": {"name": "small", "shape": small}}
     same = {**results, "models": shapes, "series": [{**one, "task": "wmt14_translate/de-en"}]}
-    (row,) = content.table_3(same).rows
+    (row,) = acceptance.table_3(same).rows
     assert row[-2:] == (0.75, 0.62)
     other = {**one, "task": "wmt14_translate/de-en", "sampling": "T = 0.5"}  # another way of sampling stands first
-    (row,) = content.table_3({**same, "series": [other, *same["series"]]}).rows
+    (row,) = acceptance.table_3({**same, "series": [other, *same["series"]]}).rows
     assert row[-2:] == (0.75, 0.62)
-    assert [cell for cell in content.table_5(same).rows[0] if isinstance(cell, float)] == [0.62, 0.71, 0.84]
+    assert [cell for cell in acceptance.table_5(same).rows[0] if isinstance(cell, float)] == [0.62, 0.71, 0.84]
 
 
 def test_the_papers_tables_are_those_that_theory_is_tested_with():
@@ -312,7 +312,7 @@ def test_the_papers_tables_are_those_that_theory_is_tested_with():
 
     assert list(paper.TABLE_1) == test_theory.TABLE_1
     assert [(g, a, c, predicted) for _, _, _, g, a, c, predicted, _ in paper.TABLE_4] == test_theory.TABLE_4
-    for row in content.table_1().rows:
+    for row in speed.table_1().rows:
         assert f"{row[2]:.2f}" == f"{row[3]:.2f}" and f"{row[4]:.2f}" == f"{row[5]:.2f}"
 
 
