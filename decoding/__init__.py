@@ -14,6 +14,7 @@ if typing.TYPE_CHECKING:
     from decoding.drafts import PromptLookupDraft, UniformDraft, load_draft
     from decoding.engine import EngineReport, Generator
     from decoding.models.ngram import NGramDraft
+    from decoding.registry import register_family
 
 _HOMES = {
     "CheckpointError": "decoding.checkpoints",
@@ -29,6 +30,7 @@ _HOMES = {
     "keep_programs": "decoding.compilation",
     "load_draft": "decoding.drafts",
     "load_model": "decoding.checkpoints",
+    "register_family": "decoding.registry",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "keep_programs",
     "load_draft",
     "load_model",
+    "register_family",
     "theory",
 ]
 

@@ -64,6 +64,10 @@ class ModelDraft(nnx.Module):
     def encoder_decoder(self) -> bool | None:
         return self.model.encoder_decoder
 
+    @property
+    def config(self):
+        return getattr(self.model, "config", None)
+
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         return self.model.init_state(batch, input_length, max_positions)
 

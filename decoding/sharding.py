@@ -1,18 +1,17 @@
 """Models split over a mesh of devices: heads, feed-forward and vocabulary over `model`, slots over `data`.
 
-Every parameter, state and row has logical axes; `RULES` maps them to axes of the mesh, and XLA's partitioner does the
-rest, so that logits and tokens are the same on any mesh up to rounding. What an axis does not divide is left whole on
-every device (`undivided` says what).
+Every parameter, state and row has logical axes; a model names them where it makes its parameters
+(`models.linear.weight`). `RULES` maps them to axes of the mesh, and XLA's partitioner does the rest, so that logits and
+tokens are the same on any mesh up to rounding. What an axis does not divide is left whole on every device (`undivided`
+says what).
 
 A projection that is fused of several ([q k v], [wi_0 wi_1]) cannot be cut into contiguous columns: the first device
-would get queries only. `arrange` therefore lays its columns out device by device, [q_0 k_0 v_0 | q_1 k_1 v_1 | ...], and
-the model, whose config then says how many such pieces there are, takes them apart again without moving anything
-(`models.base.split_fused`). Where fewer heads of keys than devices exist (grouped-query attention), each is repeated
-until they divide: the devices that share it hold a copy.
+would get queries only. `Division.arrange` therefore lays its columns out device by device, [q_0 k_0 v_0 | q_1 k_1 v_1 |
+...], and the model, whose config then says how many such pieces there are, takes them apart again without moving
+anything (`models.base.split_fused`). Where fewer heads of keys than devices exist (grouped-query attention), each is
+repeated until they divide: the devices that share it hold a copy.
 """
 
-import dataclasses
-import math
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -23,28 +22,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from decoding.config import DATA, MODEL
 from decoding.config import parse_mesh as parse_mesh
-from decoding.models.base import LanguageModel, State
-from decoding.models.decoder_only import DecoderConfig, DecoderOnly
-from decoding.models.t5 import T5, T5Config
-
-Config = T5Config | DecoderConfig
+from decoding.models.base import LanguageModel, Shape, State
 
 RULES = {"slots": DATA, "heads": MODEL, "feed_forward": MODEL, "vocabulary": MODEL}
-
-# Logical axes of parameters by their name, that of their Linear where it is one's kernel or bias. All others are whole.
-_AXES = {
-    "embedding": ("vocabulary", None),
-    "head": (None, "vocabulary"),
-    "qkv": (None, "heads"),
-    "query": (None, "heads"),
-    "kv": (None, "heads"),
-    "out": ("heads", None),
-    "wi": (None, "feed_forward"),
-    "wo": ("feed_forward", None),
-    "encoder_bias": (None, "heads"),
-    "decoder_bias": (None, "heads"),
-    "relative": (None, "heads"),
-}
+_SHOWN = {"heads": "attention heads", "feed_forward": "feed-forward width", "vocabulary": "vocabulary"}
 
 
 def make_mesh(data: int = 1, model: int = 1, devices=None) -> Mesh:
@@ -67,104 +48,89 @@ def make_mesh(data: int = 1, model: int = 1, devices=None) -> Mesh:
     return Mesh(np.array(devices).reshape(data, model), (DATA, MODEL))
 
 
-def divided(config: Config, mesh: Mesh) -> Config:
+def divided(config: Shape, mesh: Mesh) -> Shape:
     """The config of the same model split over the mesh: how many pieces its projections have, keys' heads repeated."""
     if not set(mesh.axis_names) <= {DATA, MODEL} or MODEL not in mesh.axis_names:
         raise ValueError(f"the mesh has the axes {mesh.axis_names}; allowed: ('data', 'model') or ('model',)")
-    ways = mesh.shape[MODEL]
-    heads = ways if config.num_heads % ways == 0 else 1
-    settings = {"attention_shards": heads, "feed_forward_shards": ways if config.d_ff % ways == 0 else 1}
-    if isinstance(config, DecoderConfig):
-        settings["num_kv_heads"] = math.lcm(config.num_kv_heads, heads)
-    return dataclasses.replace(config, **settings)
+    return config.divided(mesh.shape[MODEL])
 
 
-def undivided(config: Config, mesh: Mesh) -> list[str]:
+def undivided(config: Shape, mesh: Mesh) -> list[str]:
     """What of a model the mesh does not divide, for people: every device holds and computes all of it."""
     ways = mesh.shape[MODEL]
-    found = {"attention heads": config.num_heads, "feed-forward width": config.d_ff, "vocabulary": config.vocab_size}
-    return [f"{what} {size} is not divisible by {ways}: whole on every device" for what, size in found.items() if size % ways]
+    return [
+        f"{_SHOWN[axis]} {size} is not divisible by {ways}: whole on every device"
+        for axis, size in config.sizes.items()
+        if size % ways
+    ]
 
 
-def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
-    """Logical axes of the parameter at a path like "decoder.0.attention.qkv" or "blocks.3.qkv.bias"."""
-    *_, owner, name = ["", *path.split(".")]
-    axes = _AXES.get(owner if name in ("kernel", "bias") else name, ())[-ndim:]
-    return (None,) * (ndim - len(axes)) + axes
+def abstract(config: Shape, dtype=jnp.float32) -> LanguageModel:
+    """A model whose parameters have shapes and dtypes only; nothing is allocated."""
+    return nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0), dtype=dtype))
 
 
-def partition(path: str, ndim: int, config: Config, mesh: Mesh) -> PartitionSpec:
-    """How a parameter is split, of a model with a `divided` config."""
-    ways = mesh.shape[MODEL]
-    divides = {
-        "heads": config.attention_shards == ways,
-        "feed_forward": config.feed_forward_shards == ways,
-        "vocabulary": config.vocab_size % ways == 0,
-    }
-    return PartitionSpec(*(RULES[axis] if divides.get(axis) else None for axis in logical_axes(path, ndim)))
+def parameters(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """By path."""
+    return {".".join(map(str, keys)): leaf for keys, leaf in nnx.to_flat_state(nnx.state(model))}
 
 
-def arrange(path: str, value, config: Config, split: Config):
-    """The parameter of a model with `config` as the model with `split = divided(config, mesh)` holds it.
+class Division:
+    """How the parameters of a model are split over a mesh.
 
-    Args:
-      path: of the parameter.
-      value: its array, of NumPy or JAX.
+    Attributes:
+      config: the `divided` one.
     """
-    xp = np if isinstance(value, np.ndarray) else jnp
-    *_, owner, name = ["", *path.split(".")]
-    base = owner if name in ("kernel", "bias") else name
-    lead = value.shape[:-1]
-    if base == "wi" and config.gated:
-        parts, ways = xp.split(value, 2, axis=-1), split.feed_forward_shards
-    elif base == "kv":
-        parts, ways = xp.split(value, 2, axis=-1), split.attention_shards
-    elif base == "qkv":
-        ways = split.attention_shards
-        if isinstance(config, T5Config):
-            parts = xp.split(value, 3, axis=-1)
-        else:
-            dim, groups = config.head_dim, config.num_kv_heads
-            edges = [config.num_heads * dim, (config.num_heads + groups) * dim]
-            query, *parts = xp.split(value, edges, axis=-1)
-            copies = split.num_kv_heads // groups
-            parts = [xp.repeat(part.reshape(*lead, groups, dim), copies, axis=-2).reshape(*lead, -1) for part in parts]
-            parts = [query, *parts]
-    else:
-        return value
-    pieces = [part.reshape(*lead, ways, part.shape[-1] // ways) for part in parts]
-    return xp.concatenate(pieces, axis=-1).reshape(*lead, -1)
 
+    def __init__(self, config: Shape, mesh: Mesh):
+        self.config, self._mesh = divided(config, mesh), mesh
+        self._whole, self._split = (parameters(abstract(shape)) for shape in (config, self.config))
 
-def arranged(
-    parameters: Iterable[tuple[str, np.ndarray]], config: Config, split: Config
-) -> Iterator[tuple[str, np.ndarray]]:
-    """`arrange` for every parameter of a stream."""
-    return ((path, arrange(path, value, config, split)) for path, value in parameters)
+    def partition(self, path: str) -> PartitionSpec:
+        """How the parameter at a path is split."""
+        leaf, ways = self._split[path], self._mesh.shape[MODEL]
+        axes = leaf.get_metadata().get("axes", ())
+        axes = (None,) * (len(leaf.shape) - len(axes)) + axes
+        return PartitionSpec(*(RULES[axis] if axis and self.config.sizes[axis] % ways == 0 else None for axis in axes))
 
+    def arrange(self, path: str, value):
+        """An array, of NumPy or JAX, of the parameter of the whole model, as the split one holds it."""
+        whole, split = (leaves[path].get_metadata() for leaves in (self._whole, self._split))
+        if not whole.get("parts"):
+            return value
+        xp, lead = np if isinstance(value, np.ndarray) else jnp, value.shape[:-1]
+        pieces, start = [], 0
+        for (units, width), (copies, _) in zip(whole["parts"], split["parts"], strict=True):
+            part = value[..., start : start + units * width].reshape(*lead, units, width)
+            part = xp.repeat(part, copies // units, axis=-2)
+            pieces.append(part.reshape(*lead, self.config.pieces[whole["axes"][-1]], -1))
+            start += units * width
+        return xp.concatenate(pieces, axis=-1).reshape(*lead, -1)
 
-def place(path: str, value: np.ndarray, split: Config, mesh: Mesh) -> jax.Array:
-    """A parameter on the mesh; every device is sent its own part only."""
-    sharding = NamedSharding(mesh, partition(path, value.ndim, split, mesh))
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    def arranged(self, values: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+        """`arrange` for every parameter of a stream."""
+        return ((path, self.arrange(path, value)) for path, value in values)
+
+    def place(self, path: str, value: np.ndarray) -> jax.Array:
+        """An arranged parameter on the mesh; every device is sent its own part only."""
+        sharding = NamedSharding(self._mesh, self.partition(path))
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def shard(model: LanguageModel, mesh: Mesh) -> LanguageModel:
-    """A T5 or decoder-only model, abstract ones too, split over a mesh."""
-    config, dtype = model.config, model.embedding.get_value().dtype
-    split = divided(config, mesh)
-    cls = T5 if isinstance(config, T5Config) else DecoderOnly
-    graph, target = nnx.split(nnx.eval_shape(lambda: cls(split, rngs=nnx.Rngs(0), dtype=dtype)))
-    values = {".".join(map(str, keys)): leaf.get_value() for keys, leaf in nnx.to_flat_state(nnx.state(model))}
+    """A model with a `Shape`, abstract ones too, split over a mesh."""
+    division = Division(model.config, mesh)
+    graph, target = nnx.split(abstract(division.config, model.dtype))
+    values = parameters(model)
     flat = []
     for keys, leaf in nnx.to_flat_state(target):
         path = ".".join(map(str, keys))
-        value = values.pop(path)
+        value = values.pop(path).get_value()
         if isinstance(value, jax.ShapeDtypeStruct):
-            sharding = NamedSharding(mesh, partition(path, len(leaf.shape), split, mesh))
+            sharding = NamedSharding(mesh, division.partition(path))
             value = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
         else:
-            value = place(path, np.asarray(arrange(path, value, config, split)), split, mesh)
+            value = division.place(path, np.asarray(division.arrange(path, value)))
         flat.append((keys, leaf.replace(value)))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
@@ -236,10 +202,8 @@ class Placement:
         return tuple(self._state(model, state) for model, state in zip(models, states))
 
     def _state(self, model, state):
-        while hasattr(model, "model"):
-            model = model.model
-        ways = self.mesh.shape[MODEL]
-        heads = MODEL if getattr(getattr(model, "config", None), "attention_shards", 0) == ways else None
+        config = getattr(model, "config", None)  # tables and copying have none
+        heads = MODEL if config is not None and config.attention_shards == self.mesh.shape[MODEL] else None
 
         def split(leaf):
             slots = DATA if self.groups > 1 and leaf.shape[0] % self.groups == 0 else None

@@ -6,18 +6,14 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import nnx
 
-from decoding.checkpoints import hf_decoder_only, hf_t5
+from decoding import sharding
 from decoding.checkpoints.storage import CheckpointError
-from decoding.models.base import LanguageModel
-from decoding.models.decoder_only import DecoderConfig, DecoderOnly
+from decoding.models.base import LanguageModel, Shape
 from decoding.models.presets import PRESETS
-from decoding.models.t5 import T5, T5Config
-
-Config = T5Config | DecoderConfig
-FAMILIES = (*hf_t5.FAMILIES, *hf_decoder_only.FAMILIES)
+from decoding.registry import FAMILIES
 
 
-def parse_config(raw: Mapping, shown: str, tied: bool | None = None) -> Config:
+def parse_config(raw: Mapping, shown: str, tied: bool | None = None) -> Shape:
     """A model's shape.
 
     Args:
@@ -29,15 +25,14 @@ def parse_config(raw: Mapping, shown: str, tied: bool | None = None) -> Config:
       CheckpointError: an unknown family, a missing key, a special token that is not one, or something not supported.
     """
     family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise CheckpointError(f"{shown}: model_type is {family!r}; supported: {', '.join(FAMILIES)}")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise CheckpointError(f"{shown}: model_type is {family!r}; supported: {', '.join(FAMILIES.names())}")
     if raw.get("quantization_config"):
         raise CheckpointError(f"{shown}: quantised weights are not supported; full or half precision ones are")
     if tied and raw.get("tie_word_embeddings") is False:
         tied = False  # so that the head is missed: without it this is not a whole model
-    parse = hf_t5.parse_config if family in hf_t5.FAMILIES else hf_decoder_only.parse_config
     try:
-        config = parse(raw, shown, tied)
+        config = FAMILIES.get(family).parse_config(raw, shown, tied)
         for name, token in (("end", config.eos_id), ("start", config.start_id)):
             if token is None or not 0 <= token < config.vocab_size:
                 raise CheckpointError(f"{shown}: the {name} token is {token!r}; allowed: 0 to {config.vocab_size - 1}")
@@ -66,7 +61,7 @@ def resolve(architecture: str | Mapping) -> tuple[dict, str]:
 
 def settle(
     own: Mapping | None, shown: str, architecture: str | Mapping | None, tied: bool | None = None
-) -> tuple[dict, Config]:
+) -> tuple[dict, Shape]:
     """The config to use: the checkpoint's own where it has one, else the given architecture.
 
     Args:
@@ -101,17 +96,26 @@ def settle(
     return dict(own), config
 
 
-def build(config: Config, dtype) -> LanguageModel:
+def build(config: Shape, dtype) -> LanguageModel:
     """A randomly initialised model."""
-    cls = T5 if isinstance(config, T5Config) else DecoderOnly
-    return cls(config, rngs=nnx.Rngs(0), dtype=dtype)
+    return config.build(rngs=nnx.Rngs(0), dtype=dtype)
 
 
 def abstract_model(architecture: str | Mapping, dtype=jnp.bfloat16) -> LanguageModel:
     """A model whose parameters have shapes and dtypes only; nothing is allocated."""
-    return abstract(parse_config(*resolve(architecture)), dtype)
+    return sharding.abstract(parse_config(*resolve(architecture)), dtype)
 
 
-def abstract(config: Config, dtype=jnp.float32) -> LanguageModel:
-    """As `abstract_model`, of a parsed config."""
-    return nnx.eval_shape(lambda: build(config, dtype))
+def shape_of(values: Mapping) -> Shape:
+    """The shape whose `dataclasses.asdict` a mapping is, as benchmark.json has it.
+
+    Raises:
+      CheckpointError: it is that of no family.
+    """
+    for config in dict.fromkeys(FAMILIES.get(name).config for name in FAMILIES.names()):
+        if values.keys() <= {field.name for field in dataclasses.fields(config)}:
+            try:
+                return config(**values)
+            except TypeError as error:
+                raise CheckpointError(f"a shape is not whole: {error}") from error
+    raise CheckpointError(f"a shape has the fields {', '.join(values)}: those of no family")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from decoding.checkpoints.architecture import Config
+from decoding.models.base import Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,6 @@ class Checkpoint:
     """
 
     raw: dict
-    config: Config
+    config: Shape
     weight_files: tuple[str, ...]
     parameters: Callable[[np.dtype], Iterator[tuple[str, np.ndarray]]]

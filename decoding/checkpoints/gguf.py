@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from decoding.checkpoints import architecture, hf_decoder_only, storage
+from decoding.checkpoints import architecture, storage
 from decoding.checkpoints.checkpoint import Checkpoint
 from decoding.checkpoints.fill import Source, stream
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.decoder_only import DecoderConfig
+from decoding.registry import FAMILIES
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's files say "llama"
 ROPE_FACTORS = "rope_freqs.weight"
@@ -220,7 +221,7 @@ def _scaling(file: GgufFile, family: str) -> dict:
 
 def sources(config: DecoderConfig, family: str) -> dict[str, Source]:
     """Our parameter path -> its source."""
-    return {ours: _renamed(source, config, family) for ours, source in hf_decoder_only.sources(config).items()}
+    return {ours: _renamed(source, config, family) for ours, source in FAMILIES.get(family).sources(config).items()}
 
 
 def _renamed(source: Source, config: DecoderConfig, family: str) -> Source:

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from decoding.checkpoints import architecture, hf_decoder_only, hf_t5, storage
-from decoding.checkpoints.architecture import Config
+from decoding.checkpoints import architecture, storage
 from decoding.checkpoints.checkpoint import Checkpoint
-from decoding.checkpoints.fill import Source, stream
+from decoding.checkpoints.fill import stream
 from decoding.checkpoints.safetensors import SafeTensors
 from decoding.checkpoints.storage import CheckpointError
-from decoding.models.t5 import T5Config
+from decoding.registry import FAMILIES
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,7 +35,10 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     files = weight_files(path, names)
     tensors = SafeTensors(files)
     raw, config = architecture.settle(own, config_file, given, tied="lm_head.weight" not in tensors.shapes)
-    found, ignored = sources(config, config_file)
+    family = FAMILIES.get(raw["model_type"])
+    if family.sources is None:
+        raise CheckpointError(f"{config_file}: a {raw['model_type']!r} is read from T5X and Orbax checkpoints, not safetensors")
+    found, ignored = family.sources(config), frozenset(family.ignored(config))
     if "wte.weight" in tensors.shapes:  # GPT-2 as OpenAI's own checkpoints name it
         plain = lambda names: (name.removeprefix("transformer.") for name in names)
         found = {ours: source._replace(names=tuple(plain(source.names))) for ours, source in found.items()}
@@ -55,15 +57,6 @@ def _end_of_turn(tokenizer: Mapping, candidates: list[int]) -> int:
     added = tokenizer.get("added_tokens_decoder", {})
     named = [int(i) for i, token in added.items() if token.get("content") == eos and int(i) in candidates]
     return (named or candidates)[0]
-
-
-def sources(config: Config, shown: str) -> tuple[dict[str, Source], frozenset[str]]:
-    """Our parameter path -> its source, and the names that need no place."""
-    if isinstance(config, T5Config):
-        return hf_t5.sources(config), hf_t5.IGNORED
-    if config.position == "relative":
-        raise CheckpointError(f"{shown}: LaMDA's shape is read from T5X and Orbax checkpoints, not from safetensors")
-    return hf_decoder_only.sources(config), hf_decoder_only.ignored(config)
 
 
 def weight_files(path: str, names: list[str]) -> list[str]:

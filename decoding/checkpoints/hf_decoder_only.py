@@ -5,35 +5,14 @@ LaMDA was never published: its config has keys of our own in Llama's style, and 
 
 from collections.abc import Mapping
 
+from decoding.checkpoints import t5x_names
+from decoding.checkpoints.families import Family
 from decoding.checkpoints.fill import Source, as_is, linear, vectors
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import ACTIVATIONS
 from decoding.models.decoder_only import DecoderConfig, Rotary
 
-LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
-FAMILIES = ("gpt2", *LLAMA_LIKE, "lamda")
-
 _SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
-
-
-def parse_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
-    """DecoderConfig from the keys of a Hugging Face config.
-
-    Args:
-      raw: the config.
-      shown: where it comes from, for messages.
-      tied: what the weights say, None where only `tie_word_embeddings` can; absent, it is Hugging Face's default.
-
-    Raises:
-      CheckpointError: something in the config is not supported.
-      KeyError: a required key is missing.
-    """
-    kind = raw["model_type"]
-    if tied is None:
-        tied = raw.get("tie_word_embeddings", kind == "gpt2")
-    if kind == "gpt2":
-        return _gpt2_config(raw, shown, tied=tied)
-    return _lamda_config(raw, shown, tied=tied) if kind == "lamda" else _llama_config(raw, shown, tied=tied)
 
 
 def _activation(raw: Mapping, shown: str, key: str, default: str) -> str:
@@ -45,6 +24,11 @@ def _activation(raw: Mapping, shown: str, key: str, default: str) -> str:
     return name
 
 
+def _tied(raw: Mapping, tied: bool | None, *, default: bool = False) -> bool:
+    """What the weights say, or where they cannot be asked `tie_word_embeddings`; absent, it is Hugging Face's default."""
+    return raw.get("tie_word_embeddings", default) if tied is None else tied
+
+
 def _special(raw: Mapping) -> dict[str, int]:
     eos = raw["eos_token_id"]
     eos = eos[0] if isinstance(eos, list) else eos
@@ -53,7 +37,7 @@ def _special(raw: Mapping) -> dict[str, int]:
     return {"eos_id": eos, "start_id": eos if start is None else start, "pad_id": eos if pad is None else pad}
 
 
-def _gpt2_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
+def _gpt2_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
     width, heads = raw["n_embd"], raw["n_head"]
     if raw.get("scale_attn_by_inverse_layer_idx") or not raw.get("scale_attn_weights", True):
         raise CheckpointError(f"{shown}: attention scores scaled other than by sqrt(head size) are not supported")
@@ -69,7 +53,7 @@ def _gpt2_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
         position="learned",
         activation=_activation(raw, shown, "activation_function", "gelu_new"),
         gated=False,
-        tied=tied,
+        tied=_tied(raw, tied, default=True),
         qkv_bias=True,
         out_bias=True,
         feed_forward_bias=True,
@@ -79,7 +63,7 @@ def _gpt2_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
     )
 
 
-def _lamda_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
+def _lamda_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
     """Section 3 and appendix D of Thoppilan et al., 2201.08239: T5's relative positions and gated GELU."""
     return DecoderConfig(
         vocab_size=raw["vocab_size"],
@@ -93,7 +77,7 @@ def _lamda_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
         position="relative",
         activation=_activation(raw, shown, "hidden_act", "gelu_new"),
         gated=True,
-        tied=tied,
+        tied=_tied(raw, tied),
         scale_attention=False,
         norm_epsilon=raw.get("rms_norm_eps", 1e-6),
         relative_buckets=raw.get("relative_attention_num_buckets", 32),
@@ -102,7 +86,7 @@ def _lamda_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
     )
 
 
-def _llama_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
+def _llama_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
     heads, kind = raw["num_attention_heads"], raw["model_type"]
     # Hugging Face's default for Mistral is a window, null is none.
     sliding = raw.get("use_sliding_window") or (kind == "mistral" and raw.get("sliding_window", 4096))
@@ -120,7 +104,7 @@ def _llama_config(raw: Mapping, shown: str, *, tied: bool) -> DecoderConfig:
         position="rotary",
         activation=_activation(raw, shown, "hidden_act", "silu"),
         gated=True,
-        tied=tied,
+        tied=_tied(raw, tied),
         qkv_bias=kind == "qwen2" or raw.get("attention_bias", False),
         out_bias=kind != "qwen2" and raw.get("attention_bias", False),
         feed_forward_bias=raw.get("mlp_bias", False),
@@ -154,11 +138,6 @@ def _rotary(raw: Mapping, shown: str) -> Rotary:
     if kind == "factors":  # of GGUF files
         return Rotary(theta=theta, scaling="factors", factors=tuple(scaling["factors"]))
     raise CheckpointError(f"{shown}: rotary scaling {kind!r} is not supported; allowed: default, linear, llama3")
-
-
-def sources(config: DecoderConfig) -> dict[str, Source]:
-    """Our parameter path -> its source."""
-    return _gpt2_sources(config) if config.position == "learned" else _llama_sources(config)
 
 
 def _gpt2_sources(config: DecoderConfig) -> dict[str, Source]:
@@ -214,10 +193,15 @@ def _llama_sources(config: DecoderConfig) -> dict[str, Source]:
     return found
 
 
-def ignored(config: DecoderConfig) -> frozenset[str]:
+def _ignored(config: DecoderConfig) -> list[str]:
     """Buffers that old checkpoints carry and that hold no parameters."""
     names = []
     for i in range(config.num_layers):
         names += [f"transformer.h.{i}.attn.bias", f"transformer.h.{i}.attn.masked_bias"]
         names += [f"model.layers.{i}.self_attn.rotary_emb.inv_freq"]
-    return frozenset(names)
+    return names
+
+
+GPT2 = Family(DecoderConfig, _gpt2_config, _gpt2_sources, _ignored, t5x_names.read_decoder_only)
+LLAMA = Family(DecoderConfig, _llama_config, _llama_sources, _ignored, t5x_names.read_decoder_only)
+LAMDA = Family(DecoderConfig, _lamda_config, t5x=t5x_names.read_decoder_only)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
+from decoding.checkpoints import t5x_names
+from decoding.checkpoints.families import Family
 from decoding.checkpoints.fill import Source, as_is, linear, stacked
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import ACTIVATIONS
 from decoding.models.t5 import T5Config
-
-FAMILIES = ("t5", "mt5", "umt5")
 
 # Copies of the shared embedding, and a bias table of early checkpoints that the model never reads.
 IGNORED = frozenset(
@@ -111,3 +111,6 @@ def sources(config: T5Config) -> dict[str, Source]:
         found[f"decoder.{i}.cross.out"] = linear([f"{theirs}.EncDecAttention.o.weight"], [d], inner)
         add_feed_forward(f"decoder.{i}", f"decoder.block.{i}.layer.2")
     return found
+
+
+FAMILY = Family(T5Config, parse_config, sources, lambda config: IGNORED, t5x_names.read_t5)

@@ -13,7 +13,6 @@ from decoding.checkpoints.checkpoint import Checkpoint
 from decoding.checkpoints.fill import fill
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import LanguageModel
-from decoding.models.t5 import T5Config
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -74,7 +73,7 @@ def inspect_checkpoint(path: str, architecture: str | Mapping | None = None) -> 
         start_id=config.start_id,
         eos_id=config.eos_id,
         pad_id=config.pad_id,
-        encoder_decoder=isinstance(config, T5Config),
+        encoder_decoder=config.encoder_decoder,
         weight_files=checkpoint.weight_files,
     )
 
@@ -105,9 +104,7 @@ def load_model(
     config, parameters = checkpoint.config, checkpoint.parameters(DTYPES[dtype])
     if mesh is None:
         return fill(lambda: architectures.build(config, DTYPES[dtype]), parameters)
-    split = sharding.divided(config, mesh)
+    division = sharding.Division(config, mesh)
     return fill(
-        lambda: architectures.build(split, DTYPES[dtype]),
-        sharding.arranged(parameters, config, split),
-        lambda path, value: sharding.place(path, value, split, mesh),
+        lambda: architectures.build(division.config, DTYPES[dtype]), division.arranged(parameters), division.place
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from decoding import sharding
 from decoding.checkpoints import architecture, storage
 from decoding.checkpoints.arrays import Arrays
 from decoding.checkpoints.checkpoint import Checkpoint
@@ -44,7 +45,7 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     root = storage.join(path, FOLDER) if FOLDER in names else path
     arrays = _open(root)
     raw, config = architecture.settle(own, config_file, given, tied="head" not in arrays.shapes)
-    shapes = parameter_shapes(architecture.abstract(config))
+    shapes = parameter_shapes(sharding.abstract(config))
     sources = {name: as_is(name, *shape) for name, shape in shapes.items()}
 
     def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:

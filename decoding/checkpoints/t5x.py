@@ -3,7 +3,6 @@
 The index is msgpack and may hold small arrays itself; everything of the optimizer is left alone. Nothing is unpickled.
 """
 
-import dataclasses
 import functools
 import re
 import types
@@ -16,7 +15,7 @@ from decoding.checkpoints.arrays import Arrays
 from decoding.checkpoints.checkpoint import Checkpoint
 from decoding.checkpoints.fill import stream
 from decoding.checkpoints.storage import CheckpointError
-from decoding.models.t5 import T5Config
+from decoding.registry import FAMILIES
 
 INDEX = "checkpoint"
 _TARGET = "target."
@@ -47,13 +46,10 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     own = storage.read_json(config_file) if config_files else None
     raw, config = architecture.settle(own, config_file, given)
     arrays = _Target(path, names)
-    if isinstance(config, T5Config):
-        layouts = t5x_names.t5_layouts(config, arrays.shapes, path)
-        config = dataclasses.replace(config, bias_per_layer=layouts[0].bias_per_layer)
-        raw = raw | {"model_type": "umt5" if config.bias_per_layer else raw["model_type"]}
-        sources = t5x_names.t5_sources(config, layouts)
-    else:
-        sources = t5x_names.decoder_only_sources(config, arrays.shapes, path)
+    family = FAMILIES.get(raw["model_type"])
+    if family.t5x is None:
+        raise CheckpointError(f"{path}: a {raw['model_type']!r} is not read from T5X's checkpoints")
+    raw, config, sources = family.t5x(raw, config, arrays.shapes, path)
 
     def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
         if not t5x_names.is_scanned(arrays.shapes):

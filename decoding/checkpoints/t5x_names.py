@@ -116,21 +116,25 @@ def _bias(layout: Layout, heads: int, buckets: int) -> Source:
     return Source(names, shapes, lambda *arrays: np.stack([array.T for array in arrays]))
 
 
-def t5_layouts(config: T5Config, shapes: Mapping[str, tuple[int, ...]], shown: str) -> tuple[Layout, Layout]:
-    """Layouts of encoder and decoder.
+def read_t5(
+    raw: Mapping, config: T5Config, shapes: Mapping[str, tuple[int, ...]], shown: str
+) -> tuple[Mapping, T5Config, dict[str, Source]]:
+    """`decoding.checkpoints.families.Family.t5x`: where tables of relative positions are per layer, the model is a umT5.
 
     Raises:
-      CheckpointError: one has a table of relative positions per layer and the other does not.
+      CheckpointError: one side has a table of relative positions per layer and the other does not.
     """
     layouts = tuple(
         find_layout(side, layers, shapes)
         for side, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers))
     )
-    if layouts[0].bias_per_layer != layouts[1].bias_per_layer:
+    per_layer = layouts[0].bias_per_layer
+    if per_layer != layouts[1].bias_per_layer:
         raise CheckpointError(
             f"{shown}: encoder and decoder must both have a table of relative positions in every layer, or neither"
         )
-    return layouts
+    config = dataclasses.replace(config, bias_per_layer=per_layer)
+    return {**raw, **({"model_type": "umt5"} if per_layer else {})}, config, t5_sources(config, layouts)
 
 
 def t5_sources(config: T5Config, layouts: tuple[Layout, Layout]) -> dict[str, Source]:
@@ -168,10 +172,10 @@ def t5_sources(config: T5Config, layouts: tuple[Layout, Layout]) -> dict[str, So
     return _in_order_of_arrays(found)
 
 
-def decoder_only_sources(
-    config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], shown: str
-) -> dict[str, Source]:
-    """As `t5_sources`, for `decoder_only`.
+def read_decoder_only(
+    raw: Mapping, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]], shown: str
+) -> tuple[Mapping, DecoderConfig, dict[str, Source]]:
+    """As `read_t5`, of T5X's `decoder_only`.
 
     Raises:
       CheckpointError: an architecture that T5X's decoder-only network does not have.
@@ -201,7 +205,7 @@ def decoder_only_sources(
             f"blocks.{i}.wi.kernel": into,
             f"blocks.{i}.wo.kernel": out,
         }
-    return _in_order_of_arrays(found)
+    return raw, config, _in_order_of_arrays(found)
 
 
 def _in_order_of_arrays(sources: dict[str, Source]) -> dict[str, Source]:

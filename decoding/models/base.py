@@ -6,12 +6,14 @@ argument of `step`, never part of the state.  A state is therefore rolled back b
 earlier position: what lies at or beyond a row's position is garbage by definition and is never attended to.
 """
 
+import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 # Additive mask.  Finite, so that a row whose keys are all masked yields a uniform softmax and not NaN.
 MASKED = -1e30
@@ -24,6 +26,68 @@ ACTIVATIONS = {
 }
 
 State = Any  # a pytree whose leaves all have the batch as their first axis
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The shape of a model: what the config of every family has, and answers for all who ask about its family.
+
+    Attributes:
+      num_heads: of queries.
+      d_ff: width of the feed-forward.
+      start_id, eos_id, pad_id: special tokens.
+      attention_shards, feed_forward_shards: pieces that the columns of fused projections lie in, see
+        `decoding.sharding`; 1 unless the model is split over devices.
+      encoder_decoder: as of `LanguageModel`.
+    """
+
+    vocab_size: int
+    d_model: int
+    num_heads: int
+    d_ff: int
+    start_id: int = 0
+    eos_id: int = 1
+    pad_id: int = 0
+    attention_shards: int = 1
+    feed_forward_shards: int = 1
+
+    encoder_decoder: ClassVar[bool]
+
+    def build(self, *, rngs: nnx.Rngs, dtype) -> "LanguageModel":
+        """A randomly initialised model of this shape."""
+        raise NotImplementedError
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """By logical axis, what a number of devices must divide for the axis to be split over them."""
+        return {"heads": self.num_heads, "feed_forward": self.d_ff, "vocabulary": self.vocab_size}
+
+    @property
+    def pieces(self) -> dict[str, int]:
+        """By logical axis, the pieces that columns of fused projections lie in."""
+        return {"heads": self.attention_shards, "feed_forward": self.feed_forward_shards}
+
+    def divided(self, ways: int) -> "Shape":
+        """The shape of the same model split over so many devices."""
+        attention, feed_forward = (ways if self.sizes[axis] % ways == 0 else 1 for axis in ("heads", "feed_forward"))
+        return dataclasses.replace(self, attention_shards=attention, feed_forward_shards=feed_forward)
+
+    # What decoding a token takes, for planning and reports.  `head_dim`, `num_kv_heads` and `decoder_layers` are those of
+    # the decoder, fields or properties of every config.
+
+    @property
+    def operations_per_token(self) -> float:
+        """Operations of the decoder's matrix products for one token, a multiplication and an addition counting two.
+
+        The encoder and the keys and values of cross-attention are computed once per input and not per token, so they are
+        not in it; attention over the cache, norms, the softmax and the lookup of embeddings are small beside the products
+        and left out, as in the paper's ratio.
+        """
+        raise NotImplementedError
+
+    def read_by_step(self, path: str) -> bool:
+        """Whether a decoding step reads the whole parameter at this path."""
+        raise NotImplementedError
 
 
 class LanguageModel(Protocol):

@@ -17,6 +17,7 @@ from flax import nnx
 from decoding.models.base import (
     ACTIVATIONS,
     MASKED,
+    Shape,
     State,
     attend_existing,
     merge_heads,
@@ -65,8 +66,8 @@ class Rotary:
         return base.astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(Shape):
     """Shape of a decoder-only model.
 
     Attributes:
@@ -78,18 +79,11 @@ class DecoderConfig:
       qk_norm: RMS norm of every query and key head (Qwen3).
       scale_attention: divide scores by sqrt(head_dim); T5's convention, which LaMDA follows, does not.
       tied: logits come from the input embedding.
-      start_id, eos_id, pad_id: special tokens.
-      attention_shards, feed_forward_shards: pieces that the columns of fused projections lie in, see
-        `decoding.sharding`; 1 unless the model is split over devices.
     """
 
-    vocab_size: int
-    d_model: int
     num_layers: int
-    num_heads: int
     num_kv_heads: int
     head_dim: int
-    d_ff: int
     norm: str
     position: str
     activation: str
@@ -105,11 +99,29 @@ class DecoderConfig:
     rotary: Rotary = Rotary()
     relative_buckets: int = 32
     relative_max_distance: int = 128
-    start_id: int = 0
-    eos_id: int = 1
-    pad_id: int = 0
-    attention_shards: int = 1
-    feed_forward_shards: int = 1
+
+    encoder_decoder = False
+
+    def build(self, *, rngs: nnx.Rngs, dtype) -> "DecoderOnly":
+        return DecoderOnly(self, rngs=rngs, dtype=dtype)
+
+    def divided(self, ways: int) -> "DecoderConfig":
+        """Keys' heads are repeated until there is one for every device."""
+        split = super().divided(ways)
+        return dataclasses.replace(split, num_kv_heads=math.lcm(self.num_kv_heads, split.attention_shards))
+
+    @property
+    def decoder_layers(self) -> int:
+        return self.num_layers
+
+    @property
+    def operations_per_token(self) -> float:
+        attention = 2 * self.d_model * self.head_dim * (self.num_heads + self.num_kv_heads)
+        feed_forward = (3 if self.gated else 2) * self.d_model * self.d_ff
+        return 2.0 * (self.num_layers * (attention + feed_forward) + self.d_model * self.vocab_size)
+
+    def read_by_step(self, path: str) -> bool:
+        return path != "positions" and (path != "embedding" or self.tied)
 
 
 class Norm(nnx.Module):
@@ -139,14 +151,32 @@ class Block(nnx.Module):
         width, heads, kv_heads, dim = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
         fans = 2 if config.gated else 1
         self.attention_norm = Norm(config.norm, width, config.norm_epsilon, dtype)
-        self.qkv = Linear(rngs, width, (heads + 2 * kv_heads) * dim, config.qkv_bias, dtype)
-        self.out = Linear(rngs, heads * dim, width, config.out_bias, dtype)
+        self.qkv = Linear(
+            rngs,
+            width,
+            (heads + 2 * kv_heads) * dim,
+            bias=config.qkv_bias,
+            dtype=dtype,
+            axes=(None, "heads"),
+            parts=((heads, dim), (kv_heads, dim), (kv_heads, dim)),
+        )
+        self.out = Linear(rngs, heads * dim, width, bias=config.out_bias, dtype=dtype, axes=("heads", None))
         if config.qk_norm:
             self.query_norm = Norm("rms", dim, config.norm_epsilon, dtype)
             self.key_norm = Norm("rms", dim, config.norm_epsilon, dtype)
         self.feed_forward_norm = Norm(config.norm, width, config.norm_epsilon, dtype)
-        self.wi = Linear(rngs, width, fans * config.d_ff, config.feed_forward_bias, dtype)
-        self.wo = Linear(rngs, config.d_ff, width, config.feed_forward_bias, dtype)
+        self.wi = Linear(
+            rngs,
+            width,
+            fans * config.d_ff,
+            bias=config.feed_forward_bias,
+            dtype=dtype,
+            axes=(None, "feed_forward"),
+            parts=((config.d_ff, 1),) * fans,
+        )
+        self.wo = Linear(
+            rngs, config.d_ff, width, bias=config.feed_forward_bias, dtype=dtype, axes=("feed_forward", None)
+        )
 
     def query_key_value(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, S, d_model] at positions int32[B, S] -> query [B, H, S, D], key and value [B, G, S, D]."""
@@ -215,35 +245,24 @@ class DecoderOnly(nnx.Module):
     encoder_decoder = False
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        self.config = config
-        self.embedding = weight(rngs, config.vocab_size, config.d_model, fan_in=config.d_model, dtype=dtype)
+        self.config, self.dtype = config, jnp.dtype(dtype)
+        self.vocab_size, self.start_id, self.eos_id = config.vocab_size, config.start_id, config.eos_id
+        new = functools.partial(weight, rngs, fan_in=config.d_model, dtype=dtype)
+        self.embedding = new(config.vocab_size, config.d_model, axes=("vocabulary", None))
         if config.position == "learned":
-            self.positions = weight(rngs, config.max_positions, config.d_model, fan_in=config.d_model, dtype=dtype)
+            self.positions = new(config.max_positions, config.d_model)
         if config.position == "relative":
-            buckets = config.relative_buckets
-            self.relative = weight(rngs, buckets, config.num_heads, fan_in=config.d_model, dtype=dtype)
+            self.relative = new(config.relative_buckets, config.num_heads, axes=("heads",))
         self.blocks = nnx.List([Block(config, rngs, dtype) for _ in range(config.num_layers)])
         self.norm = Norm(config.norm, config.d_model, config.norm_epsilon, dtype)
         if not config.tied:
-            self.head = weight(rngs, config.d_model, config.vocab_size, fan_in=config.d_model, dtype=dtype)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def start_id(self) -> int:
-        return self.config.start_id
-
-    @property
-    def eos_id(self) -> int:
-        return self.config.eos_id
+            self.head = new(config.d_model, config.vocab_size, axes=("vocabulary",))
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         """Raises:
         ValueError: the learned position table is too short for these lengths.
         """
-        config, dtype = self.config, self.norm.scale.get_value().dtype
+        config, dtype = self.config, self.dtype
         length = input_length + max_positions
         if config.position == "learned" and length > config.max_positions:
             raise ValueError(

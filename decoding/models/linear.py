@@ -9,9 +9,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-def weight(rngs: nnx.Rngs, *shape: int, fan_in: int, dtype) -> nnx.Param:
-    """A randomly initialised parameter of standard deviation fan_in ** -0.5."""
-    return nnx.Param((jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5).astype(dtype))
+def weight(
+    rngs: nnx.Rngs,
+    *shape: int,
+    fan_in: int,
+    dtype,
+    axes: tuple[str | None, ...] = (),
+    parts: tuple[tuple[int, int], ...] = (),
+) -> nnx.Param:
+    """A randomly initialised parameter of standard deviation fan_in ** -0.5.
+
+    Args:
+      axes: logical axes of the last axes of the shape, see `decoding.sharding.RULES`; others are whole on every device.
+      parts: where the columns are fused of several projections, (units, columns of a unit) of each: heads and their
+        width, or columns and 1.
+    """
+    value = (jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5).astype(dtype)
+    return nnx.Param(value, axes=axes, parts=parts)
 
 
 def project(x: jax.Array, weight: nnx.Param) -> jax.Array:
@@ -35,12 +49,12 @@ def tied_logits(x: jax.Array, table: nnx.Param) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """x @ kernel [+ bias]."""
+    """x @ kernel [+ bias]; `axes` and `parts` as of `weight`."""
 
-    def __init__(self, rngs: nnx.Rngs, into: int, out: int, bias: bool, dtype):
-        self.kernel = weight(rngs, into, out, fan_in=into, dtype=dtype)
+    def __init__(self, rngs: nnx.Rngs, into: int, out: int, *, bias: bool, dtype, axes, parts=()):
+        self.kernel = weight(rngs, into, out, fan_in=into, dtype=dtype, axes=axes, parts=parts)
         if bias:
-            self.bias = nnx.Param(jnp.zeros((out,), dtype))
+            self.bias = nnx.Param(jnp.zeros((out,), dtype), axes=axes[-1:], parts=parts)
         self.has_bias = bias
 
     def __call__(self, x: jax.Array) -> jax.Array:

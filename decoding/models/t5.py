@@ -18,6 +18,7 @@ from flax import nnx
 from decoding.models.base import (
     ACTIVATIONS,
     MASKED,
+    Shape,
     State,
     attend,
     attend_existing,
@@ -32,8 +33,8 @@ from decoding.models.linear import embed, head_logits, project, tied_logits, wei
 from decoding.models.relative import causal_bias, relative_buckets
 
 
-@dataclasses.dataclass(frozen=True)
-class T5Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config(Shape):
     """Shape of a T5 model.  Field names are those of Hugging Face's config where one exists.
 
     Attributes:
@@ -43,17 +44,11 @@ class T5Config:
       scale_decoder_outputs: multiply the decoder's output by d_model ** -0.5 before the logits.
       bias_per_layer: every layer has its own table of relative positions (umT5, T5X's scanned layers), not the first
         one's.
-      attention_shards, feed_forward_shards: pieces that the columns of fused projections lie in, see
-        `decoding.sharding`; 1 unless the model is split over devices.
     """
 
-    vocab_size: int
-    d_model: int
     d_kv: int
-    d_ff: int
     num_layers: int
     num_decoder_layers: int
-    num_heads: int
     gated: bool
     activation: str
     tied: bool
@@ -62,16 +57,38 @@ class T5Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
-    start_id: int = 0
-    eos_id: int = 1
-    pad_id: int = 0
-    attention_shards: int = 1
-    feed_forward_shards: int = 1
+
+    encoder_decoder = True
+
+    def build(self, *, rngs: nnx.Rngs, dtype) -> "T5":
+        return T5(self, rngs=rngs, dtype=dtype)
 
     @property
     def attention_width(self) -> int:
         """Columns of each of query, key and value: all heads."""
         return self.num_heads * self.d_kv
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_kv
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def decoder_layers(self) -> int:
+        return self.num_decoder_layers
+
+    @property
+    def operations_per_token(self) -> float:
+        attention = 6 * self.d_model * self.attention_width  # own: q, k, v, o; cross: q, o
+        feed_forward = (3 if self.gated else 2) * self.d_model * self.d_ff
+        return 2.0 * (self.num_decoder_layers * (attention + feed_forward) + self.d_model * self.vocab_size)
+
+    def read_by_step(self, path: str) -> bool:
+        encoder = path.startswith("encoder") or path.endswith("cross.kv")
+        return not encoder and (path != "embedding" or self.tied)
 
 
 def bias_shape(config: T5Config, layers: int) -> tuple[int, ...]:
@@ -87,8 +104,18 @@ class FeedForward(nnx.Module):
         self.config = config
         fans = 2 if config.gated else 1
         self.norm = nnx.Param(jnp.ones((config.d_model,), dtype))
-        self.wi = weight(rngs, config.d_model, fans * config.d_ff, fan_in=config.d_model, dtype=dtype)
-        self.wo = weight(rngs, config.d_ff, config.d_model, fan_in=config.d_ff, dtype=dtype)
+        self.wi = weight(
+            rngs,
+            config.d_model,
+            fans * config.d_ff,
+            fan_in=config.d_model,
+            dtype=dtype,
+            axes=("feed_forward",),
+            parts=((config.d_ff, 1),) * fans,
+        )
+        self.wo = weight(
+            rngs, config.d_ff, config.d_model, fan_in=config.d_ff, dtype=dtype, axes=("feed_forward", None)
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         act = ACTIVATIONS[self.config.activation]
@@ -101,15 +128,26 @@ class FeedForward(nnx.Module):
         return x + project(hidden, self.wo)
 
 
+def _into_heads(config: T5Config, fans: int, rngs: nnx.Rngs, dtype) -> nnx.Param:
+    """[d_model, fans * H * d_kv], fused of `fans` projections."""
+    parts = ((config.num_heads, config.d_kv),) * fans
+    shape = (config.d_model, fans * config.attention_width)
+    return weight(rngs, *shape, fan_in=config.d_model, dtype=dtype, axes=("heads",), parts=parts)
+
+
+def _out_of_heads(config: T5Config, rngs: nnx.Rngs, dtype) -> nnx.Param:
+    inner = config.attention_width
+    return weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype, axes=("heads", None))
+
+
 class SelfAttention(nnx.Module):
     """Projections of one self-attention block, norm included."""
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype):
         self.config = config
-        inner = config.num_heads * config.d_kv
         self.norm = nnx.Param(jnp.ones((config.d_model,), dtype))
-        self.qkv = weight(rngs, config.d_model, 3 * inner, fan_in=config.d_model, dtype=dtype)
-        self.out = weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype)
+        self.qkv = _into_heads(config, 3, rngs, dtype)
+        self.out = _out_of_heads(config, rngs, dtype)
 
     def query_key_value(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, S, d_model] -> query, key, value, each [B, H, S, d_kv]."""
@@ -123,11 +161,10 @@ class CrossAttention(nnx.Module):
 
     def __init__(self, config: T5Config, rngs: nnx.Rngs, dtype):
         self.config = config
-        inner = config.num_heads * config.d_kv
         self.norm = nnx.Param(jnp.ones((config.d_model,), dtype))
-        self.query = weight(rngs, config.d_model, inner, fan_in=config.d_model, dtype=dtype)
-        self.kv = weight(rngs, config.d_model, 2 * inner, fan_in=config.d_model, dtype=dtype)
-        self.out = weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype)
+        self.query = _into_heads(config, 1, rngs, dtype)
+        self.kv = _into_heads(config, 2, rngs, dtype)
+        self.out = _out_of_heads(config, rngs, dtype)
 
 
 class EncoderLayer(nnx.Module):
@@ -150,33 +187,21 @@ class T5(nnx.Module):
     "self": [{"k", "v": [B, H, T, d_kv]}] * layers}`.
     """
 
+    encoder_decoder = True
+
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        self.config = config
-        self.embedding = weight(rngs, config.vocab_size, config.d_model, fan_in=1, dtype=dtype)
-        self.encoder_bias = weight(rngs, *bias_shape(config, config.num_layers), fan_in=config.d_model, dtype=dtype)
-        self.decoder_bias = weight(
-            rngs, *bias_shape(config, config.num_decoder_layers), fan_in=config.d_model, dtype=dtype
-        )
+        self.config, self.dtype = config, jnp.dtype(dtype)
+        self.vocab_size, self.start_id, self.eos_id = config.vocab_size, config.start_id, config.eos_id
+        new = functools.partial(weight, rngs, dtype=dtype)
+        self.embedding = new(config.vocab_size, config.d_model, fan_in=1, axes=("vocabulary", None))
+        self.encoder_bias = new(*bias_shape(config, config.num_layers), fan_in=config.d_model, axes=("heads",))
+        self.decoder_bias = new(*bias_shape(config, config.num_decoder_layers), fan_in=config.d_model, axes=("heads",))
         self.encoder = nnx.List([EncoderLayer(config, rngs, dtype) for _ in range(config.num_layers)])
         self.encoder_norm = nnx.Param(jnp.ones((config.d_model,), dtype))
         self.decoder = nnx.List([DecoderLayer(config, rngs, dtype) for _ in range(config.num_decoder_layers)])
         self.decoder_norm = nnx.Param(jnp.ones((config.d_model,), dtype))
         if not config.tied:
-            self.head = weight(rngs, config.d_model, config.vocab_size, fan_in=config.d_model, dtype=dtype)
-
-    encoder_decoder = True
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def start_id(self) -> int:
-        return self.config.start_id
-
-    @property
-    def eos_id(self) -> int:
-        return self.config.eos_id
+            self.head = new(config.d_model, config.vocab_size, fan_in=config.d_model, axes=("vocabulary",))
 
     def encode(self, inputs: jax.Array, lengths: jax.Array) -> jax.Array:
         """inputs int32[P, L], lengths int32[P] -> encodings [P, L, d_model] in the parameters' dtype."""
@@ -205,7 +230,7 @@ class T5(nnx.Module):
         return itertools.repeat(make(tables[...]))
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
-        config, dtype = self.config, self.encoder_bias.get_value().dtype
+        config, dtype = self.config, self.dtype
 
         def keys_and_values(length: int):
             shape = (batch, config.num_heads, state_length(length), config.d_kv)

@@ -17,6 +17,10 @@ class FirstTokens(nnx.Module):
         self.model, self.vocab_size = model, vocab_size
         self.start_id, self.eos_id, self.encoder_decoder = model.start_id, model.eos_id, model.encoder_decoder
 
+    @property
+    def config(self):
+        return getattr(self.model, "config", None)
+
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         return self.model.init_state(batch, input_length, max_positions)
 

@@ -38,7 +38,7 @@ def abstract_models(config: JobConfig, vocab_size: int | None = None):
         try:
             if name := path.rpartition("preset:")[2] if "preset:" in path else "":
                 return architecture.abstract_model(name, DTYPES[config.model.dtype])
-            return architecture.abstract(find_checkpoint(path).config, DTYPES[config.model.dtype])
+            return sharding.abstract(find_checkpoint(path).config, DTYPES[config.model.dtype])
         except (CheckpointError, OSError) as error:
             raise ConfigError(f"{setting} is {path!r}: {error}") from error
 

@@ -8,18 +8,13 @@ that (starting operations, waiting) is no part of a roofline: `overhead`, second
 
 import dataclasses
 import math
-import re
 
 import jax
 from flax import nnx
 
 from decoding.models.base import KEY_BLOCK, LanguageModel, state_length
-from decoding.models.t5 import T5Config
 from decoding.sharding import DATA, MODEL
 from pipeline.planning.chips import Chip
-
-# Parameters of T5 that prefill reads and decoding does not.
-_PREFILL_ONLY = re.compile(r"encoder[._]|decoder\.\d+\.cross\.kv$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,27 +64,25 @@ def step_work(
       max_decode_tokens, max_positions: of a generation, and what the states have room for.
     """
     config = model.config
-    encoder_decoder = isinstance(config, T5Config)
     rows = slots / mesh.shape.get(DATA, 1)
     read = flops = 0.0
     for path, leaf in parameters(model).items():
-        if (encoder_decoder and _PREFILL_ONLY.match(path)) or path == "positions":
-            continue
-        if path == "embedding" and not config.tied:
-            read += rows * positions * config.d_model * leaf.dtype.itemsize
+        if not config.read_by_step(path):
+            if path == "embedding":  # of which as many rows are
+                read += rows * positions * config.d_model * leaf.dtype.itemsize
             continue
         size = shard_bytes(leaf)
         read += size
         flops += 2 * size / leaf.dtype.itemsize * rows * positions if len(leaf.shape) == 2 else 0
     itemsize, ways = leaf.dtype.itemsize, mesh.shape[MODEL]
     shares = ways if config.attention_shards == ways else 1
-    if encoder_decoder:
-        layers, dim, kv_heads, attentions = config.num_decoder_layers, config.d_kv, config.num_heads, 2
+    layers, dim = config.decoder_layers, config.head_dim
+    attentions = 2 if config.encoder_decoder else 1
+    if config.encoder_decoder:
         keys = _existing(max_decode_tokens / 2, max_positions) + _existing(input_length, input_length)
     else:
-        layers, dim, kv_heads, attentions = config.num_layers, config.head_dim, config.num_kv_heads, 1
         keys = _existing(input_length + max_decode_tokens / 2, input_length + max_positions)
-    read += rows * layers * 2 * kv_heads / shares * dim * keys * itemsize
+    read += rows * layers * 2 * config.num_kv_heads / shares * dim * keys * itemsize
     flops += rows * layers * 4 * config.num_heads / shares * dim * keys * positions
     words_split = config.vocab_size % ways == 0
     read += 2 * 4 * rows * positions * config.vocab_size / (ways if words_split else 1)

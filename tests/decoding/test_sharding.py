@@ -108,35 +108,39 @@ def test_columns_of_fused_projections_lie_device_by_device():
     # Two heads of width 1 each for queries, keys and values: 0 1 | 2 3 | 4 5.
     t5 = architecture.parse_config(sharded_models.MODELS["t5"] | {"num_heads": 2, "d_kv": 1}, "t5")
     columns = np.arange(6)[None]
-    split = sharding.divided(t5, mesh_of(1, 2))
-    assert sharding.arrange("decoder.0.attention.qkv", columns, t5, split).tolist() == [[0, 2, 4, 1, 3, 5]]
-    assert sharding.arrange("decoder.0.cross.kv", columns[:, :4], t5, split).tolist() == [[0, 2, 1, 3]]
-    assert sharding.arrange("decoder.0.cross.query", columns[:, :2], t5, split).tolist() == [[0, 1]]
+    split = sharding.Division(t5, mesh_of(1, 2))
+    assert split.arrange("decoder.0.attention.qkv", columns).tolist() == [[0, 2, 4, 1, 3, 5]]
+    assert split.arrange("decoder.0.cross.kv", columns[:, :4]).tolist() == [[0, 2, 1, 3]]
+    assert split.arrange("decoder.0.cross.query", columns[:, :2]).tolist() == [[0, 1]]
+    assert split.arrange("decoder.0.cross.out", columns.T).tolist() == columns.T.tolist()
 
 
 def test_shared_heads_of_keys_are_repeated_until_they_divide():
     # Four heads of queries 0 1 2 3, of which two share a head of keys (4, 5) and of values (6, 7).
-    raw = sharded_models.MODELS["llama"] | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 2}
+    raw = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 2, "attention_bias": True}
+    raw = sharded_models.MODELS["llama"] | raw
     llama = architecture.parse_config(raw, "llama")
-    split = sharding.divided(llama, mesh_of(1, 4))
-    assert (split.num_kv_heads, split.attention_shards) == (4, 4)
+    split = sharding.Division(llama, mesh_of(1, 4))
+    assert (split.config.num_kv_heads, split.config.attention_shards) == (4, 4)
     columns = np.repeat(np.arange(8), 2)
-    found = sharding.arrange("blocks.0.qkv.bias", columns, llama, split)[::2].tolist()
-    assert found == [0, 4, 6, 1, 4, 6, 2, 5, 7, 3, 5, 7]
+    assert split.arrange("blocks.0.qkv.bias", columns)[::2].tolist() == [0, 4, 6, 1, 4, 6, 2, 5, 7, 3, 5, 7]
 
 
 def test_logical_axes_become_axes_of_the_mesh():
-    mesh = mesh_of(2, 4)
-    split = sharding.divided(config("llama"), mesh)
-    axes = lambda path, ndim: tuple(sharding.partition(path, ndim, split, mesh))
-    assert axes("embedding", 2) == ("model", None)
-    assert axes("head", 2) == (None, "model")
-    assert axes("blocks.1.qkv.kernel", 2) == (None, "model")
-    assert axes("blocks.1.qkv.bias", 1) == ("model",)
-    assert axes("blocks.1.out.kernel", 2) == ("model", None)
-    assert axes("blocks.1.out.bias", 1) == (None,)
-    assert axes("blocks.1.attention_norm.scale", 1) == (None,)
-    assert sharding.logical_axes("decoder_bias", 3) == (None, None, "heads")
+    raw = sharded_models.MODELS["llama"] | {"attention_bias": True}
+    llama = sharding.Division(architecture.parse_config(raw, "llama"), mesh_of(2, 4))
+    umt5 = sharding.Division(
+        architecture.parse_config(sharded_models.MODELS["t5"] | {"model_type": "umt5"}, "umt5"), mesh_of(2, 4)
+    )
+    axes = lambda division, path: tuple(division.partition(path))
+    assert axes(llama, "embedding") == ("model", None)
+    assert axes(llama, "head") == (None, "model")
+    assert axes(llama, "blocks.1.qkv.kernel") == (None, "model")
+    assert axes(llama, "blocks.1.qkv.bias") == ("model",)
+    assert axes(llama, "blocks.1.out.kernel") == ("model", None)
+    assert axes(llama, "blocks.1.out.bias") == (None,)
+    assert axes(llama, "blocks.1.attention_norm.scale") == (None,)
+    assert axes(umt5, "decoder_bias") == (None, None, "model")
 
 
 def test_a_mesh_that_does_not_match_is_refused():

@@ -185,9 +185,11 @@ def make_benchmark(folder: pathlib.Path, *, complete: bool = True) -> pathlib.Pa
         "inputs": {"examples": 64, "shortest": 3, "longest": 60},
         "models": {
             "target": {"shape": {"d_model": 256, "num_heads": 8, "d_kv": 32, "num_decoder_layers": 3, "num_layers": 4,
-                                 "gated": True, "d_ff": 768, "vocab_size": 8192}},
+                                 "gated": True, "d_ff": 768, "vocab_size": 8192, "tied": True, "activation": "relu",
+                                 "scale_decoder_outputs": True}},
             "draft": {"shape": {"d_model": 96, "num_heads": 4, "d_kv": 32, "num_decoder_layers": 1, "num_layers": 1,
-                                "gated": True, "d_ff": 256, "vocab_size": 8192}},
+                                "gated": True, "d_ff": 256, "vocab_size": 8192, "tied": True, "activation": "relu",
+                                "scale_decoder_outputs": True}},
         },
     }  # fmt: skip
     (folder / "benchmark.json").write_text(json.dumps(results))

@@ -10,7 +10,6 @@ import pytest
 from decoding import theory
 from pipeline import analyze
 from pipeline.report import content, estimates
-from pipeline.report.operations import operations_per_token
 from tests.pipeline import analysis_folders as folders
 
 
@@ -236,11 +235,6 @@ def test_best_gammas_and_operations(made):
     assert one["predicted"]["mean"] == pytest.approx(theory.operations_factor(one["alpha"]["mean"], 3, draft / target))
     calls = series(results, "sampled")["tokens_per_call"]["mean"]
     assert one["observed"]["mean"] == pytest.approx((3 * draft / target + 4) / calls)
-
-
-def test_operations_of_a_decoder():
-    shape = dict(d_model=8, num_heads=2, head_dim=4, num_kv_heads=1, gated=True, d_ff=16, num_layers=3, vocab_size=50)
-    assert operations_per_token(shape) == 2 * (3 * (2 * 8 * 8 + 2 * 8 * 4 + 3 * 8 * 16) + 8 * 50)
 
 
 def test_seeds(made):
