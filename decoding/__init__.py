@@ -6,6 +6,8 @@ Names are imported when they are first asked for, so that settings are read with
 import importlib
 import typing
 
+from decoding import xla_flags
+
 if typing.TYPE_CHECKING:
     from decoding import theory
     from decoding.checkpoints import CheckpointError, CheckpointInfo, inspect_checkpoint, load_model
@@ -50,6 +52,8 @@ __all__ = [
     "register_family",
     "theory",
 ]
+
+xla_flags.set_flags()  # before anything makes a backend
 
 
 def __getattr__(name: str) -> typing.Any:

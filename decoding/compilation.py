@@ -4,6 +4,7 @@
 """
 
 import concurrent.futures
+import functools
 import os
 import sys
 import threading
@@ -11,10 +12,9 @@ from collections.abc import Callable, Hashable
 
 import jax
 
+from decoding import xla_flags
+
 _EVENT = "/jax/core/compile/backend_compile_duration"
-# Matrix-vector products of XLA's own on CPU read weights a tenth faster in 512-bit vectors than in the 256-bit ones it
-# prefers; where a processor has none, nothing changes.
-_OPTIONS = {"cpu": {"xla_cpu_prefer_vector_width": "512"}}
 _lock = threading.Lock()
 _counts = {"events": 0, "seconds": 0.0}
 
@@ -58,6 +58,33 @@ def keep_programs(directory: str | None = None) -> str:
     return directory
 
 
+def compiler_options(platform: str) -> dict[str, str] | None:
+    """What every program of ours is compiled with for a platform, "cpu": as `compiler_options` of jax.jit."""
+    if platform != "cpu":
+        return None
+    # Matrix-vector products of XLA's own read weights a tenth faster in 512-bit vectors than in the 256-bit ones it
+    # prefers; where a processor has none, nothing changes.
+    options = {"xla_cpu_prefer_vector_width": "512"}
+    if xla_flags.without_fusions(os.environ.get("XLA_FLAGS", "")):
+        # Said again, because a process that had a backend before `decoding` was imported does not look there any more.
+        options[xla_flags.FUSIONS] = ""
+    return options
+
+
+def jit(function: Callable, **options) -> Callable:
+    """`jax.jit` with our options, for what is compiled when it is first called."""
+
+    @functools.cache
+    def compiled(platform: str) -> Callable:
+        return jax.jit(function, compiler_options=compiler_options(platform), **options)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return compiled(jax.default_backend())(*args, **kwargs)
+
+    return call
+
+
 class Compiler:
     """Collects programs with their argument shapes, then compiles them together.
 
@@ -78,7 +105,7 @@ class Compiler:
         Args:
           platform: of the devices that the programs are for, "tpu"; None for those of this process.
         """
-        programs, options = {}, _OPTIONS.get(platform or jax.default_backend())
+        programs, options = {}, compiler_options(platform or jax.default_backend())
         with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             # Tracing holds Python's lock; the backend's compilation, which takes the time, does not.
             futures = {

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from decoding import compilation
 from decoding.models.base import (
     ACTIVATIONS,
     MASKED,
@@ -328,7 +329,7 @@ class DecoderOnly(nnx.Module):
         return _teacher_forced(*nnx.split(self), decoder_tokens)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(compilation.jit, static_argnums=0)
 def _teacher_forced(graph, params, tokens):
     model = nnx.merge(graph, params)
     batch, length = tokens.shape

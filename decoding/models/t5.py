@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from decoding import compilation
 from decoding.models.base import (
     ACTIVATIONS,
     MASKED,
@@ -302,7 +303,7 @@ class T5(nnx.Module):
         return _teacher_forced(*nnx.split(self), decoder_tokens, encoder_tokens, encoder_lengths)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(compilation.jit, static_argnums=0)
 def _teacher_forced(graph, params, decoder_tokens, encoder_tokens, encoder_lengths):
     model = nnx.merge(graph, params)
     batch, length = decoder_tokens.shape
