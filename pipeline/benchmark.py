@@ -53,7 +53,7 @@ def main(args: Sequence[str]) -> int:
     try:
         config, output, settings = parse(args)
         models = check_models(config)
-        inputs = read_inputs(config, models, settings.examples)
+        inputs = read_inputs(config, models, settings.examples, output)
         folder = open_folder(output)
     except (ConfigError, FolderError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -87,7 +87,7 @@ def parse(args: Sequence[str]) -> Job:
         items, source = _parts(generations, models)
         reader: beam.DoFn = ReadGenerations(target.start_id if target.encoder_decoder else None)
     else:
-        items, source, reader = _shards(command.config, own.text_field, models, target)
+        items, source, reader = _shards(command.config, command.output, own.text_field, models, target)
     pieces = load_tokenizer(models.tokenizer).pieces()
     settings = FitSettings(
         output=command.output,
@@ -132,7 +132,7 @@ def _parts(folder: str, models: CheckedModels) -> tuple[tuple[str, ...], dict]:
 
 
 def _shards(
-    config: JobConfig, text_field: str, models: CheckedModels, target: decoding.CheckpointInfo
+    config: JobConfig, output: str, text_field: str, models: CheckedModels, target: decoding.CheckpointInfo
 ) -> tuple[tuple[int, ...], dict, beam.DoFn]:
     """Numbers of the input's shards, what it is, and what reads it."""
     field = text_field or config.input.target_field or config.input.fields.inputs
@@ -141,7 +141,7 @@ def _shards(
         input=dataclasses.replace(config.input, input_field=field, target_field="", id_field="", prefix=""),
         shards=dataclasses.replace(config.shards, examples_per_shard=_EXAMPLES_PER_SHARD),
     )
-    plan, spec = plan_of(config, models), config.input.spec(models.tokenizer)
+    plan, spec = plan_of(config, models, output=output), config.input.spec(models.tokenizer)
     reader = ReadTexts(plan, spec, models.tokenizer, start_id=target.start_id, eos_id=target.eos_id)
     files = [{"name": file.name, "digest": file.digest} for file in plan.files]
     return tuple(range(plan.num_shards)), {"kind": "text", "field": field, "files": files}, reader

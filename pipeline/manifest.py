@@ -99,7 +99,7 @@ def prepare(
       FolderError: the folder holds something else.
     """
     opened = open_folder(output)
-    plan = plan_of(config, models, Plan.from_json(opened.manifest["plan"]) if opened.manifest else None)
+    plan = plan_of(config, models, Plan.from_json(opened.manifest["plan"]) if opened.manifest else None, output)
     identity = run_identity(config, plan, models)
     fresh = new_manifest(config, plan, identity, device)
     launch = launch or Launch()
@@ -205,14 +205,14 @@ def _refuse_foreign(output: str, listing: Mapping[str, int]) -> None:
         )
 
 
-def plan_of(config: JobConfig, models: CheckedModels, known: Plan | None = None) -> Plan:
-    """The plan of a job's input. Files that `known` holds unchanged are not read again.
+def plan_of(config: JobConfig, models: CheckedModels, known: Plan | None = None, output: str = "") -> Plan:
+    """The plan of a job's input. Files that `known` holds unchanged are not read again, those below `output` never.
 
     Raises:
       ConfigError: the input cannot be planned.
     """
     try:
-        return plan_input(config.input.spec(models.tokenizer), config.shards.cut, known)
+        return plan_input(config.input.spec(models.tokenizer), config.shards.cut, known, output)
     except InputError as error:
         raise ConfigError(f"{config.input}: {error}") from error
 

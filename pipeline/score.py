@@ -236,7 +236,8 @@ def _references(config: JobConfig, models: CheckedModels, opened) -> Source:
             "input.target_field is ''; allowed: the field of the references that are to be scored, or a folder of "
             "generations as score.generations"
         )
-    plan = plan_of(config, models, Plan.from_json(opened.manifest["plan"]) if _plans_input(opened.manifest) else None)
+    known = Plan.from_json(opened.manifest["plan"]) if _plans_input(opened.manifest) else None
+    plan = plan_of(config, models, known, opened.folder.root)
     identity = run_identity(config, plan, models)
     facts = {"source": "references", "of_target": False, "sampling": None, "same_sampling": False, "exact": False}
     return Source(plan, {"input": identity["input"], "shards": identity["shards"]}, facts)

@@ -13,13 +13,9 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
-from apache_beam.io.filesystem import BeamIOError
-from apache_beam.io.filesystems import FileSystems
 
 from transforms.inputs import FILE_FORMATS, format_module
 from transforms.inputs.base import (
@@ -33,6 +29,7 @@ from transforms.inputs.base import (
     find_field,
     read_id,
 )
+from transforms.inputs.files import find_files, short_names
 from transforms.records import WorkShard
 
 __all__ = [
@@ -43,7 +40,6 @@ __all__ = [
 _PROBED_RECORDS = 100
 _SHOWN_DUPLICATES = 3
 _THREADS = 16
-_READ_ERRORS = (OSError, EOFError, BeamIOError, zlib.error, pa.ArrowException)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,44 +111,16 @@ class ShardTable:
         )
 
 
-def find_files(patterns: Sequence[str]) -> list[FoundFile]:
-    """All files that the patterns match, each once, ordered by path.
-
-    Raises:
-      InputError: a pattern matches nothing, or cannot be listed.
-    """
-    found = {}
-    for pattern in patterns:
-        try:
-            matched = FileSystems.match([pattern])[0].metadata_list
-        except (BeamIOError, ValueError) as error:
-            raise InputError(f"{pattern!r} cannot be listed: {error}") from error
-        if not matched:
-            raise InputError(f"{pattern!r} matches no file")
-        for file in matched:
-            modified = float(file.last_updated_in_seconds or 0.0)
-            found[file.path] = FoundFile(file.path, int(file.size_in_bytes), modified)
-    return [found[path] for path in sorted(found)]
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """As much of each path's end as tells all of them apart: the file name, where possible."""
-    parts = [path.replace("\\", "/").split("/") for path in paths]
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise InputError("an input file is listed twice")
-
-
-def plan_input(spec: InputSpec, cut: Cut, known: Plan | None = None) -> Plan:
+def plan_input(spec: InputSpec, cut: Cut, known: Plan | None = None, output: str = "") -> Plan:
     """Plans an input. A file that `known` holds with the same path, size and time of change is not read again.
+
+    Files below `output`, the folder that the job writes to, are not part of it.
 
     Raises:
       InputError: no records, a named field that no record has, duplicate ids, something that cannot be read.
     """
     if spec.format in FILE_FORMATS:
-        files, unread = _plan_files(spec, cut, known)
+        files, unread = _plan_files(spec, cut, known, output)
     else:
         files = format_module(spec.format).plan(spec)
         unread = [file for file in files if not (known and file in known.files)]
@@ -166,9 +134,11 @@ def plan_input(spec: InputSpec, cut: Cut, known: Plan | None = None) -> Plan:
     return plan
 
 
-def _plan_files(spec: InputSpec, cut: Cut, known: Plan | None) -> tuple[list[InputFile], list[InputFile]]:
+def _plan_files(
+    spec: InputSpec, cut: Cut, known: Plan | None, output: str
+) -> tuple[list[InputFile], list[InputFile]]:
     """All files' entries, and those that are new."""
-    found = find_files(spec.patterns)
+    found = find_files(spec.patterns, output)
     kept = {(file.path, file.size_bytes, file.modified, file.name): file for file in known.files} if known else {}
     if known and Cut(known.examples_per_shard, known.bytes_per_shard) != cut:
         kept = {}
@@ -192,7 +162,9 @@ def _plan_files(spec: InputSpec, cut: Cut, known: Plan | None) -> tuple[list[Inp
 def _readable(path: str) -> Iterator[None]:
     try:
         yield
-    except _READ_ERRORS as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a store's client, a decompressor or a format's library raises
         raise InputError(f"{path!r} cannot be read: {error}") from error
 
 

@@ -93,7 +93,8 @@ def store_errors(path: str) -> Iterator[None]:
 
     try:
         yield
-    except (GoogleAPIError, GoogleAuthError, HttpError, aiohttp.ClientError) as error:
+    # NotImplementedError is Beam's for an object whose Content-Encoding it cannot undo.
+    except (GoogleAPIError, GoogleAuthError, HttpError, aiohttp.ClientError, NotImplementedError) as error:
         kinds = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
         kind = kinds.get(getattr(error, "code", None), OSError)
         raise kind(f"{path!r}: {type(error).__name__}: {without_query(str(error))}") from error
@@ -113,8 +114,11 @@ def list_tree(root: str) -> dict[str, int]:
     """Sizes in bytes of all files below `root`, by path relative to it, found by one listing; {} where there is none."""
     base = root.rstrip("/") + "/"
     if root.startswith("gs://"):
-        with store_errors(root):  # by prefix: a folder's name may hold what is special in a pattern
-            found = list(_gcs().list_files(base))
+        try:
+            with store_errors(root):  # by prefix: a folder's name may hold what is special in a pattern
+                found = [(path, int(size)) for path, size in _gcs().list_files(base)]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # a proxy's page, an object without a size
+            raise OSError(f"{root!r}: the answer is no listing: {type(error).__name__}: {error}") from error
         return {path[len(base) :]: size for path, size in found if not path.endswith("/")}
     if is_remote(root):
         matched = _filesystems().match([base + "**"])[0].metadata_list

@@ -47,13 +47,13 @@ class Inputs:
         }
 
 
-def read_inputs(config: JobConfig, models: CheckedModels, count: int) -> Inputs:
-    """Reads the first `count` examples, planned, read and tokenised as the main job does.
+def read_inputs(config: JobConfig, models: CheckedModels, count: int, output: str = "") -> Inputs:
+    """Reads the first `count` examples, planned, read and tokenised as the main job that writes to `output` does.
 
     Raises:
       ConfigError: the input cannot be planned or read, or holds no example.
     """
-    plan, examples, failed = plan_of(config, models), [], 0
+    plan, examples, failed = plan_of(config, models, output=output), [], 0
     try:
         table, tokenizer = ShardTable(plan), load_tokenizer(models.tokenizer)
         for shard in range(plan.num_shards):

@@ -182,8 +182,10 @@ def absolute(path: str) -> str:
     """`path` made absolute where it is local; "" stays "".
 
     Raises:
-      ConfigError: a URL that carries a credential. What is in the config is in the manifest.
+      ConfigError: a URL that carries a credential, or a name that is not UTF-8. What is in the config is in the manifest.
     """
+    if path != path.encode(errors="replace").decode():
+        raise ConfigError(f"{path!r} is not UTF-8; allowed: a path that is, rename the file or link to it")
     if carries_credential(path):
         raise ConfigError(
             f"{without_query(path)!r} was given with a query or a password in it, which the manifest would keep; "
