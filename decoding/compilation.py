@@ -5,8 +5,8 @@
 
 import concurrent.futures
 import functools
+import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Hashable
 
@@ -15,6 +15,7 @@ import jax
 from decoding import xla_flags
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
+_status = logging.getLogger("specbeam.status")  # what a launcher in this process shows
 _lock = threading.Lock()
 _counts = {"events": 0, "seconds": 0.0}
 
@@ -100,7 +101,7 @@ class Compiler:
         self.lowered[name] = lambda: function.lower(*arguments)
 
     def compile(self, platform: str | None = None) -> dict[Hashable, jax.stages.Compiled]:
-        """Compiles all programs, with progress on stderr where it is a terminal.
+        """Compiles all programs, with progress in the log `specbeam.status`.
 
         Args:
           platform: of the devices that the programs are for, "tpu"; None for those of this process.
@@ -113,9 +114,7 @@ class Compiler:
             }
             for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
                 programs[futures[future]] = future.result()
-                if sys.stderr.isatty():
-                    end = "\n" if done == len(futures) else ""
-                    print(f"\rcompiling programs: {done}/{len(futures)}", end=end, file=sys.stderr, flush=True)
+                _status.info("compiling %d of %d", done, len(futures))
         self.lowered.clear()
         return programs
 

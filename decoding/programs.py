@@ -6,6 +6,7 @@ same programs, and its floats round the same way, in whichever shard it is; `att
 """
 
 import functools
+import logging
 import time
 
 import jax
@@ -224,6 +225,7 @@ def measure_costs(programs: Programs) -> Costs:
     Rounds over all γ, so that a machine that slows down for a while slows all of them; of each γ the fastest chunk,
     since whatever else runs can only add.
     """
+    logging.getLogger("specbeam.status").info("measuring what each γ costs")
     config = programs.config
     row = new_row(programs.start_id, programs.start_id, 0, config.max_decode_tokens, row_key(config.seed, "", 0))
     states = programs.empty()

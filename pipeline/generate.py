@@ -8,33 +8,44 @@ Exit status: 0 when the folder is complete (or misses at most `--allow_failed_sh
 broke off, 2 when something is wrong with the command, its input or its folder and nothing was done, 130 when interrupted.
 """
 
-import contextlib
-import dataclasses
+from __future__ import annotations
+
 import functools
-import json
-import logging
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import typing
+from collections.abc import Sequence
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
-from rich.console import Console
-
-from pipeline import dataflow, runners
-from pipeline.dry_run import dry_run
-from pipeline.manifest import FolderError, Run, prepare, ranges
-from pipeline.preflight import check_models
-from pipeline.progress import show_progress
-from pipeline.settings import CommandLine, ConfigError, help_text, parse_command_line
+from pipeline.job.launch import Job, run_job
+from pipeline.settings import CommandLine
 from pipeline.supervise import Launch, supervise
 from pipeline.terminal import print_summary
-from transforms import storage
-from transforms.decode import DecodeShards, GeneratorFactory, ShardModelHandler
-from transforms.finish import CountSettled, FinishRun
-from transforms.read import ReadSettings, ReadShards
-from transforms.write import CommitShards
+
+if typing.TYPE_CHECKING:
+    import apache_beam as beam
+
+    from pipeline.manifest import Run
+    from transforms.decode import GeneratorFactory
+
+
+def prepare(command: CommandLine, device: dict | None, launch: Launch) -> Run:
+    """Checks the models and the input, and plans or continues the run.
+
+    Raises:
+      ConfigError: a setting is wrong.
+      FolderError: the output folder holds something else.
+    """
+    from pipeline import manifest
+    from pipeline.preflight import check_models
+
+    models = check_models(command.config)
+    return manifest.prepare(
+        command.config,
+        command.output,
+        models,
+        allow_code_change=command.allow_code_change,
+        device=device,
+        launch=launch,
+    )
 
 
 def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory | None = None) -> None:
@@ -45,6 +56,15 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
       run: what to do.
       factory: builds the generator on workers; None loads the config's models.
     """
+    import apache_beam as beam
+
+    from pipeline import dataflow, runners
+    from pipeline.job.steps import finish, read_settings
+    from pipeline.manifest import ranges
+    from transforms.decode import DecodeShards, ShardModelHandler
+    from transforms.read import ReadShards
+    from transforms.write import CommitShards
+
     config, models, output = run.config, run.models, run.folder.root
     outcomes = ()
     if run.pending:
@@ -73,174 +93,10 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
     finish(root, run, outcomes, exact=config.decoding.exact)
 
 
-def finish(root: beam.Pipeline, run: Run, outcomes: tuple, *, exact: bool, facts: Mapping[str, Any] | None = None) -> None:
-    """Adds the end of a run, which waits for all `outcomes`.
-
-    Args:
-      root: the pipeline.
-      run: which run.
-      outcomes: what `CountSettled` takes; () where no shard is pending.
-      exact, facts: for the summary.
-    """
-    _ = root | "Finish" >> FinishRun(
-        run.folder.root,
-        num_shards=run.plan.num_shards,
-        fingerprint=run.fingerprint,
-        exact=exact,
-        after=outcomes | "Settled" >> CountSettled() if outcomes else None,
-        parts=run.parts,
-        statistics=run.statistics,
-        facts=facts,
-    )
-
-
-def read_settings(run: Run) -> ReadSettings:
-    """How the run's input is read."""
-    config, models = run.config, run.models
-    return ReadSettings(
-        spec=config.input.spec(models.tokenizer),
-        tokenizer=models.tokenizer,
-        prefix=config.input.prefix,
-        eos_id=models.input_eos_id,
-        max_input_tokens=config.decoding.max_input_tokens,
-        chat_template=models.chat_template,
-        empty_id=models.empty_id,
-        launch=run.launch,
-        parts=run.parts,
-    )
-
-
 def main(args: Sequence[str], factory: GeneratorFactory | None = None, launch: Launch | None = None) -> int:
     """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
     build = functools.partial(build_pipeline, factory=factory)
-    return run_job(args, about=__doc__, prepare=_prepare, build=build, show=print_summary, launch=launch)
-
-
-def run_job(
-    args: Sequence[str],
-    *,
-    about: str,
-    prepare: Callable[[CommandLine, dict | None, Launch], Run],
-    build: Callable[..., None],
-    show: Callable[[Console, dict, str, float], None],
-    launch: Launch | None = None,
-) -> int:
-    """Runs a job of work shards, in this process.
-
-    Args:
-      args: its command line without the program's name.
-      about: what `--help` begins with.
-      prepare: plans or continues a run; the second argument is for the manifest.
-      build: adds the job to a pipeline, `build(pipeline, run=run)`.
-      show: prints a summary, as `terminal.print_summary`.
-      launch: which launch this is.
-
-    Returns:
-      The exit status.
-    """
-    if "--help" in args:
-        print(help_text(about))
-        return 0
-    _configure_logging()
-    console, launch = Console(), launch or Launch()
-    try:
-        command = parse_command_line(args)
-        options = runners.beam_options(command.beam_args, runners.paths_of(command.config, command.output))
-        dataflow.check_config(options, command.config)
-        launch = dataclasses.replace(launch, dry_run=command.dry_run)
-        device = _local_device() if runners.in_this_process(options) else None
-        run = prepare(command, device, launch)
-        if run.pending and not launch.dry_run:
-            run.folder.delete([storage.SUCCESS])  # there only if somebody has removed parts of a finished run
-    except (ConfigError, FolderError, OSError) as error:
-        print("error:", _one_line(error), file=sys.stderr)
-        return 2
-    if run.finished:
-        console.print(f"Finished already, nothing to do: {run.folder.root}", soft_wrap=True, highlight=False)
-        return 0
-    if run.committed or run.begun:
-        shown = f"{run.committed} of {run.plan.num_shards} shards are committed, {run.begun} more were begun."
-        console.print(f"Continuing: {shown}")
-    runners.warn_of_few_shards(options, run.plan.num_shards)
-    if launch.dry_run:
-        return _dry_run(run, options, console, build)
-    return _launch(run, command, options, console, build, show)
-
-
-def _configure_logging() -> None:
-    """Warnings only, less one of Beam's that means nothing here: it cannot import what measures a model's memory."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger().addFilter(_is_meaningful)
-
-
-def _is_meaningful(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Resource module is not available")
-
-
-def _prepare(command: CommandLine, device: dict | None, launch: Launch) -> Run:
-    models = check_models(command.config)
-    return prepare(
-        command.config,
-        command.output,
-        models,
-        allow_code_change=command.allow_code_change,
-        device=device,
-        launch=launch,
-    )
-
-
-def _launch(run: Run, command: CommandLine, options: PipelineOptions, console: Console, build, show) -> int:
-    started, on_dataflow = time.monotonic(), dataflow.is_dataflow(options)
-    if on_dataflow:
-        dataflow.show_job()
-    # Parts in a remote folder are not looked into for a job of many machines: there may be 100,000.
-    here = runners.in_this_process(options) or not storage.is_remote(run.folder.root)
-    try:
-        pipeline = beam.Pipeline(options=options)
-        build(pipeline, run=run)
-        workers = runners.workers_of(options, run.folder, run.plan.num_shards, run.launch)
-        with workers, show_progress(run) if here else contextlib.nullcontext():
-            pipeline.run().wait_until_finish()
-    except KeyboardInterrupt:
-        state = ": the job goes on where it is, gcloud dataflow jobs cancel ends it" if on_dataflow else ""
-        print(f"\ninterrupted{state}; the same command continues", file=sys.stderr)
-        return 130
-    except Exception as error:  # what the runner reports, often with the worker's traceback in its message
-        print("error: the job failed:", _one_line(error), file=sys.stderr)
-        print("Committed shards are kept; the same command continues", file=sys.stderr)
-        return 1
-    try:
-        summary = json.loads(run.folder.read(storage.SUMMARY))
-    except OSError as error:
-        where = f"the runner says that the job is done, but {run.folder.root!r} has no summary of it"
-        print(f"error: {where}; do its workers write to the same folder? {_one_line(error)}", file=sys.stderr)
-        return 1
-    show(console, summary, run.folder.root, time.monotonic() - started)
-    return 0 if len(summary["shards"]["missing"]) <= command.allow_failed_shards else 1
-
-
-def _dry_run(run: Run, options: PipelineOptions, console: Console, build) -> int:
-    try:
-        pipeline = beam.Pipeline(options=options)
-        build(pipeline, run=run)
-        return dry_run(pipeline, run, console)
-    except (OSError, ValueError) as error:
-        print("error: the job cannot be built or staged:", _one_line(error), file=sys.stderr)
-        return 1
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(storage.without_query(str(error)).split()) or type(error).__name__
-
-
-def _local_device() -> dict:
-    import jax
-
-    try:
-        devices = jax.devices()
-    except RuntimeError as error:  # a TPU that another process has, a JAX_PLATFORMS that is not installed
-        raise ConfigError(f"JAX finds no device to decode on: {error}") from error
-    return {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)}
+    return run_job(Job(__doc__, prepare, build, print_summary), args, launch)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from pipeline.job.status import WORKING, Status
 from pipeline.manifest import Run
 from transforms import storage
 from transforms.aggregate import Statistics
 from transforms.write import read_footer
 
 _TTY_SECONDS, _LINE_SECONDS = 0.5, 30.0
+_BAR = "{n_fmt}/{total_fmt}{unit} |{bar}| {elapsed}{postfix}"  # tqdm's own has an estimate of the time left beside ours
 
 
 class _Counter:
@@ -45,25 +47,31 @@ def describe(run: Run, done: Statistics, seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def show_progress(run: Run, stream=None) -> Iterator[None]:
+def show_progress(run: Run, status: Status, stream=None) -> Iterator[None]:
     """While the body runs, shows shards, examples, tokens per second, α so far and the time left.
 
-    On a terminal as a bar, elsewhere as a line every 30 seconds.
+    On a terminal as a bar, elsewhere as a line every 30 seconds. Until the first shard is there, and unless it is known to
+    be decoded, it is what `status` says. Times count from when that began, where that is known.
     """
     stream = stream or sys.stderr
     tty = stream.isatty()
     stop, counter, started = threading.Event(), _Counter(run), time.monotonic()
-    bar = tqdm(total=_num_pending_records(run), unit=" examples", file=stream, disable=not tty, dynamic_ncols=True)
+    status.hold()
+    bar = tqdm(
+        total=_num_pending_records(run), unit=" examples", file=stream, disable=not tty, dynamic_ncols=True, bar_format=_BAR
+    )
 
     def show() -> None:
-        done = counter.update()
-        text = describe(run, done, time.monotonic() - started)
+        done, working = counter.update(), status.text in WORKING
+        text = describe(run, done, time.monotonic() - (status.since if working else started))
+        if not working and not done.parts:
+            text = status.text
         handled = done.examples + done.num_errors
         if tty:
             bar.set_postfix_str(text, refresh=False)
             bar.n = handled
             bar.refresh()
-        else:
+        elif working or done.parts:
             total = "" if bar.total is None else f"/{bar.total:,}"
             print(f"{handled:,}{total} examples, {text}", file=stream, flush=True)
 
@@ -83,6 +91,7 @@ def show_progress(run: Run, stream=None) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 show()
         bar.close()
+        status.release()
 
 
 def _num_pending_records(run: Run) -> int | None:

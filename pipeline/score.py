@@ -24,7 +24,8 @@ from rich.table import Table
 
 import decoding
 from pipeline import dataflow, runners
-from pipeline.generate import finish, read_settings, run_job
+from pipeline.job.launch import Job, run_job
+from pipeline.job.steps import finish, read_settings
 from pipeline.manifest import (
     FolderError,
     Run,
@@ -358,7 +359,7 @@ def _described(text: dict) -> str:
 def main(args: Sequence[str], factory: ScorerFactory | None = None, launch: Launch | None = None) -> int:
     """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
     build = functools.partial(build_pipeline, factory=factory)
-    return run_job(args, about=__doc__, prepare=prepare, build=build, show=show_summary, launch=launch)
+    return run_job(Job(__doc__, prepare, build, show_summary), args, launch)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Survives a job whose process dies: it runs in a child process, which is started again without what kills it.
 
 An exception in a shard is caught where it happens. A segmentation fault, or the kernel's out-of-memory killer, takes the
-whole process along, and Beam's in-process runner with it. So on Linux `python -m pipeline.generate` forks once
-everything is imported, and before any thread or accelerator is in use. When the child dies of a signal, or a library
+whole process along, and Beam's in-process runner with it. So on Linux `python -m pipeline.generate` forks before anything
+heavy is imported, and any thread or accelerator is in use. When the child dies of a signal, or a library
 calls exit in its middle, the next one continues the folder. A shard that was begun three times in one launch and never
 finished is set aside with that as its error, and the others go on. After a first death one thread decodes, so that a
 shard is not blamed for its neighbour; of worker processes (`pipeline.local_processes`) it is known which one died.
@@ -18,6 +18,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -39,11 +40,13 @@ class Launch:
       id: unique.
       deaths: how many processes it has lost so far.
       dry_run: whether the job is prepared and not run; the output folder stays as it is.
+      began: when, of `time.monotonic`.
     """
 
     id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     deaths: int = 0
     dry_run: bool = False
+    began: float = dataclasses.field(default_factory=time.monotonic)
 
 
 def supervise(job: Callable[[Sequence[str], Launch], int], args: Sequence[str]) -> int:

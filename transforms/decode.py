@@ -109,6 +109,8 @@ class Models:
     mesh: str = ""
 
 
+_status = logging.getLogger("specbeam.status")  # what a launcher in this process shows
+
 GeneratorFactory = Callable[[Models, decoding.DecodingConfig, Costs | None], decoding.Generator]
 
 
@@ -118,6 +120,7 @@ def load_generator(models: Models, config: decoding.DecodingConfig, costs: Costs
     `costs` are those of γ = "auto", measured where None.
     """
     decoding.keep_programs()
+    _status.info("loading the models")
     mesh = sharding.make_mesh(*sharding.parse_mesh(models.mesh)) if models.mesh else None
     target = decoding.load_model(models.target, dtype=models.dtype, mesh=mesh)
     draft = decoding.load_draft(
@@ -267,7 +270,9 @@ class ShardModelHandler(SpeculativeModelHandler):
 
     def load_model(self) -> ShardGenerators:
         speculative = self._load_speculative()
-        return ShardGenerators(speculative, speculative.plain() if self._baseline_fraction else None)
+        generators = ShardGenerators(speculative, speculative.plain() if self._baseline_fraction else None)
+        _status.info("decoding")
+        return generators
 
     def _load_speculative(self) -> decoding.Generator:
         if self._config.gamma != "auto":

@@ -241,9 +241,13 @@ class ScoreSettings:
 ScorerFactory = Callable[[ScoreSettings], Scorer]
 
 
+_status = logging.getLogger("specbeam.status")  # what a launcher in this process shows
+
+
 def load_scorer(settings: ScoreSettings) -> Scorer:
     """Loads the models and compiles their programs, or finds them compiled by an earlier process on this machine."""
     decoding.keep_programs()
+    _status.info("loading the models")
     target = decoding.load_model(settings.target, dtype=settings.dtype)
     drafts = {
         name: decoding.load_draft(
@@ -286,7 +290,9 @@ class ScoreModelHandler(ModelHandler[TextShard, ScoredShard, Scorer]):
     def load_model(self) -> Scorer:
         if programs := self._env_vars.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX looks at when it is imported only
             decoding.keep_programs(programs)
-        return self._factory(self._settings)
+        scorer = self._factory(self._settings)
+        _status.info("scoring")
+        return scorer
 
     def run_inference(
         self, batch: Sequence[TextShard], model: Scorer, inference_args: Mapping[str, Any] | None = None

@@ -23,7 +23,7 @@ from tests.pipeline.helpers import assert_same_rows, files, rows, summary
 
 LAUNCHPAD = """
 import json, os, sys
-from pipeline import generate, supervise
+from pipeline import generate, manifest, progress, runners, supervise  # noqa: F401
 from tests.pipeline import fakes
 job = lambda args, launch: generate.main(args, fakes.factory(delay_secs=0.05), launch)
 print("ready", flush=True)

@@ -1,12 +1,15 @@
 """Progress counts committed parts, quietly where nobody watches."""
 
+import contextlib
 import io
+import logging
 import shutil
 import time
 
 import pytest
 
 from pipeline import manifest, progress
+from pipeline.job.status import CHANNEL, Status
 from pipeline.preflight import check_models
 from pipeline.settings import parse_command_line
 from pipeline.supervise import Launch
@@ -67,10 +70,16 @@ def test_lines_where_there_is_no_terminal(command, tmp_path, monkeypatch):
     run = prepared(command)
     stream = io.StringIO()
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.02)
-    with progress.show_progress(run, stream):
-        time.sleep(0.3)
+    with contextlib.closing(Status(stream)) as status, progress.show_progress(run, status, stream):
+        logging.getLogger(CHANNEL).info("loading the models")
+        for done in range(1, 15):
+            logging.getLogger(CHANNEL).info("compiling %d of %d", done, 14)
+        logging.getLogger(CHANNEL).info("decoding")
+        time.sleep(1)
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "0/30 examples, shards 0/4, 0 tok/s"
+    phases, counts = [[line for line in lines if ("shards" in line) == counted] for counted in (False, True)]
+    assert phases == ["loading the models", "compiling 1 of 14", "decoding"]
+    assert counts and set(counts) == {"0/30 examples, shards 0/4, 0 tok/s"}
     assert "\r" not in stream.getvalue()
 
 
@@ -81,6 +90,14 @@ def test_a_bar_on_a_terminal(command, monkeypatch):
 
     stream = Terminal()
     run = prepared(command)
-    with progress.show_progress(run, stream):
-        time.sleep(0.1)
-    assert "0/30" in stream.getvalue() and "shards 0/4" in stream.getvalue()
+    with contextlib.closing(Status(stream)) as status:
+        status.say("planning")
+        monkeypatch.setattr(progress, "_TTY_SECONDS", 0.02)
+        with progress.show_progress(run, status, stream):
+            status.say("compiling 3 of 14")
+            time.sleep(0.2)
+            status.say("decoding")
+            time.sleep(0.2)
+    shown = stream.getvalue()
+    assert "0/30 examples" in shown and shown.index("compiling 3 of 14") < shown.index("shards 0/4")
+    assert shown.count("left") == 0 and "<" not in shown  # tqdm's own estimate is not shown beside ours

@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 
-from pipeline import generate
-from pipeline.manifest import ranges
+from pipeline import manifest
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
 from transforms.write import read_footer
@@ -50,7 +49,8 @@ def test_what_a_runner_repeats_is_decoded_once(command, tmp_path, monkeypatch):
         return decode(self, inputs, example_ids)
 
     monkeypatch.setattr(fakes.FakeGenerator, "generate_with_report", count)
-    monkeypatch.setattr(generate, "ranges", lambda shards: 2 * ranges(shards))
+    ranges = manifest.ranges
+    monkeypatch.setattr(manifest, "ranges", lambda shards: 2 * ranges(shards))
     run(command())
     assert len(decoded) == len(set(decoded)) == 4
     assert summary(tmp_path / "out")["examples"] == 30

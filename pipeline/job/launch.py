@@ -1,0 +1,172 @@
+"""One launch of a job of work shards: settings, then the folder, then everything heavy, and the exit status.
+
+What can be answered without JAX or Beam is, before either is imported: `--help`, a typo, a finished folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+import time
+import typing
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from pipeline.job.status import PLANNING, READING, STARTING, Status
+from pipeline.settings import CommandLine, ConfigError, help_text, parse_command_line
+from pipeline.supervise import Launch
+from transforms import storage
+
+if typing.TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from pipeline.manifest import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What tells one job of work shards from another.
+
+    Attributes:
+      about: what `--help` begins with.
+      prepare: plans or continues a run; the second argument is for the manifest.
+      build: adds the job to a pipeline, `build(pipeline, run=run)`.
+      show: prints a summary, as `terminal.print_summary`.
+    """
+
+    about: str
+    prepare: Callable[[CommandLine, dict | None, Launch], Run]
+    build: Callable[..., None]
+    show: Callable[[Console, dict, str, float], None]
+
+
+def run_job(job: Job, args: Sequence[str], launch: Launch | None = None) -> int:
+    """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
+    if "--help" in args:
+        print(help_text(job.about))
+        return 0
+    _configure_logging()
+    with contextlib.closing(Status()) as status:
+        return _run(job, args, launch or Launch(), status)
+
+
+def _run(job: Job, args: Sequence[str], launch: Launch, status: Status) -> int:
+    status.say(READING)
+    try:
+        command = parse_command_line(args)
+    except (ConfigError, OSError) as error:
+        return _refuse(error)
+    status.say(PLANNING)
+    from pipeline import dataflow, runners
+    from pipeline.manifest import FolderError
+
+    console = Console()
+    try:
+        options = runners.beam_options(command.beam_args, runners.paths_of(command.config, command.output))
+        dataflow.check_config(options, command.config)
+        launch = dataclasses.replace(launch, dry_run=command.dry_run)
+        device = _local_device() if runners.in_this_process(options) else None
+        run = job.prepare(command, device, launch)
+        if run.pending and not launch.dry_run:
+            run.folder.delete([storage.SUCCESS])  # there only if somebody has removed parts of a finished run
+    except (ConfigError, FolderError, OSError) as error:
+        status.clear()
+        return _refuse(error)
+    status.clear()
+    if run.finished:
+        console.print(f"Finished already, nothing to do: {run.folder.root}", soft_wrap=True, highlight=False)
+        return 0
+    if run.committed or run.begun:
+        shown = f"{run.committed} of {run.plan.num_shards} shards are committed, {run.begun} more were begun."
+        console.print(f"Continuing: {shown}")
+    runners.warn_of_few_shards(options, run.plan.num_shards)
+    if launch.dry_run:
+        return _dry_run(job, run, options, console)
+    status.say(STARTING)
+    return _launch(job, run, command, options, console, launch, status)
+
+
+def _refuse(error: Exception) -> int:
+    print("error:", one_line(error), file=sys.stderr)
+    return 2
+
+
+def _configure_logging() -> None:
+    """Warnings only, less one of Beam's that means nothing here: it cannot import what measures a model's memory."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger().addFilter(_is_meaningful)
+
+
+def _is_meaningful(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Resource module is not available")
+
+
+def _launch(
+    job: Job, run: Run, command: CommandLine, options: PipelineOptions, console: Console, launch: Launch, status: Status
+) -> int:
+    import apache_beam as beam
+
+    from pipeline import dataflow, runners
+    from pipeline.progress import show_progress
+
+    on_dataflow = dataflow.is_dataflow(options)
+    if on_dataflow:
+        dataflow.show_job()
+    # Parts in a remote folder are not looked into for a job of many machines: there may be 100,000.
+    here = runners.in_this_process(options) or not storage.is_remote(run.folder.root)
+    try:
+        pipeline = beam.Pipeline(options=options)
+        job.build(pipeline, run=run)
+        workers = runners.workers_of(options, run.folder, run.plan.num_shards, run.launch)
+        with workers, show_progress(run, status) if here else contextlib.nullcontext():
+            pipeline.run().wait_until_finish()
+    except KeyboardInterrupt:
+        state = ": the job goes on where it is, gcloud dataflow jobs cancel ends it" if on_dataflow else ""
+        print(f"\ninterrupted{state}; the same command continues", file=sys.stderr)
+        return 130
+    except Exception as error:  # what the runner reports, often with the worker's traceback in its message
+        print("error: the job failed:", one_line(error), file=sys.stderr)
+        print("Committed shards are kept; the same command continues", file=sys.stderr)
+        return 1
+    status.clear()
+    try:
+        summary = json.loads(run.folder.read(storage.SUMMARY))
+    except OSError as error:
+        where = f"the runner says that the job is done, but {run.folder.root!r} has no summary of it"
+        print(f"error: {where}; do its workers write to the same folder? {one_line(error)}", file=sys.stderr)
+        return 1
+    job.show(console, summary, run.folder.root, time.monotonic() - launch.began)
+    return 0 if len(summary["shards"]["missing"]) <= command.allow_failed_shards else 1
+
+
+def _dry_run(job: Job, run: Run, options: PipelineOptions, console: Console) -> int:
+    import apache_beam as beam
+
+    from pipeline.dry_run import dry_run
+
+    try:
+        pipeline = beam.Pipeline(options=options)
+        job.build(pipeline, run=run)
+        return dry_run(pipeline, run, console)
+    except (OSError, ValueError) as error:
+        print("error: the job cannot be built or staged:", one_line(error), file=sys.stderr)
+        return 1
+
+
+def one_line(error: Exception) -> str:
+    """An error's message for a terminal, without credentials; its type where it has none."""
+    return " ".join(storage.without_query(str(error)).split()) or type(error).__name__
+
+
+def _local_device() -> dict:
+    import jax
+
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:  # a TPU that another process has, a JAX_PLATFORMS that is not installed
+        raise ConfigError(f"JAX finds no device to decode on: {error}") from error
+    return {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)}
