@@ -1,0 +1,143 @@
+"""Products of few or many rows with a resident weight on processors, called through `jax.ffi`.
+
+XLA packs a weight anew for every product of more than one row, so that a call over four positions costs two to three
+times one over a single position. Here a weight is packed once, when it is loaded, and read once for all rows of a call.
+A row's sum runs over its inputs in one order, so that its bits depend on no other row (product.cc).
+
+Where the library cannot be built `available()` is None, and XLA's products are used.
+"""
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoding.kernels import build
+from decoding.kernels.packing import BLOCKS, FLOATS, KINDS, PackedWeight, pack, pack_blocks
+
+__all__ = [
+    "BLOCKS", "FLOATS", "KINDS", "PackedWeight",
+    "arithmetic", "available", "instruction_sets", "pack", "pack_blocks", "product", "rows", "select",
+]  # fmt: skip
+
+VARIABLE = "SPECBEAM_KERNELS"
+_lock = threading.Lock()
+
+
+def available() -> str | None:
+    """The instruction set of the products ("avx512_vnni", "avx512", "avx2", "neon" or "plain"), or None without them.
+
+    The first call builds the library where it is not yet built, and says on stderr where that fails. The environment
+    variable SPECBEAM_KERNELS chooses an instruction set, or "off".
+
+    Raises:
+      ValueError: SPECBEAM_KERNELS names an instruction set that this machine does not have.
+    """
+    library = _library()
+    return library and library.specbeam_select(b"").decode()
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those that this machine has, the best first; empty where `available()` is None."""
+    library, names = _library(), []
+    while library and (name := library.specbeam_target(len(names))):
+        names.append(name.decode())
+    return tuple(names)
+
+
+def select(instruction_set: str) -> None:
+    """Makes all later products of this process, compiled programs included, use an instruction set.
+
+    Raises:
+      ValueError: this machine does not have it.
+    """
+    _select(_library(), instruction_set)
+
+
+def arithmetic(kind: str) -> str:
+    """How products with a weight of this kind are summed: "float32", or "int32" over activations rounded to int8 by row."""
+    return "int32" if kind == "int8" and _library().specbeam_integer_sums() else "float32"
+
+
+def product(x: jax.Array, weight: PackedWeight, real: jax.Array | None = None) -> jax.Array:
+    """x @ weight, float32.
+
+    Args:
+      x: [..., inputs]; computed in float32.
+      weight: packed on the same processor.
+      real: int32[], how many rows of x, its leading axes taken together, are wanted; results of the others are zeros.
+
+    Returns:
+      float32[..., outputs].
+    """
+    if x.shape[-1] != weight.inputs:
+        raise ValueError(f"x has {x.shape[-1]} features (shape {x.shape}); the weight takes {weight.inputs}")
+    lead = x.shape[:-1]
+    flat = x.reshape(-1, weight.inputs).astype(jnp.float32)
+    real = jnp.full((), flat.shape[0], jnp.int32) if real is None else jnp.asarray(real, jnp.int32)
+    result = jax.ShapeDtypeStruct((flat.shape[0], weight.outputs), jnp.float32)
+    call = jax.ffi.ffi_call(_targets()["product"], result, vmap_method="sequential")
+    return call(flat, weight.words, real, kind=np.int32(KINDS.index(weight.kind))).reshape(*lead, weight.outputs)
+
+
+def rows(weight: PackedWeight, ids: jax.Array) -> jax.Array:
+    """Columns of the weight as rows: what a table of embeddings, which is the transposed weight of a tied head, is asked for.
+
+    Args:
+      weight: of shape [features, vocabulary].
+      ids: int32[...]; ids outside the vocabulary give its first or last row.
+
+    Returns:
+      float32[..., features].
+    """
+    flat = ids.reshape(-1).astype(jnp.int32)
+    result = jax.ShapeDtypeStruct((flat.shape[0], weight.inputs), jnp.float32)
+    call = jax.ffi.ffi_call(_targets()["columns"], result, vmap_method="sequential")
+    static = dict(kind=np.int32(KINDS.index(weight.kind)), outputs=np.int32(weight.outputs))
+    return call(weight.words, flat, **static).reshape(*ids.shape, weight.inputs)
+
+
+def _library() -> ctypes.CDLL | None:
+    with _lock:
+        return _load()
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | None:
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "off":
+        return None
+    try:
+        library = build.load()
+    except build.BuildError as error:
+        print(f"products of the processor's own are not used: {error}", file=sys.stderr)
+        return None
+    for function in (library.specbeam_select, library.specbeam_target):
+        function.restype = ctypes.c_char_p
+    if wanted:
+        _select(library, wanted)
+    return library
+
+
+def _select(library: ctypes.CDLL | None, instruction_set: str) -> None:
+    if library is None or not library.specbeam_select(instruction_set.encode()):
+        raise ValueError(f"{VARIABLE} is {instruction_set!r}, which is no instruction set of this machine")
+
+
+@functools.cache
+def _targets() -> dict[str, str]:
+    """Names of the registered custom calls. A source's own: a program kept from another version must not call this one."""
+    library = _library()
+    if library is None:
+        raise RuntimeError("the products are not available on this machine; ask `available()` before packing")
+    version = build.sources_key()
+    names = {name: f"specbeam_{name}_{version}" for name in ("product", "columns")}
+    for name, registered in names.items():
+        handler = jax.ffi.pycapsule(getattr(library, f"specbeam_{name}"))
+        jax.ffi.register_ffi_target(registered, handler, platform="cpu")
+    return names

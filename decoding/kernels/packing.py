@@ -1,0 +1,121 @@
+"""Weights as the products read them: panels of 48 columns, a column's weights in 32-bit words that lie side by side.
+
+For a weight [K, N] the packed array is uint32[ceil(N / 48), words, 48]: word w of column c is at [c // 48, w, c % 48].
+Columns beyond N are zeros. What the words of a column hold:
+
+  float32          K words
+  bfloat16         two weights a word, the first in the low half
+  int8             the column's scale (float32), the sum of its integers (int32), then four integers a word
+  Q8_0 Q4_0 Q5_0   GGUF's blocks of 32 weights, two and two: both scales (float16) in a word, then the blocks' other bytes
+  Q4_K Q5_K Q6_K   GGUF's blocks of 256 weights, byte for byte; Q6_K's with two bytes of padding
+"""
+
+import dataclasses
+import functools
+
+import jax
+import ml_dtypes
+import numpy as np
+
+COLUMNS = 48
+FLOATS = ("float32", "bfloat16", "int8")
+# Weights and bytes of a block in the file, by the names of the `gguf` package.
+BLOCKS = {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q5_0": (32, 22), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)}
+KINDS = (*FLOATS, *BLOCKS)  # in the order of `Kind` in product.h
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["words"], meta_fields=["kind", "inputs", "outputs"])
+@dataclasses.dataclass(frozen=True)
+class PackedWeight:
+    """A weight [inputs, outputs] in the form that `product` reads; a pytree with one leaf.
+
+    Attributes:
+      words: uint32[panels, words, 48], as above.
+      kind: one of KINDS.
+    """
+
+    words: jax.Array
+    kind: str
+    inputs: int
+    outputs: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.inputs, self.outputs
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes
+
+
+def pack(weight, kind: str) -> PackedWeight:
+    """Packs a weight [K, N] of floats, rounding to bfloat16, or to int8 with one float32 scale max |w| / 127 per column.
+
+    A column with a weight that is not finite has no such scale: its products in int8 are NaN.
+
+    Args:
+      weight: float[K, N], NumPy's or JAX's.
+      kind: "float32", "bfloat16" or "int8".
+    """
+    if kind not in FLOATS:
+        raise ValueError(f"kind is {kind!r}; floats are packed as one of {', '.join(FLOATS)}")
+    weight = np.asarray(weight)
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(f"a weight has two axes, [inputs, outputs], and no empty one; this one has shape {weight.shape}")
+    columns = weight.T  # [N, K]
+    if kind == "float32":
+        words = _words(columns.astype(np.float32, copy=False))
+    elif kind == "bfloat16":
+        words = _words(columns.astype(ml_dtypes.bfloat16, copy=False))
+    else:
+        columns = columns.astype(np.float32, copy=False)
+        scales = np.abs(columns).max(axis=1) / np.float32(127)
+        scales = np.where(np.isfinite(scales), scales, np.float32(np.nan))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            integers = np.rint(columns / scales[:, None])
+        integers = np.nan_to_num(integers, nan=0, posinf=0, neginf=0).clip(-127, 127).astype(np.int8)
+        head = np.stack([scales.view(np.uint32), integers.sum(axis=1, dtype=np.int32).view(np.uint32)], axis=1)
+        words = np.concatenate([head, _words(integers)], axis=1)
+    return PackedWeight(_panels(words), kind, *weight.shape)
+
+
+def pack_blocks(blocks, kind: str) -> PackedWeight:
+    """Packs a GGUF tensor [N, K], which is the weight [K, N] of a projection, without changing its blocks.
+
+    Args:
+      blocks: uint8[N, bytes], as `gguf.GGUFReader` gives a tensor's data.
+      kind: "Q8_0", "Q4_0", "Q5_0", "Q4_K", "Q5_K" or "Q6_K".
+    """
+    if kind not in BLOCKS:
+        raise ValueError(f"kind is {kind!r}; blocks are one of {', '.join(BLOCKS)}")
+    size, nbytes = BLOCKS[kind]
+    blocks = np.ascontiguousarray(blocks).view(np.uint8)
+    if blocks.ndim != 2 or 0 in blocks.shape or blocks.shape[1] % nbytes:
+        raise ValueError(f"{kind} has blocks of {nbytes} bytes along the last of two axes; got bytes of shape {blocks.shape}")
+    outputs, inputs = blocks.shape[0], blocks.shape[1] // nbytes * size
+    blocks = blocks.reshape(outputs, -1, nbytes)
+    if size == 32:
+        blocks = np.pad(blocks, [(0, 0), (0, blocks.shape[1] % 2), (0, 0)]).reshape(outputs, -1, 2, nbytes)
+        scales, rest = blocks[..., :2].reshape(outputs, -1, 4), blocks[..., 2:].reshape(outputs, blocks.shape[1], -1)
+        blocks = np.concatenate([scales, rest], axis=-1)
+    else:
+        blocks = np.pad(blocks, [(0, 0), (0, 0), (0, -nbytes % 4)])
+    return PackedWeight(_panels(_words(blocks.reshape(outputs, -1))), kind, inputs, outputs)
+
+
+def _words(columns: np.ndarray) -> np.ndarray:
+    """uint32[N, words] of columns [N, K] of any element of at most four bytes, the last word filled with zeros."""
+    each = 4 // columns.itemsize
+    if columns.shape[1] % each:
+        columns = np.pad(columns, [(0, 0), (0, -columns.shape[1] % each)])
+    return np.ascontiguousarray(columns).view(np.uint32)
+
+
+def _panels(words: np.ndarray) -> jax.Array:
+    """uint32[panels, words, 48] of words [N, words]."""
+    count = -(-len(words) // COLUMNS)
+    panels = np.zeros((count, words.shape[1], COLUMNS), np.uint32)
+    for i, panel in enumerate(panels):
+        columns = words[i * COLUMNS : (i + 1) * COLUMNS]
+        panel[:, : len(columns)] = columns.T
+    return jax.device_put(panels, jax.devices("cpu")[0])

@@ -1,0 +1,328 @@
+// y = x W for few or many rows of x [M, K] and a packed, resident W [K, N].
+//
+// W lies in panels of 48 columns. A panel's words are read once and in order: 128 steps of K at a time are turned into
+// float32 (a chunk of 24 KB, which stays in the first cache; float32 itself is used where it lies), then multiplied with all
+// rows, a tile of up to kRows rows by three vectors of columns at a time, whose sums stay in registers. Every sum runs over K
+// in order, one fused multiply-add after the other, whatever the number of rows: between chunks it is stored and loaded again,
+// which changes no bit. So a row's result does not depend on the rows beside it.
+//
+// The file is compiled once for each instruction set (build.py), as target TARGET; the compiler's own vectors make one source
+// of it. Nothing here may come from the standard library's templates: the linker would keep one target's copy for all.
+#include "product.h"
+
+#include <cstring>
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
+
+namespace specbeam {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64, kRows = 8;  // 24 of 32 registers hold sums
+#elif defined(__AVX2__)
+constexpr int kBytes = 32, kRows = 4;  // 12 of 16
+#elif defined(__ARM_NEON)
+constexpr int kBytes = 16, kRows = 8;  // 24 of 32
+#else
+constexpr int kBytes = 16, kRows = 4;
+#endif
+typedef float Floats __attribute__((vector_size(kBytes)));
+typedef int32_t Ints __attribute__((vector_size(kBytes)));
+typedef uint32_t Words __attribute__((vector_size(kBytes)));
+constexpr int kLanes = kBytes / 4, kVectors = 3, kStrip = kVectors * kLanes;
+constexpr int64_t kChunk = 128;     // steps of K
+constexpr int64_t kBlockRows = 128;  // rows whose sums of a panel are kept at once
+static_assert(kColumns % kStrip == 0, "strips tile a panel");
+
+template <class V, class T> V load(const T* from) { V v; memcpy(&v, from, sizeof v); return v; }
+template <class V, class T> void store(T* to, V v) { memcpy(to, &v, sizeof v); }
+template <class T> constexpr T min(T a, T b) { return a < b ? a : b; }
+
+inline void add_product(Floats& sum, float x, Floats w) { sum += x * w; }  // fused: -ffp-contract=fast
+#if defined(__AVX512VNNI__)
+inline void add_product(Ints& sum, int32_t x, Ints w) {  // four unsigned bytes of x, four signed of w
+  sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)w);
+}
+#endif
+
+// What to fetch while a tile is computed: `step` bytes for each step of K.
+struct Ahead { const char* next; int64_t step; };
+
+// sums [R, kStrip] += x [R, steps] w [steps, kStrip], where rows of w and of sums lie kColumns apart.
+template <class V, class T, int R>
+void tile(const T* x, int64_t stride, const T* w, int64_t steps, T* sums, Ahead ahead) {
+  V sum[R][kVectors];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = load<V>(sums + r * kColumns + v * kLanes);
+  for (int64_t k = 0; k < steps; ++k, w += kColumns) {
+    for (int64_t byte = 0; byte < ahead.step; byte += 64) __builtin_prefetch(ahead.next + byte);
+    ahead.next += ahead.step;
+    V column[kVectors];
+    for (int v = 0; v < kVectors; ++v) column[v] = load<V>(w + v * kLanes);
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < kVectors; ++v) add_product(sum[r][v], x[r * stride + k], column[v]);
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kVectors; ++v) store(sums + r * kColumns + v * kLanes, sum[r][v]);
+}
+
+// sums [rows, kColumns] += x [rows, steps] w [steps, kColumns], in tiles of nearly equal numbers of rows.
+template <class V, class T>
+void accumulate(const T* x, int64_t stride, int64_t rows, const T* w, int64_t steps, T* sums, Ahead ahead) {
+  using Tile = void (*)(const T*, int64_t, const T*, int64_t, T*, Ahead);
+  constexpr Tile tiles[] = {tile<V, T, 1>, tile<V, T, 2>, tile<V, T, 3>, tile<V, T, 4>, tile<V, T, min(5, kRows)>,
+                            tile<V, T, min(6, kRows)>, tile<V, T, min(7, kRows)>, tile<V, T, min(8, kRows)>};
+  const int64_t count = (rows + kRows - 1) / kRows;
+  for (int64_t strip = 0; strip < kColumns; strip += kStrip)
+    for (int64_t i = 0, row = 0; i < count; ++i) {
+      const int64_t size = rows / count + (i < rows % count);
+      tiles[size - 1](x + row * stride, stride, w + strip, steps, sums + row * kColumns + strip, ahead);
+      ahead.step = 0;
+      row += size;
+    }
+}
+
+// kLanes neighbouring columns of a panel: their words from the first one of interest on, and where their weights go.
+struct Columns {
+  const uint32_t* words;
+  float* out;
+  Words word(int64_t i) const { return load<Words>(words + i * kColumns); }
+  void put(int64_t k, Floats weights) const { store(out + k * kColumns, weights); }
+};
+
+inline Floats floats(Words small) { return __builtin_convertvector((Ints)small, Floats); }
+inline Floats signed_byte(Words word, int i) { return __builtin_convertvector((Ints)(word << (24 - 8 * i)) >> 24, Floats); }
+
+// IEEE half precision in the low 16 bits. Multiplying by 2^112 moves the exponent's bias, of subnormal numbers too.
+inline Floats half(Words bits) {
+  const Words magnitude = (bits & 0x7fff) << 13, sign = (bits & 0x8000) << 16;
+  const Words finite = (Words)((Floats)magnitude * 0x1p112f);
+  const Words infinite = (Words)(magnitude >= 0x0f800000);  // or NaN
+  return (Floats)((finite & ~infinite) | ((magnitude | 0x7f800000) & infinite) | sign);
+}
+
+void unpack_bfloat16(Columns c, int64_t k, int64_t steps) {
+  c.words += k / 2 * kColumns;
+  for (int64_t i = 0; i < steps; i += 2) {
+    const Words two = c.word(i / 2);
+    c.put(i, (Floats)(two << 16));
+    c.put(i + 1, (Floats)(two & 0xffff0000));
+  }
+}
+
+// Two words for the column: its scale (float32) and the sum of its bytes, which integer sums need.
+constexpr int64_t kInt8Head = 2;
+
+void unpack_int8(Columns c, int64_t k, int64_t steps) {
+  const Floats scale = (Floats)c.word(0);
+  c.words += (kInt8Head + k / 4) * kColumns;
+  for (int64_t i = 0; i < steps; i += 4)
+    for (int b = 0; b < 4; ++b) c.put(i + b, signed_byte(c.word(i / 4), b) * scale);
+}
+
+// GGUF's blocks of 32, two and two so that their scales share a word: 64 weights in 1 + 2 n words.
+template <int n, class Unpack>
+void unpack_pairs(Columns c, int64_t k, int64_t steps, Unpack block) {
+  c.words += k / 64 * (1 + 2 * n) * kColumns;
+  for (int64_t i = 0; i < steps; i += 32) {
+    const bool second = i % 64;
+    const Floats scale = half(second ? c.word(0) >> 16 : c.word(0));
+    block(Columns{c.words + (1 + second * n) * kColumns, c.out + i * kColumns}, scale);
+    if (second) c.words += (1 + 2 * n) * kColumns;
+  }
+}
+
+void unpack_q8_0(Columns c, int64_t k, int64_t steps) {
+  unpack_pairs<8>(c, k, steps, [](Columns c, Floats scale) {
+    for (int i = 0; i < 32; ++i) c.put(i, signed_byte(c.word(i / 4), i % 4) * scale);
+  });
+}
+
+void unpack_q4_0(Columns c, int64_t k, int64_t steps) {
+  unpack_pairs<4>(c, k, steps, [](Columns c, Floats scale) {
+    for (int i = 0; i < 16; ++i) {
+      const Words byte = c.word(i / 4) >> (8 * (i % 4));
+      c.put(i, (floats(byte & 15) - 8) * scale);
+      c.put(16 + i, (floats(byte >> 4 & 15) - 8) * scale);
+    }
+  });
+}
+
+void unpack_q5_0(Columns c, int64_t k, int64_t steps) {
+  unpack_pairs<5>(c, k, steps, [](Columns c, Floats scale) {
+    const Words fifth = c.word(0);
+    for (int i = 0; i < 16; ++i) {
+      const Words byte = c.word(1 + i / 4) >> (8 * (i % 4));
+      c.put(i, (floats((byte & 15) | (fifth >> i & 1) << 4) - 16) * scale);
+      c.put(16 + i, (floats((byte >> 4 & 15) | (fifth >> (16 + i) & 1) << 4) - 16) * scale);
+    }
+  });
+}
+
+// GGUF's blocks of 256, of which a chunk is half.
+static_assert(kChunk == 128, "half a block");
+
+// Scale and offset of the i-th of eight groups of 32 in Q4_K and Q5_K: six bits each in three words after the first.
+struct Affine { Floats scale, offset; };
+inline Affine affine(Columns c, int i) {
+  const Words factors = c.word(0), low = c.word(1), high = c.word(2), rest = c.word(3);
+  const int shift = 8 * (i % 4);
+  const Words scale = i < 4 ? low >> shift & 63 : (rest >> shift & 15) | (low >> (shift + 6) & 3) << 4;
+  const Words offset = i < 4 ? high >> shift & 63 : (rest >> (shift + 4) & 15) | (high >> (shift + 6) & 3) << 4;
+  return {half(factors) * floats(scale), half(factors >> 16) * floats(offset)};
+}
+
+// The products below are exact in float32 (11 + 6 + 5 bits), so that fusing them with the difference changes nothing.
+void unpack_q4_k(Columns c, int64_t k, int64_t) {
+  c.words += k / 256 * 36 * kColumns;
+  for (int64_t g = 0, first = k % 256 / 64; g < 2; ++g) {
+    const Affine low = affine(c, 2 * (first + g)), high = affine(c, 2 * (first + g) + 1);
+    for (int i = 0; i < 32; ++i) {
+      const Words byte = c.word(4 + 8 * (first + g) + i / 4) >> (8 * (i % 4));
+      c.put(64 * g + i, floats(byte & 15) * low.scale - low.offset);
+      c.put(64 * g + 32 + i, floats(byte >> 4 & 15) * high.scale - high.offset);
+    }
+  }
+}
+
+void unpack_q5_k(Columns c, int64_t k, int64_t) {
+  c.words += k / 256 * 44 * kColumns;
+  for (int64_t g = 0, first = k % 256 / 64; g < 2; ++g) {
+    const Affine low = affine(c, 2 * (first + g)), high = affine(c, 2 * (first + g) + 1);
+    for (int i = 0; i < 32; ++i) {
+      const Words byte = c.word(12 + 8 * (first + g) + i / 4) >> (8 * (i % 4));
+      const Words fifth = c.word(4 + i / 4) >> (8 * (i % 4) + 2 * (first + g));
+      c.put(64 * g + i, floats((byte & 15) | (fifth & 1) << 4) * low.scale - low.offset);
+      c.put(64 * g + 32 + i, floats((byte >> 4 & 15) | (fifth >> 1 & 1) << 4) * high.scale - high.offset);
+    }
+  }
+}
+
+void unpack_q6_k(Columns c, int64_t k, int64_t) {
+  c.words += k / 256 * 53 * kColumns;
+  const int64_t second = k % 256 / 128;
+  const Floats factor = half(c.word(52));
+  for (int t = 0; t < 4; ++t)
+    for (int sixteen = 0; sixteen < 2; ++sixteen) {
+      const Floats scale = factor * signed_byte(c.word(48 + 2 * second + t / 2), 2 * (t % 2) + sixteen);
+      for (int i = 16 * sixteen; i < 16 * sixteen + 16; ++i) {
+        const int shift = 8 * (i % 4);
+        const Words low = c.word(16 * second + 8 * (t % 2) + i / 4) >> (shift + 4 * (t / 2)) & 15;
+        const Words high = c.word(32 + 8 * second + i / 4) >> (shift + 2 * t) & 3;
+        c.put(32 * t + i, (floats(low | high << 4) - 32) * scale);
+      }
+    }
+}
+
+using Unpack = void (*)(Columns, int64_t k, int64_t steps);
+constexpr Unpack kUnpack[] = {nullptr, unpack_bfloat16, unpack_int8, unpack_q8_0, unpack_q4_0,
+                              unpack_q5_0, unpack_q4_k, unpack_q5_k, unpack_q6_k};
+
+void product_floats(const Call& call, int64_t panel, int64_t first, int64_t rows) {
+  const Weight& weight = call.weight;
+  const uint32_t* words = weight.panel(panel);
+  const int64_t inputs = weight.inputs, columns = min(kColumns, weight.outputs - panel * kColumns);
+  alignas(64) float chunk[kChunk * kColumns];
+  alignas(64) float sums[kBlockRows * kColumns];
+  for (; rows > 0; first += kBlockRows, rows -= kBlockRows) {
+    const int64_t block = min(rows, kBlockRows);
+    memset(sums, 0, block * kColumns * sizeof(float));
+    for (int64_t k = 0; k < inputs; k += kChunk) {
+      const int64_t steps = min(kChunk, inputs - k);
+      const float* w = chunk;
+      Ahead ahead;
+      if (weight.kind == kFloat32) {
+        w = reinterpret_cast<const float*>(words) + k * kColumns;
+        ahead = {reinterpret_cast<const char*>(w + 16 * kColumns), kColumns * 4};
+      } else {
+        for (int64_t c = 0; c < kColumns; c += kLanes) kUnpack[weight.kind]({words + c, chunk + c}, k, steps);
+        const int64_t step = weight.panel_size * 4 / inputs;
+        ahead = {reinterpret_cast<const char*>(words) + (k + kChunk) * step, step};
+      }
+      accumulate<Floats>(call.x + first * inputs + k, inputs, block, w, steps, sums, ahead);
+    }
+    for (int64_t r = 0; r < block; ++r)
+      memcpy(call.y + (first + r) * weight.outputs + panel * kColumns, sums + r * kColumns, columns * sizeof(float));
+  }
+}
+
+#if defined(__AVX512VNNI__)
+void product_bytes(const Call& call, int64_t panel, int64_t first, int64_t rows) {
+  constexpr int64_t kQuads = 128;
+  const Weight& weight = call.weight;
+  const uint32_t* words = weight.panel(panel);
+  const int64_t inputs = quads(weight.inputs), columns = min(kColumns, weight.outputs - panel * kColumns);
+  alignas(64) int32_t sums[kBlockRows * kColumns];
+  for (; rows > 0; first += kBlockRows, rows -= kBlockRows) {
+    const int64_t block = min(rows, kBlockRows);
+    memset(sums, 0, block * kColumns * sizeof(int32_t));
+    for (int64_t k = 0; k < inputs; k += kQuads) {
+      const int32_t* w = reinterpret_cast<const int32_t*>(words) + (kInt8Head + k) * kColumns;
+      const Ahead ahead{reinterpret_cast<const char*>(w + 16 * kColumns), kColumns * 4};
+      accumulate<Ints>(call.quantised + first * inputs + k, inputs, block, w, min(kQuads, inputs - k), sums, ahead);
+    }
+    for (int64_t r = 0; r < block; ++r) {
+      float* y = call.y + (first + r) * weight.outputs + panel * kColumns;
+      for (int64_t c = 0; c < columns; ++c) {
+        const float scale = load<float>(words + c) * call.units[first + r];
+        y[c] = scale * static_cast<int32_t>(sums[r * kColumns + c] - 128u * words[kColumns + c]);
+      }
+      if (call.units[first + r] != call.units[first + r]) product_floats(call, panel, first + r, 1);
+    }
+  }
+}
+#endif
+
+void product(const Call& call, int64_t panel, int64_t first, int64_t rows) {
+#if defined(__AVX512VNNI__)
+  if (call.quantised) return product_bytes(call, panel, first, rows);
+#endif
+  product_floats(call, panel, first, rows);
+}
+
+// x / unit + 128 as bytes, unit = max |x| / 127.
+void quantise(const float* x, int64_t inputs, int32_t* quantised, float* unit) {
+  int32_t largest = 0;  // as bits, which order magnitudes as integers do, infinity and NaN last
+  for (int64_t k = 0; k < inputs; ++k) {
+    const int32_t bits = load<int32_t>(x + k) & 0x7fffffff;
+    largest = largest < bits ? bits : largest;
+  }
+  const float top = load<float>(&largest);
+  const bool vanishing = top > 0 && top < 1e-30f;
+  *unit = largest >= 0x7f800000 || vanishing ? __builtin_nanf("") : top / 127;
+  const float inverse = top > 0 && *unit == *unit ? 127 / top : 0;
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(quantised);
+  quantised[quads(inputs) - 1] = 0;
+  for (int64_t k = 0; k < inputs; ++k) {
+    const float rounded = x[k] * inverse + 0x1.8p23f;  // the integer nearest to x / unit, in the low bits
+    bytes[k] = static_cast<uint8_t>(load<uint32_t>(&rounded)) ^ 128;
+  }
+}
+
+void column(const Weight& weight, int64_t column, float* out) {
+  const int64_t lane = column % kColumns;
+  const uint32_t* words = weight.panel(column / kColumns) + lane / kLanes * kLanes;
+  alignas(64) float chunk[kChunk * kColumns];
+  for (int64_t k = 0; k < weight.inputs; k += kChunk) {
+    const int64_t steps = min(kChunk, weight.inputs - k);
+    const float* w = chunk;
+    if (weight.kind == kFloat32)
+      w = reinterpret_cast<const float*>(words) + k * kColumns;
+    else
+      kUnpack[weight.kind]({words, chunk}, k, steps);
+    for (int64_t i = 0; i < steps; ++i) out[k + i] = w[i * kColumns + lane % kLanes];
+  }
+}
+
+}  // namespace
+
+#define NAME(target) NAME_(target)
+#define NAME_(target) #target
+#if defined(__AVX512VNNI__)
+extern const Target TARGET = {NAME(TARGET), true, product, quantise, column};
+#else
+extern const Target TARGET = {NAME(TARGET), false, product, quantise, column};
+#endif
+
+}  // namespace specbeam

@@ -1,0 +1,44 @@
+// What dispatch.cc knows of a product: one Target per instruction set, each from product.cc compiled with other flags.
+#pragma once
+#include <cstdint>
+
+namespace specbeam {
+
+constexpr int64_t kColumns = 48;  // of a panel: three vectors of 16 floats
+
+// How a column's weights lie in 32-bit words; packing.py names them in this order.
+enum Kind : int32_t { kFloat32, kBFloat16, kInt8, kQ8_0, kQ4_0, kQ5_0, kQ4_K, kQ5_K, kQ6_K };
+
+// A packed weight: panels of kColumns columns, each uint32[words][kColumns].
+struct Weight {
+  const uint32_t* words;
+  int64_t panel_size;  // in words
+  int64_t inputs, outputs;
+  Kind kind;
+  const uint32_t* panel(int64_t i) const { return words + i * panel_size; }
+};
+
+struct Call {
+  Weight weight;
+  const float* x;  // [rows, inputs]
+  float* y;        // [rows, outputs]
+  // Where int8 is summed in int32, else null: rows as unsigned bytes, four to a word, and what a unit of each is worth;
+  // a row that bytes cannot hold (NaN, infinite or vanishing) is worth NaN and is summed in float32.
+  const int32_t* quantised;
+  const float* units;
+};
+
+// A row of int8 activations has this many words.
+constexpr int64_t quads(int64_t inputs) { return (inputs + 3) / 4; }
+
+struct Target {
+  const char* name;
+  bool integer_sums;
+  // y[first : first + rows, columns of the panel] of a call.
+  void (*product)(const Call&, int64_t panel, int64_t first, int64_t rows);
+  void (*quantise)(const float* x, int64_t inputs, int32_t* quantised, float* unit);
+  // One column of the weight as float32[inputs].
+  void (*column)(const Weight&, int64_t column, float* out);
+};
+
+}  // namespace specbeam
