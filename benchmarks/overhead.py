@@ -140,10 +140,14 @@ def run_job(runner: str, workers: int, repeat: int, size: Size, folder: Path) ->
     log, said = folder / "log", folder / "said"
     write_input(folder / "input.jsonl", size.shards * size.examples_per_shard)
     command = [
-        sys.executable, "-m", "benchmarks.known_cost", f"--seconds={size.seconds_per_example}", f"--log={log}",
-        f"--config={ROOT / 'configs' / 'quickstart.py'}", f"--config.input.pattern={folder / 'input.jsonl'}",
-        f"--config.shards.examples_per_shard={size.examples_per_shard}", f"--output={folder / 'out'}",
-    ]  # fmt: skip
+        *(sys.executable, "-m", "benchmarks.known_cost"),
+        f"--seconds={size.seconds_per_example}",
+        f"--log={log}",
+        f"--config={ROOT / 'configs' / 'quickstart.py'}",
+        f"--config.input.pattern={folder / 'input.jsonl'}",
+        f"--config.shards.examples_per_shard={size.examples_per_shard}",
+        f"--output={folder / 'out'}",
+    ]
     # Workers that are processes of their own import the decoder from here.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path}

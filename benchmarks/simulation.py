@@ -80,23 +80,31 @@ def sweep(scenario: Scenario, texts, *, examples: int, workers: int, spread: flo
         occupancy = drain_occupancy(texts, shard, scenario.slots)
         for name, per_hour in PREEMPTIONS_PER_HOUR.items():
             job = Job(
-                examples, shard, workers, scenario.costs, occupancy, per_hour / 3600, spread, slow[0], slow[1], seed
-            )  # fmt: skip
+                examples=examples,
+                shard=shard,
+                workers=workers,
+                costs=scenario.costs,
+                occupancy=occupancy,
+                preemptions=per_hour / 3600,
+                spread=spread,
+                slow_share=slow[0],
+                slow_factor=slow[1],
+                seed=seed,
+            )
             yield shard, name, simulate(job)
 
 
 def table(rows: Sequence[tuple[int, str, Outcome]]) -> str:
     """Markdown of one scenario: makespan and waste for every size and rate, and what the waste is at 1 in 6 hours."""
-    lines = [
-        "| examples per shard | parts | " + " | ".join(f"{name}: hours, wasted" for name in PREEMPTIONS_PER_HOUR)
-        + " | drain | beside | lost | restart | idle |",
-        "|--:|--:|" + "--:|" * (len(PREEMPTIONS_PER_HOUR) + 5),
-    ]  # fmt: skip
+    kinds = ("drain", "beside", "lost", "restart", "idle")
+    hours = (f"{name}: hours, wasted" for name in PREEMPTIONS_PER_HOUR)
+    head = ("examples per shard", "parts", *hours, *kinds)
+    lines = [f"| {' | '.join(head)} |", "|" + "--:|" * len(head)]
     for shard in dict.fromkeys(shard for shard, _, _ in rows):
         of = {name: outcome for size, name, outcome in rows if size == shard}
         cells = [f"{outcome.makespan / 3600:.2f}, {outcome.wasted:.1%}" for outcome in of.values()]
         shares = of["1 in 6 h"].shares
-        cells += [f"{shares[name]:.1%}" for name in ("drain", "beside", "lost", "restart", "idle")]
+        cells += [f"{shares[name]:.1%}" for name in kinds]
         lines.append(f"| {shard:,} | {of['never'].parts:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

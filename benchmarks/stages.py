@@ -229,8 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         measured.append(costs(cell[1:] or cell, texts, occupancy))
     cores = len(os.sched_getaffinity(0))
     what = " ".join(args.job) or "configs/quickstart.py"
-    print(f"{what}, {args.per_shard} examples per shard, {args.repeats} repeats; {processor()}, {cores} cores, "
-          f"load at start {load:.1f}\n")  # fmt: skip
+    where = f"{processor()}, {cores} cores, load at start {load:.1f}"
+    print(f"{what}, {args.per_shard} examples per shard, {args.repeats} repeats; {where}\n")
     print(table(jobs))
     if args.output:
         machine = {"cpu": processor(), "cores": cores, "load_at_start": load}

@@ -132,9 +132,8 @@ def build_pipeline(root: beam.Pipeline, *, sources: Sequence[Source], notes: Seq
         | "AddCounts" >> beam.CombinePerKey(CombineTokenCounts())
         | "Rank" >> beam.MapTuple(lambda number, counts: (number, analysis.rank_buckets(counts)))
     )
-    measured = spread | "Measure" >> beam.FlatMap(
-        _measure, sources, gammas, beam.pvalue.AsDict(ranks)
-    ).with_outputs("timing", "text", "problem", main="sums")  # fmt: skip
+    measure = beam.FlatMap(_measure, sources=sources, gammas=gammas, ranks=beam.pvalue.AsDict(ranks))
+    measured = spread | "Measure" >> measure.with_outputs("timing", "text", "problem", main="sums")
     found = (
         measured.sums
         | "AddSums" >> beam.CombinePerKey(CombineStatistics(Sums))

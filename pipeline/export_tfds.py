@@ -140,8 +140,8 @@ class _Folder:
 
     def provenance(self) -> dict[str, Any]:
         """What the data set says of the run: models by digest, sampling, versions, and α."""
-        kept = ("fingerprint", "specbeam", "exact", "started", "config", "identity", "versions", "device", "drafts",
-                "lenience", "text")  # fmt: skip
+        run = ("fingerprint", "specbeam", "exact", "started", "config", "identity", "versions", "device")
+        kept = (*run, "drafts", "lenience", "text")
         alpha = {name: self.summary[name] for name in ("alpha", "drafts") if name in self.summary}
         return {name: self.manifest[name] for name in kept if name in self.manifest} | {"summary": alpha}
 

@@ -82,10 +82,15 @@ def check_models(config: JobConfig) -> CheckedModels:
         identity["vocab_size"] = vocab_size
     found = find_tokenizer(path)
     return CheckedModels(
-        found, tokenizer.sha256, target.eos_id, target.eos_id if target.encoder_decoder else None, identity, vocab_size,
+        tokenizer=found,
+        tokenizer_sha256=tokenizer.sha256,
+        eos_id=target.eos_id,
+        input_eos_id=target.eos_id if target.encoder_decoder else None,
+        identity=identity,
+        vocab_size=vocab_size,
         chat_template=_check_chat_template(config, target, found),
         empty_id=_check_empty(config, target),
-    )  # fmt: skip
+    )
 
 
 def _check_chat_template(config: JobConfig, target: decoding.CheckpointInfo, tokenizer: str) -> chat.ChatTemplate | None:

@@ -76,9 +76,14 @@ def _flags(args: Sequence[str]) -> flags.FlagValues:
     """The flags of a job, with one for every setting that `args` override."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
-        "config", None, "Config file with get_config().", lock_config=False, accept_new_attributes=True,
-        flag_values=values, sys_argv=["", *args],
-    )  # fmt: skip
+        "config",
+        None,
+        "Config file with get_config().",
+        lock_config=False,
+        accept_new_attributes=True,
+        flag_values=values,
+        sys_argv=["", *args],
+    )
     flags.DEFINE_string("output", "", "Output folder, local or on gs://.", flag_values=values)
     flags.DEFINE_integer("allow_failed_shards", 0, "Exit with 0 if at most so many shards fail.", flag_values=values)
     flags.DEFINE_boolean("allow_code_change", False, "Resume although the code has changed.", flag_values=values)

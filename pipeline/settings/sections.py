@@ -68,8 +68,8 @@ class InputConfig:
         require(self.empty in ("error", "start"), "input.empty", self.empty, '"error" or "start"')
         ok = not self.chat_template or self.format != "seqio"
         require(ok, "input.chat_template", self.chat_template, '"" for SeqIO: a task makes its own prompts')
-        for setting, formats in (("name", ("tfds", "seqio")), ("split", ("tfds", "seqio")), ("module", ("seqio",)),
-                                 ("data_dir", ("tfds", "seqio"))):  # fmt: skip
+        data_sets = dict.fromkeys(("name", "split", "data_dir"), ("tfds", "seqio"))
+        for setting, formats in {**data_sets, "module": ("seqio",)}.items():
             ok = not getattr(self, setting) or self.resolved_format in formats
             require(ok, f"input.{setting}", getattr(self, setting), f'"" with input.format {self.resolved_format!r}')
         require(bool(self.fields.inputs), "input.input_field", self.input_field, "the name of a field")
@@ -94,9 +94,16 @@ class InputConfig:
     def spec(self, tokenizer: str) -> InputSpec:
         """What planning and workers need. `tokenizer` is the file of the target's tokeniser."""
         return InputSpec(
-            self.resolved_format, self.fields, self.patterns if self.pattern else (), self.name, self.split, self.data_dir,
-            self.module, tokenizer if self.resolved_format == "seqio" else "", self.delimiter,
-        )  # fmt: skip
+            format=self.resolved_format,
+            fields=self.fields,
+            patterns=self.patterns if self.pattern else (),
+            name=self.name,
+            split=self.split,
+            data_dir=self.data_dir,
+            module=self.module,
+            tokenizer=tokenizer if self.resolved_format == "seqio" else "",
+            delimiter=self.delimiter,
+        )
 
     def __str__(self) -> str:
         if self.pattern:

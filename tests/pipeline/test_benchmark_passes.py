@@ -83,7 +83,7 @@ def test_passes_start_where_decoding_does(monkeypatch, model, first):
 
 
 def test_passes_are_compiled_as_the_engines_programs(monkeypatch):
-    monkeypatch.setitem(compilation._OPTIONS, jax.default_backend(), {"no_such_option": "1"})
+    monkeypatch.setattr(compilation, "compiler_options", lambda platform: {"no_such_option": "1"})
     with pytest.raises(Exception, match="no_such_option"):
         PassTimer(scripted.reciting([3]), num_slots=1, input_bucket=4, max_positions=9, positions=(1,))
 
