@@ -37,7 +37,7 @@ from pipeline.benchmarking.results import (
     results_of,
 )
 from pipeline.benchmarking.runner import Runner
-from pipeline.benchmarking.settings import VARIED, Settings, group_settings, parse
+from pipeline.benchmarking.settings import VARIED, BenchmarkOptions, group_settings, parse
 from pipeline.benchmarking.tables import print_results
 from pipeline.manifest import FolderError, code_digest
 from pipeline.preflight import CheckedModels, check_models
@@ -70,7 +70,7 @@ def main(args: Sequence[str]) -> int:
 
 def measure(
     config: JobConfig,
-    settings: Settings,
+    settings: BenchmarkOptions,
     models: CheckedModels,
     inputs: Inputs,
     folder: OutputFolder,

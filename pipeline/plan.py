@@ -27,45 +27,45 @@ import decoding
 from decoding import sharding
 from decoding.checkpoints import CheckpointError
 from pipeline.planning import chips, hlo
-from pipeline.planning.command import Settings, parse
-from pipeline.planning.jobs import advice, make_plan, most_slots, needs
+from pipeline.planning.command import PlanOptions, parse
+from pipeline.planning.jobs import advice, most_slots, needs, slice_job
 from pipeline.planning.prepare import prepare_here
 from pipeline.planning.printed import milliseconds, report
 from pipeline.planning.speed import measured, predict
 from pipeline.settings import ConfigError, JobConfig
 
 
-def run(config: JobConfig, settings: Settings) -> dict:
+def run(config: JobConfig, options: PlanOptions) -> dict:
     """The whole plan as plain data."""
     began = time.monotonic()
-    plan = make_plan(config, settings)
-    which = "job" if settings.prepare else settings.programs
-    if settings.num_slots is None:
-        plan, found, programs = most_slots(plan, which)
+    job = slice_job(config, options)
+    which = "job" if options.prepare else options.programs
+    if options.num_slots is None:
+        job, found, programs = most_slots(job, which)
     else:
-        found, programs = needs(plan, which)
-    limit = plan.topology.chip.memory
+        found, programs = needs(job, which)
+    limit = job.limit
     short = found.total - limit
     result = {
-        "topology": plan.topology.name,
-        "chips": plan.mesh.size,
-        "mesh": dict(plan.mesh.shape),
-        "num_slots": plan.config.num_slots,
-        "draft": "none" if plan.draft is None else "split" if sharding.mesh_of(plan.draft) else "on every chip",
-        "undivided": sharding.undivided(plan.target.config, plan.mesh),
+        "topology": job.topology.name,
+        "chips": job.mesh.size,
+        "mesh": dict(job.mesh.shape),
+        "num_slots": job.config.num_slots,
+        "draft": "none" if job.draft is None else "split" if sharding.mesh_of(job.draft) else "on every chip",
+        "undivided": sharding.undivided(job.target.config, job.mesh),
         "memory": dataclasses.asdict(found) | {"total": found.total, "limit": limit, "fits": short <= 0},
-        "predicted": predict(plan, settings),
+        "predicted": predict(job, options),
         "programs": {
-            name if isinstance(name, str) else " ".join(map(str, name)): _program(name, program, plan.caches)
+            name if isinstance(name, str) else " ".join(map(str, name)): _program(name, program, job.caches)
             for name, program in programs.items()
         },
         "seconds": time.monotonic() - began,
     }
-    if settings.prepare:
-        mesh = ",".join(f"{axis}:{size}" for axis, size in plan.mesh.shape.items())
-        result["prepared"] = {"directory": settings.prepare, "programs": len(programs), "mesh": mesh}
+    if options.prepare:
+        mesh = ",".join(f"{axis}:{size}" for axis, size in job.mesh.shape.items())
+        result["prepared"] = {"directory": options.prepare, "programs": len(programs), "mesh": mesh}
     if short > 0:
-        result["memory"] |= {"short": short, "advice": advice(plan, settings, short)}
+        result["memory"] |= {"short": short, "advice": advice(job, short)}
     return result
 
 
@@ -85,35 +85,35 @@ def _program(name, program, caches) -> dict:
 def main(argv: Sequence[str]) -> int:
     console = Console()
     try:
-        config, settings = parse(argv)
-        if settings.prepare:
-            settings = dataclasses.replace(settings, prepare=decoding.keep_programs(settings.prepare))
-        if settings.topology is None and settings.prepare:
+        config, options = parse(argv)
+        if options.prepare:
+            options = dataclasses.replace(options, prepare=decoding.keep_programs(options.prepare))
+        if options.topology is None and options.prepare:
             count = prepare_here(config)
-            result = {"prepared": {"directory": settings.prepare, "programs": count, "mesh": config.model.mesh}}
-        elif settings.topology is None:
-            result = measured(config, settings)
+            result = {"prepared": {"directory": options.prepare, "programs": count, "mesh": config.model.mesh}}
+        elif options.topology is None:
+            result = measured(config, options)
         else:
-            if not chips.has_compiler() and settings.programs != "none":
+            if not chips.has_compiler() and options.programs != "none":
                 console.print(
                     "libtpu, in the extra 'tpu', is not installed: this is an estimate from shapes; nothing is "
                     "compiled, so temporaries are guessed and the loop is not looked at.",
                     markup=False,
                 )
-            result = run(config, settings)
+            result = run(config, options)
     except (ConfigError, CheckpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if settings.json:
-        with open(settings.json, "w", encoding="utf-8") as file:
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=1)
     if said := result.get("prepared"):
         mesh = f" --config.model.mesh={said['mesh']}" if said["mesh"] else ""
-        print(f"{said['programs']} programs are kept; a job finds them with JAX_COMPILATION_CACHE_DIR={said['directory']}"
-              f" and the same settings{mesh}")  # fmt: skip
-        if settings.topology is None:
+        where = f"JAX_COMPILATION_CACHE_DIR={said['directory']} and the same settings{mesh}"
+        print(f"{said['programs']} programs are kept; a job finds them with {where}")
+        if options.topology is None:
             return 0
-    if settings.topology is None:
+    if options.topology is None:
         for one in result["passes"]:
             beside = f", roofline {milliseconds(one['roofline'])}, ratio {one['ratio']:.2f}" if "ratio" in one else ""
             print(f"{one['model']} over {one['positions']}: {milliseconds(one['seconds'])}{beside}")

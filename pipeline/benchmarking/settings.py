@@ -10,11 +10,11 @@ from pipeline.settings import ConfigError, JobConfig, parse_command_line
 from pipeline.settings.flags import Parser, number
 
 VARIED = {"gamma": "gammas", "num_slots": "num_slots", "verification": "verifications", "temperature": "temperatures"}
-"""Settings of the config that this job varies, and the flags that say over what."""
+"""BenchmarkOptions of the config that this job varies, and the flags that say over what."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class BenchmarkOptions:
     """What is compared, and how often: the flags of the same names."""
 
     gammas: tuple[int | str, ...]
@@ -63,7 +63,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Settings of one batch size and temperature, with the plain one that their speedup is measured against."""
+    """BenchmarkOptions of one batch size and temperature, with the plain one that their speedup is measured against."""
 
     plain: Setting
     speculative: tuple[Setting, ...]
@@ -73,7 +73,7 @@ class Group:
         return (self.plain, *self.speculative)
 
 
-def parse(args: Sequence[str]) -> tuple[JobConfig, str, Settings]:
+def parse(args: Sequence[str]) -> tuple[JobConfig, str, BenchmarkOptions]:
     """Parses `args`, which exclude the program's name: the job's config, the output folder, and what to compare.
 
     Raises:
@@ -101,7 +101,7 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, str, Settings]:
     command = parse_command_line([*others, "--config.decoding.gamma=0"])
     if command.beam_args:
         raise ConfigError(f"{command.beam_args[0]!r} is not an option of this job; --help lists them")
-    settings = Settings(
+    settings = BenchmarkOptions(
         gammas=_several("gammas", own.gammas, _gamma, 'whole numbers from 0 to 64, or "auto"'),
         num_slots=_several("num_slots", own.num_slots, int, "whole numbers of at least 1"),
         verifications=_several("verifications", own.verifications, _verification, ", ".join(VERIFICATIONS)),
@@ -140,7 +140,7 @@ def _verification(text: str) -> str:
     return text
 
 
-def group_settings(settings: Settings) -> list[Group]:
+def group_settings(settings: BenchmarkOptions) -> list[Group]:
     """A group for every batch size and temperature: plain decoding, asked for or not, and every γ and verification.
 
     At temperature 0 all verifications are the same comparison of argmaxes, and the first stands for all. Coupled

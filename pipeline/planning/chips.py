@@ -1,4 +1,4 @@
-"""Published peaks of accelerators, and topologies of TPUs that libtpu compiles for without one."""
+"""Peaks and memory of accelerators, and topologies of TPUs that libtpu compiles for without one."""
 
 import dataclasses
 import importlib.util
@@ -19,7 +19,8 @@ class Chip:
       name: "v4".
       flops: bfloat16 operations per second.
       bandwidth: of its memory, bytes per second.
-      memory: bytes, as published; libtpu keeps some for itself (1.25 GiB of v4's, 0.25 of v5e's).
+      memory: bytes that a program may use: of TPUs in libtpu's own words, less than the chip has (`memory.usable` asks
+        again); of GPUs, for which nothing is planned, as published.
       link: bytes per second of one link to a neighbour, in one direction; 0 where chips are not linked here.
       config: libtpu's name of the configuration, "" for its default. Of v4, "megacore" is two cores as one device.
     """
@@ -32,14 +33,14 @@ class Chip:
     config: str = ""
 
 
-# From Google's and NVIDIA's data sheets. A v4 or v5p chip has six links, a v5e or v6e chip four.
+# Speeds from Google's and NVIDIA's data sheets, memory from libtpu 0.0.52. A v4 or v5p chip has six links, a v5e or v6e four.
 TPUS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 1228e9, 32 * GIB, 50e9, "megacore"),
-        Chip("v5e", 197e12, 819e9, 16 * GIB, 50e9),
-        Chip("v5p", 459e12, 2765e9, 95 * GIB, 100e9, "megacore"),
-        Chip("v6e", 918e12, 1638e9, 32 * GIB, 100e9),
+        Chip("v4", 275e12, 1228e9, int(30.75 * GIB), 50e9, "megacore"),
+        Chip("v5e", 197e12, 819e9, int(15.75 * GIB), 50e9),
+        Chip("v5p", 459e12, 2765e9, int(95.74 * GIB), 100e9, "megacore"),
+        Chip("v6e", 918e12, 1638e9, int(31.25 * GIB), 100e9),
     )
 }
 # By a word of JAX's device_kind; the dense bfloat16 peak.

@@ -12,7 +12,7 @@ from pipeline.settings.flags import Parser
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PlanOptions:
     """The flags of the same names; `mesh` is (data, model), `overhead` in seconds."""
 
     topology: chips.Topology | None
@@ -27,7 +27,7 @@ class Settings:
     prepare: str = ""
 
 
-def parse(args: Sequence[str]) -> tuple[JobConfig, Settings]:
+def parse(args: Sequence[str]) -> tuple[JobConfig, PlanOptions]:
     """Parses `args`, which exclude the program's name.
 
     Raises:
@@ -73,31 +73,39 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, Settings]:
         mesh = parse_mesh("--mesh", own.mesh, own.chips, topology)
     else:
         mesh = parse_mesh("model.mesh", command.config.model.mesh, own.chips, topology)
-    settings = Settings(
-        topology, mesh, slots, own.alpha, own.price, own.split_draft, own.programs, own.layer_overhead_us * 1e-6, own.json,
-        own.prepare,
-    )  # fmt: skip
+    options = PlanOptions(
+        topology=topology,
+        mesh=mesh,
+        num_slots=slots,
+        alpha=own.alpha,
+        price=own.price,
+        split_draft=own.split_draft,
+        programs=own.programs,
+        overhead=own.layer_overhead_us * 1e-6,
+        json=own.json,
+        prepare=own.prepare,
+    )
     if own.prepare:
-        _check_prepare(settings, command.config)
-    if slots and slots % settings.mesh[0]:
-        raise ConfigError(f"--num_slots is {slots}; allowed: multiples of {settings.mesh[0]}, the mesh's axis 'data'")
-    return command.config, settings
+        _check_prepare(options, command.config)
+    if slots and slots % options.mesh[0]:
+        raise ConfigError(f"--num_slots is {slots}; allowed: multiples of {options.mesh[0]}, the mesh's axis 'data'")
+    return command.config, options
 
 
-def _check_prepare(settings: Settings, config: JobConfig) -> None:
+def _check_prepare(options: PlanOptions, config: JobConfig) -> None:
     """Only programs that a job will ask for are worth keeping."""
-    slots, topology = config.decoding.num_slots, settings.topology
-    if settings.num_slots != slots:
+    slots, topology = config.decoding.num_slots, options.topology
+    if options.num_slots != slots:
         raise ConfigError(f"--num_slots is given with --prepare; allowed: the job's own, --config.decoding.num_slots={slots}")
-    if settings.split_draft:
+    if options.split_draft:
         raise ConfigError("--split_draft is given with --prepare; allowed: without, since jobs have the draft on every chip")
     if topology is None:
         return
     if not chips.has_compiler():
         raise ConfigError("--prepare for --topology needs libtpu, which is not installed: it is in the extra 'tpu'")
-    if settings.mesh[0] * settings.mesh[1] != topology.chips:
+    if options.mesh[0] * options.mesh[1] != topology.chips:
         raise ConfigError(
-            f"--prepare is given with {settings.mesh[0] * settings.mesh[1]} of the {topology.chips} chips of {topology.name}; "
+            f"--prepare is given with {options.mesh[0] * options.mesh[1]} of the {topology.chips} chips of {topology.name}; "
             "allowed: all of them, as a job's process has"
         )
 

@@ -17,7 +17,7 @@ from decoding.engine import Generator
 from decoding.models.ngram import is_ngram
 from decoding.programs import max_positions, prefill_rows
 from pipeline.planning import chips, memory, roofline
-from pipeline.planning.command import Settings
+from pipeline.planning.command import PlanOptions
 from pipeline.preflight import check_models
 from pipeline.settings import NAMED_DRAFTS, ConfigError, JobConfig
 
@@ -67,15 +67,17 @@ def job_programs(target, draft, config: DecodingConfig, vocab_size: int | None, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SliceJob:
     """A job on a slice: what is split how.
 
     Attributes:
+      limit: bytes of each chip that programs may use.
       target, draft: abstract, on the mesh; a draft without one is copied to every chip.
       vocab_size, baseline: as of `job_programs`; matter to programs that are kept.
     """
 
     topology: chips.Topology
+    limit: int
     mesh: jax.sharding.Mesh
     target: object
     draft: object
@@ -83,7 +85,7 @@ class Plan:
     vocab_size: int | None = None
     baseline: bool = False
 
-    def at(self, slots: int) -> "Plan":
+    def at(self, slots: int) -> "SliceJob":
         return dataclasses.replace(self, config=dataclasses.replace(self.config, num_slots=slots))
 
     @property
@@ -96,7 +98,7 @@ class Plan:
 
     def guess(self) -> memory.Memory:
         """Needs from shapes alone."""
-        rows = prefill_rows(self.config, self.config.max_input_tokens)
+        rows = prefill_rows(self.config, self.config.max_input_tokens, self.mesh.shape["data"])
         return memory.from_shapes(self.target, self.draft, self.config, max_positions(self.config), rows)
 
     def compile(self, which: str) -> dict:
@@ -116,26 +118,38 @@ class Plan:
             mesh = jax.sharding.AbstractMesh((mesh.shape["data"], 1), ("data", "model"))
         config = self.config
         return roofline.step_work(
-            model, mesh, slots=config.num_slots, positions=positions, input_length=config.max_input_tokens,
-            max_decode_tokens=config.max_decode_tokens, max_positions=max_positions(config),
-        )  # fmt: skip
+            model,
+            mesh,
+            slots=config.num_slots,
+            positions=positions,
+            input_length=config.max_input_tokens,
+            max_decode_tokens=config.max_decode_tokens,
+            max_positions=max_positions(config),
+        )
 
 
-def make_plan(config: JobConfig, settings: Settings) -> Plan:
+def slice_job(config: JobConfig, options: PlanOptions) -> SliceJob:
     """Raises ConfigError where models or the slice cannot be used."""
-    topology, (data, ways) = settings.topology, settings.mesh
+    topology, (data, ways) = options.topology, options.mesh
     if chips.has_compiler():
         mesh = sharding.make_mesh(data, ways, chips.devices(topology)[: data * ways])
     else:
         mesh = jax.sharding.AbstractMesh((data, ways), ("data", "model"))
-    vocab_size = job_vocabulary(config) if settings.prepare else None
+    vocab_size = job_vocabulary(config) if options.prepare else None
     target, draft = abstract_models(config, vocab_size)
     target = sharding.shard(target, mesh)
-    if draft is not None and settings.split_draft and hasattr(draft, "step"):
+    if draft is not None and options.split_draft and hasattr(draft, "step"):
         draft = sharding.shard(draft, mesh)
-    slots = settings.num_slots or data
-    decode = dataclasses.replace(config.decoding, num_slots=slots)
-    return Plan(topology, mesh, target, draft, decode, vocab_size, config.shards.baseline_fraction > 0)
+    return SliceJob(
+        topology=topology,
+        limit=memory.usable(topology),
+        mesh=mesh,
+        target=target,
+        draft=draft,
+        config=dataclasses.replace(config.decoding, num_slots=options.num_slots or data),
+        vocab_size=vocab_size,
+        baseline=config.shards.baseline_fraction > 0,
+    )
 
 
 def job_vocabulary(config: JobConfig) -> int | None:
@@ -145,62 +159,60 @@ def job_vocabulary(config: JobConfig) -> int | None:
     return check_models(config).vocab_size
 
 
-def needs(plan: Plan, which: str) -> tuple[memory.Memory, dict]:
-    """What a plan needs of each chip's memory, and its compiled programs.
+def needs(job: SliceJob, which: str) -> tuple[memory.Memory, dict]:
+    """What a job needs of each chip's memory, and its compiled programs.
 
     Where the compiler itself runs out of the chip's memory, its figure is taken.
     """
-    guess = plan.guess()
+    guess = job.guess()
     if which == "none" or not chips.has_compiler():
         return guess, {}
     try:
-        programs = plan.compile(which)
+        programs = job.compile(which)
     except jax.errors.JaxRuntimeError as error:
-        used = memory.exhausted(error)
-        if used is None:
+        said = memory.exhausted(error)
+        if said is None:
             raise
-        known = guess.parameters + guess.states + guess.staged
-        beyond = plan.topology.chip.memory + 1 - known
-        found = int(used * chips.GIB) - known if used < float("inf") else beyond
-        return dataclasses.replace(guess, temporary=max(found, beyond), compiled=True), {}
+        needed = max(said[0], job.limit + 1) - (guess.parameters + guess.states + guess.staged)
+        return dataclasses.replace(guess, temporary=needed, compiled=True), {}
     return memory.as_compiled(guess, programs), programs
 
 
-def most_slots(plan: Plan, which: str) -> tuple[Plan, memory.Memory, dict]:
-    """The plan with the most slots that fit.
+def most_slots(job: SliceJob, which: str) -> tuple[SliceJob, memory.Memory, dict]:
+    """The job with the most slots that fit.
 
     Bisected on exact shapes and a straight line of temporaries, whose slope comes from compiled programs: every answer is
     compiled in turn, and the line corrected, until one fits.
     """
-    groups, limit = plan.mesh.shape["data"], plan.topology.chip.memory
+    groups, limit = job.mesh.shape["data"], job.limit
     step = math.lcm(8, groups)
-    first, slope = needs(plan.at(step), which)[0].temporary, 0.0
+    first, slope = needs(job.at(step), which)[0].temporary, 0.0
 
     def fits(slots: int, slope: float) -> bool:
         temporary = first + slope * (slots - step)
-        return dataclasses.replace(plan.at(slots).guess(), temporary=int(temporary)).total <= limit
+        return dataclasses.replace(job.at(slots).guess(), temporary=int(temporary)).total <= limit
 
     for _ in range(_TRIES):
         slots = memory.largest(functools.partial(fits, slope=slope), step) or groups
-        found, programs = needs(plan.at(slots), which)
+        found, programs = needs(job.at(slots), which)
         if found.total <= limit or slots <= step:
             break
         slope = (found.temporary - first) / (slots - step)
-    return plan.at(slots), found, programs
+    return job.at(slots), found, programs
 
 
-def advice(plan: Plan, settings: Settings, short: int) -> str:
-    """What would make a plan fit."""
-    limit, ways = plan.topology.chip.memory, plan.mesh.shape["model"]
+def advice(job: SliceJob, short: int) -> str:
+    """What would make a job fit."""
+    limit, ways = job.limit, job.mesh.shape["model"]
     said = []
-    fewer = memory.largest(lambda slots: plan.at(slots).guess().total + short // 8 <= limit, plan.mesh.shape["data"])
-    if 0 < fewer < plan.config.num_slots:
+    fewer = memory.largest(lambda slots: job.at(slots).guess().total + short // 8 <= limit, job.mesh.shape["data"])
+    if 0 < fewer < job.config.num_slots:
         said.append(f"--num_slots={fewer}")
-    if plan.target.embedding.get_value().dtype == jnp.float32:
+    if job.target.embedding.get_value().dtype == jnp.float32:
         said.append('--config.model.dtype=bfloat16 (half the bytes)')
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in roofline.parameters(plan.target).values())
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in roofline.parameters(job.target).values())
     wider = ways * 2
-    while wider < 4096 and held / wider + plan.guess().states * ways / wider > 0.85 * limit:
+    while wider < 4096 and held / wider + job.guess().states * ways / wider > 0.85 * limit:
         wider *= 2
-    said.append(f"a slice of {max(wider * plan.mesh.shape['data'], 4)} or more chips with model:{wider}")
+    said.append(f"a slice of {max(wider * job.mesh.shape['data'], 4)} or more chips with model:{wider}")
     return "; ".join(said)

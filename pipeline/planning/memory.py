@@ -1,15 +1,16 @@
-"""What a job needs of each chip's memory: from shapes alone, and as compiled."""
+"""What a job needs of each chip's memory, from shapes alone and as compiled, and how much of it a program may use."""
 
 import dataclasses
 import re
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 import decoding
 from decoding.drafts import as_draft
 from decoding.sharding import Placement, mesh_of
-from pipeline.planning.chips import GIB
+from pipeline.planning import chips
 from pipeline.planning.roofline import parameters, shard_bytes
 
 
@@ -21,7 +22,7 @@ class Memory:
       parameters: of target and draft.
       states: resident caches and what else belongs to a row.
       staged: states of prefilled rows that wait for a slot.
-      temporary: of the program that needs most; an estimate where `compiled` is False.
+      temporary: arrays of the program that needs most, and the code of all; an estimate where `compiled` is False.
     """
 
     parameters: int
@@ -59,26 +60,52 @@ def from_shapes(target, draft, config: decoding.DecodingConfig, max_positions: i
     ways = mesh.shape["model"] if target.vocab_size % mesh.shape["model"] == 0 else 1
     rows = config.num_slots / mesh.shape.get("data", 1)
     logits = 4 * rows * (2 * max(config.gammas) + 1) * target.vocab_size / ways
-    return Memory(held, states, staged, int(3 * logits) + GIB // 4)
+    return Memory(held, states, staged, int(3 * logits) + chips.GIB // 4)
 
 
 def as_compiled(guess: Memory, programs: dict) -> Memory:
-    """`guess` with the compiler's word for what programs need beside parameters and states: temporaries, their code."""
-    extra = 0
+    """`guess` with the compiler's word for what programs need beside parameters and states.
+
+    The code of all of them stays on the chip, arrays are of one at a time.
+    """
+    code = arrays = 0
     for name, program in programs.items():
-        found = program.memory_analysis()
-        added = found.output_size_in_bytes - found.alias_size_in_bytes if name[0] == "chunk" else 0
-        extra = max(extra, found.temp_size_in_bytes + found.generated_code_size_in_bytes + added)
-    return dataclasses.replace(guess, temporary=max(extra, 0), compiled=True)
+        said = program.memory_analysis()
+        added = said.output_size_in_bytes - said.alias_size_in_bytes if name[0] == "chunk" else 0
+        code += said.generated_code_size_in_bytes
+        arrays = max(arrays, said.temp_size_in_bytes + added)
+    return dataclasses.replace(guess, temporary=code + arrays, compiled=True)
 
 
-def exhausted(error: Exception) -> float | None:
-    """GiB that the compiler says a program that does not fit would have used; None where the error is another."""
+def usable(topology: chips.Topology) -> int:
+    """Bytes of one chip that programs may use: libtpu's word on one that needs 2 TiB, as recorded where it is not there."""
+    if not chips.has_compiler():
+        return topology.chip.memory
+    placed = jax.sharding.SingleDeviceSharding(chips.devices(topology)[0])
+    huge = jax.ShapeDtypeStruct((1 << 20, 1 << 20), jnp.bfloat16, sharding=placed)
+    try:
+        jax.jit(jnp.negative).trace(huge).lower(lowering_platforms=("tpu",)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if said := exhausted(error):
+            return said[1] or topology.chip.memory
+        raise
+    raise AssertionError(f"libtpu fits 2 TiB on a chip of {topology.name}")
+
+
+def exhausted(error: Exception) -> tuple[int, int] | None:
+    """Bytes that the compiler says a program that does not fit would have used, and those that it may use.
+
+    Both 0 where it does not say; None where the error is another.
+    """
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
         return None
-    found = re.search(r"Used ([\d.]+)([GMK]) of", text)
-    return float(found[1]) / {"G": 1, "M": 1024, "K": 1024**2}[found[2]] if found else float("inf")
+    # "Used 40.21G of 30.75G hbm", "the total memory required ... (2.00T) exceeds available HBM (30.75G)"
+    said = re.search(r"([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])\b", text)
+    if not said:
+        return 0, 0
+    used, limit = (int(float(said[i]) * 1024 ** (1 + "KMGT".index(said[i + 1]))) for i in (1, 3))
+    return used, limit
 
 
 def largest(fits: Callable[[int], bool], multiple: int, limit: int = 1 << 14) -> int:

@@ -39,8 +39,8 @@ def report(result: dict, console: Console) -> None:
     add("target pass", f"{milliseconds(said['target_seconds'])} at least")
     add(f"over {said['gamma'] + 1} positions", f"{milliseconds(said['verify_seconds'])} at least")
     add("draft pass", f"{milliseconds(said['draft_seconds'])} at least; c = {said['c']:.4f}")
-    add(f"speedup, α = {said['alpha']:g}", f"{said['speedup']:.2f} with γ = {said['gamma']}; "
-        f"{said['best_speedup']:.2f} with γ = {said['best_gamma']}, the best")  # fmt: skip
+    best = f"{said['best_speedup']:.2f} with γ = {said['best_gamma']}, the best"
+    add(f"speedup, α = {said['alpha']:g}", f"{said['speedup']:.2f} with γ = {said['gamma']}; {best}")
     add("tokens per second", f"{said['tokens_per_second']:,.0f} at most, plain {said['plain_tokens_per_second']:,.0f}")
     if "cost_per_million_tokens" in said:
         plain = said["plain_cost_per_million_tokens"]

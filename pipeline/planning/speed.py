@@ -12,52 +12,52 @@ from decoding.checkpoints.load import DTYPES
 from decoding.programs import max_positions
 from pipeline.benchmarking.passes import PassTimer
 from pipeline.planning import chips, roofline
-from pipeline.planning.command import Settings
-from pipeline.planning.jobs import Plan, abstract_models
+from pipeline.planning.command import PlanOptions
+from pipeline.planning.jobs import SliceJob, abstract_models
 from pipeline.settings import JobConfig
 
 _LONGEST = 16  # γ that the best is looked for among
 
 
-def predict(plan: Plan, settings: Settings) -> dict:
+def predict(job: SliceJob, options: PlanOptions) -> dict:
     """Rooflines of the passes, and what follows from them for the given α."""
-    chip, ways, gamma = plan.topology.chip, plan.mesh.shape["model"], max(plan.config.gammas)
+    chip, ways, gamma = job.topology.chip, job.mesh.shape["model"], max(job.config.gammas)
 
     def seconds(model, positions: int) -> float:
         if not hasattr(model, "step"):
             return 0.0
         shared = 1 if sharding.mesh_of(model) is None else ways
-        return plan.work(model, positions).seconds(chip, shared, settings.overhead)
+        return job.work(model, positions).seconds(chip, shared, options.overhead)
 
-    plain = seconds(plan.target, 1)
-    draft = seconds(plan.draft, 1) if plan.draft is not None else 0.0
-    rate = lambda gamma: theory.expected_tokens(settings.alpha, gamma) / (gamma * draft + seconds(plan.target, gamma + 1))
-    best = max(range(_LONGEST + 1) if plan.draft is not None else [0], key=rate)
+    plain = seconds(job.target, 1)
+    draft = seconds(job.draft, 1) if job.draft is not None else 0.0
+    rate = lambda gamma: theory.expected_tokens(options.alpha, gamma) / (gamma * draft + seconds(job.target, gamma + 1))
+    best = max(range(_LONGEST + 1) if job.draft is not None else [0], key=rate)
     found = {
         "target_seconds": plain,
-        "verify_seconds": seconds(plan.target, gamma + 1),
+        "verify_seconds": seconds(job.target, gamma + 1),
         "draft_seconds": draft,
         "c": draft / plain,
         "gamma": gamma,
-        "alpha": settings.alpha,
+        "alpha": options.alpha,
         "speedup": rate(gamma) * plain,
         "best_gamma": best,
         "best_speedup": rate(best) * plain,
-        "tokens_per_second": plan.config.num_slots * rate(gamma),
-        "plain_tokens_per_second": plan.config.num_slots / plain,
+        "tokens_per_second": job.config.num_slots * rate(gamma),
+        "plain_tokens_per_second": job.config.num_slots / plain,
     }
-    used = plan.mesh.size
-    if settings.price:
+    used = job.mesh.size
+    if options.price:
         for name in ("", "plain_"):
             hours = 1e6 / found[f"{name}tokens_per_second"] / 3600
-            found[f"{name}cost_per_million_tokens"] = settings.price * used * hours
+            found[f"{name}cost_per_million_tokens"] = options.price * used * hours
     return found
 
 
-def measured(config: JobConfig, settings: Settings) -> dict:
+def measured(config: JobConfig, options: PlanOptions) -> dict:
     """Seconds of single passes of the config's models here, beside the roofline where the chip's peaks are known."""
     gamma, decoding_config = max(config.decoding.gammas), config.decoding
-    slots = settings.num_slots or decoding_config.num_slots
+    slots = options.num_slots or decoding_config.num_slots
     device = jax.devices()[0]
     chip = chips.gpu(device.device_kind)
     target, draft = abstract_models(config)
@@ -74,9 +74,12 @@ def measured(config: JobConfig, settings: Settings) -> dict:
         else:
             model = decoding.load_model(path, dtype=dtype)
         timer = PassTimer(
-            model, num_slots=slots, input_bucket=decoding_config.max_input_tokens, max_positions=room,
+            model,
+            num_slots=slots,
+            input_bucket=decoding_config.max_input_tokens,
+            max_positions=room,
             positions=sorted(set(widths)),
-        )  # fmt: skip
+        )
         example = np.full(decoding_config.max_input_tokens, max(model.eos_id, 2) + 1).tolist()
         found = timer.seconds(example, decoding_config.max_decode_tokens, sorted(set(widths)))
         for width in sorted(set(widths)):
@@ -85,10 +88,14 @@ def measured(config: JobConfig, settings: Settings) -> dict:
             if chip:
                 mesh = jax.sharding.AbstractMesh((1, 1), ("data", "model"))
                 work = roofline.step_work(
-                    sharding.shard(shape, mesh), mesh, slots=slots, positions=width,
+                    sharding.shard(shape, mesh),
+                    mesh,
+                    slots=slots,
+                    positions=width,
                     input_length=decoding_config.max_input_tokens,
-                    max_decode_tokens=decoding_config.max_decode_tokens, max_positions=room,
-                )  # fmt: skip
+                    max_decode_tokens=decoding_config.max_decode_tokens,
+                    max_positions=room,
+                )
                 one |= {"roofline": work.seconds(chip, 1), "ratio": found[width] / work.seconds(chip, 1)}
             result["passes"].append(one)
     if ("draft", 1) in seconds:
@@ -96,7 +103,7 @@ def measured(config: JobConfig, settings: Settings) -> dict:
         cost = seconds["target", gamma + 1] / seconds["target", 1]
         result |= {
             "c": c,
-            "alpha": settings.alpha,
-            "speedup": theory.walltime_improvement_measured(settings.alpha, gamma, c, cost),
+            "alpha": options.alpha,
+            "speedup": theory.walltime_improvement_measured(options.alpha, gamma, c, cost),
         }
     return result

@@ -5,14 +5,14 @@ import pytest
 from pipeline import benchmark
 from pipeline.benchmarking.inputs import read_inputs, used_buckets
 from pipeline.benchmarking.results import open_folder
-from pipeline.benchmarking.settings import Setting, Settings, group_settings, parse
+from pipeline.benchmarking.settings import BenchmarkOptions, Setting, group_settings, parse
 from pipeline.preflight import check_models
 from pipeline.settings import ConfigError
 
 
-def settings(**changes) -> Settings:
+def settings(**changes) -> BenchmarkOptions:
     known = dict(gammas=(0, 2, "auto"), num_slots=(4,), verifications=("token", "block"), temperatures=(0.0, 1.0))
-    return Settings(**(known | dict(repeats=2, examples=5, seed=0) | changes))
+    return BenchmarkOptions(**(known | dict(repeats=2, examples=5, seed=0) | changes))
 
 
 def test_groups():
