@@ -10,8 +10,12 @@ Columns beyond N are zeros. What the words of a column hold:
   Q4_K Q5_K Q6_K   GGUF's blocks of 256 weights, byte for byte; Q6_K's with two bytes of padding
 """
 
+import contextlib
 import dataclasses
 import functools
+import math
+import mmap
+import threading
 
 import jax
 import ml_dtypes
@@ -113,9 +117,36 @@ def _words(columns: np.ndarray) -> np.ndarray:
 
 def _panels(words: np.ndarray) -> jax.Array:
     """uint32[panels, words, 48] of words [N, words]."""
-    count = -(-len(words) // COLUMNS)
-    panels = np.zeros((count, words.shape[1], COLUMNS), np.uint32)
+    panels = _zeros((-(-len(words) // COLUMNS), words.shape[1], COLUMNS))
     for i, panel in enumerate(panels):
         columns = words[i * COLUMNS : (i + 1) * COLUMNS]
         panel[:, : len(columns)] = columns.T
-    return jax.device_put(panels, jax.devices("cpu")[0])
+    return jax.device_put(panels, jax.devices("cpu")[0])  # without a copy: the memory is aligned
+
+
+_PAGE = 2 << 20
+_REGION = 64 << 20
+_lock = threading.Lock()
+_free = np.empty(0, np.uint8)
+
+
+def _zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """uint32 zeros in large pages where the system has them, from which memory is read half as fast again.
+
+    Weights lie one behind the other in regions, so that small ones do not take a large page each; a region is given back
+    with the last of its weights. What of it no weight has touched takes no memory.
+    """
+    global _free
+    nbytes = math.prod(shape) * 4
+    taken = -(-nbytes // 64) * 64
+    with _lock:
+        if len(_free) < taken:
+            size = -(-max(taken, _REGION) // _PAGE) * _PAGE
+            region = mmap.mmap(-1, size + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):  # a kernel without them
+                    region.madvise(mmap.MADV_HUGEPAGE)
+            array = np.frombuffer(region, np.uint8)
+            _free = array[-array.ctypes.data % _PAGE :][:size]
+        mine, _free = _free[:nbytes], _free[taken:]
+    return mine.view(np.uint32).reshape(shape)
