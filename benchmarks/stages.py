@@ -32,7 +32,7 @@ from pipeline import generate
 from pipeline.machine import processor
 from transforms import attempts, read, write
 from transforms.decode import ShardModelHandler
-from transforms.write import read_footer
+from transforms.parts import read_footer
 
 STEPS = {
     "notes": [(attempts, "begin"), (attempts, "end")],

@@ -21,19 +21,21 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
 
 from decoding.version import __version__
 from pipeline.report import comparison, estimates
 from pipeline.report.estimates import Series
 from pipeline.report.operations import describe_models
-from pipeline.report.sources import BENCHMARK, GENERATIONS, SCORES, Source, SourceError, open_sources
+from pipeline.report.sources import BENCHMARK, GENERATIONS, SCORES, Source, open_sources
 from pipeline.runners import beam_options, first_local
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
+from pipeline.terminal import make_console, one_line
 from transforms import analysis, analysis_parts, storage
 from transforms.aggregate import CombineStatistics
 from transforms.analysis import CombineTokenCounts, Sums
+from transforms.folder import FolderError
+from transforms.parts import PartError, open_part
 from transforms.storage import OutputFolder
 
 ANALYSIS = "analysis.json"
@@ -63,21 +65,21 @@ def parse(args: Sequence[str]) -> tuple[list[str], str, bool, list[str]]:
 
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
-    console = Console()
+    console = make_console()
     try:
         write = _report_writer()
         inputs, output, allow_unfinished, beam_args = parse(args)
         options = beam_options(beam_args, {"--inputs": first_local(inputs), "--output": output})
         sources, notes = open_sources(inputs, allow_unfinished=allow_unfinished)
         _refuse_run(output)
-    except (ConfigError, SourceError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ConfigError, FolderError) as error:
+        print("error:", one_line(error), file=sys.stderr)
         return 2
     try:
         with beam.Pipeline(options=options) as root:
             build_pipeline(root, sources=sources, notes=notes, output=output)
     except Exception as error:  # what the runner reports, often with the worker's traceback in its message
-        print(f"error: the analysis failed: {error}", file=sys.stderr)
+        print("error: the analysis failed:", one_line(error), file=sys.stderr)
         return 1
     results = json.loads(OutputFolder(output).read(ANALYSIS))
     if results["problems"]:
@@ -163,20 +165,22 @@ def _gammas(sources: Sequence[Source]) -> list[int]:
 def _count_tokens(part: tuple, sources: Sequence[Source]) -> tuple[int, np.ndarray]:
     number, path, _ = part
     column = "tokens" if sources[number].kind == SCORES else "output_tokens"
-    return number, analysis.count_tokens(analysis_parts.read_tokens(path, column))
+    try:
+        return number, analysis.count_tokens(analysis_parts.read_tokens(path, column))
+    except PartError:  # which `_measure` tells
+        return number, analysis.count_tokens(np.zeros(0, np.int64))
 
 
 def _measure(part: tuple, sources: Sequence[Source], gammas: Sequence[int], ranks: dict):
     """Yields a part's sums by series, its time, texts to show, or what is wrong with it."""
     number, path, shown = part
-    source, footer = sources[number], analysis_parts.read_footer_json(path)
-    if footer["fingerprint"] != source.fingerprint:
-        yield beam.pvalue.TaggedOutput(
-            "problem",
-            f"the input {source.folder!r} is a mixture: {path!r} has fingerprint {footer['fingerprint']}, its manifest "
-            f"{source.fingerprint}",
-        )
+    source = sources[number]
+    try:
+        open_part(path, source.fingerprint)
+    except PartError as error:
+        yield beam.pvalue.TaggedOutput("problem", f"the input {source.folder!r} is not as its run left it: {error}")
         return
+    footer = analysis_parts.read_footer_json(path)
     if source.kind == SCORES:
         temperature, top_k, top_p, _ = source.sampling
         raw = temperature == 1 and top_k == 0 and top_p == 1

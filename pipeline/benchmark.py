@@ -39,9 +39,11 @@ from pipeline.benchmarking.results import (
 from pipeline.benchmarking.runner import Runner
 from pipeline.benchmarking.settings import VARIED, BenchmarkOptions, group_settings, parse
 from pipeline.benchmarking.tables import print_results
-from pipeline.manifest import FolderError, code_digest
+from pipeline.manifest import code_digest
 from pipeline.preflight import CheckedModels, check_models
 from pipeline.settings import ConfigError, JobConfig
+from pipeline.terminal import make_console
+from transforms.folder import FolderError
 from transforms.storage import OutputFolder
 
 _LINE_SECONDS = 30.0
@@ -49,7 +51,7 @@ _LINE_SECONDS = 30.0
 
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
-    console = Console()
+    console = make_console()
     try:
         config, output, settings = parse(args)
         models = check_models(config)

@@ -19,15 +19,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.manifest import FolderError
 from pipeline.runners import beam_options, first_local
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
+from pipeline.terminal import one_line
 from transforms import storage
-from transforms.storage import OutputFolder
+from transforms.folder import GENERATE, SCORE, FolderError, OpenedFolder, open_finished
 from transforms.write_tfds import DataSet, Part, WriteTfds, read_metadata
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -77,73 +78,51 @@ def parse(args: Sequence[str]) -> Job:
     if importlib.util.find_spec("tensorflow_datasets") is None or importlib.util.find_spec("tensorflow") is None:
         raise ConfigError("a TFDS data set needs TensorFlow and tensorflow-datasets, which are in the extra 'tasks'")
     options = beam_options(others, {"--inputs": first_local(inputs), "--output": absolute(own.output)})
-    folders = [_Folder.open(folder) for folder in inputs]
-    for folder in folders[1:]:
+    folders = [open_finished(folder, SCORE, GENERATE, what="--inputs:") for folder in inputs]
+    first = folders[0].manifest
+    for opened in folders[1:]:
         for what in ("job", "drafts", "lenience"):
-            if folder.manifest.get(what) != folders[0].manifest.get(what):
+            was, now = (getattr(manifest, what) for manifest in (first, opened.manifest))
+            if was != now:
                 raise FolderError(
-                    f"{folder.root!r} has {what} {folder.manifest.get(what)} and {folders[0].root!r} "
-                    f"{folders[0].manifest.get(what)}; allowed: splits with the same columns"
+                    f"{opened.folder.root!r} has {what} {now} and {folders[0].folder.root!r} {was}; allowed: splits with the "
+                    "same columns"
                 )
-    first = folders[0]
     dataset = DataSet(
         folder=storage.join(absolute(own.output), own.name, own.version),
         name=own.name,
         version=own.version,
         description=_DESCRIPTIONS[first.job],
-        schema=first.schema(),
-        lenience=tuple(first.manifest.get("lenience", ())),
-        metadata={"job": first.job, "splits": {split: one.provenance() for split, one in zip(splits, folders)}},
+        schema=_schema(folders[0]),
+        lenience=tuple(first.lenience),
+        metadata={"job": first.job, "splits": {split: _provenance(opened) for split, opened in zip(splits, folders)}},
     )
-    parts = tuple(part for split, folder in zip(splits, folders) for part in folder.parts(split))
+    parts = tuple(part for split, opened in zip(splits, folders) for part in _parts(opened, split))
     return Job(dataset, parts, options)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Folder:
-    """A finished folder of a job."""
+def _parts(opened: OpenedFolder, split: str) -> list[Part]:
+    manifest, path = opened.manifest, opened.folder.path
+    names = enumerate(manifest.part_names())
+    return [Part(split, shard, manifest.num_shards, path(name), manifest.fingerprint) for shard, name in names]
 
-    root: str
-    manifest: dict[str, Any]
-    summary: dict[str, Any]
 
-    @classmethod
-    def open(cls, root: str) -> "_Folder":
-        folder = OutputFolder(root)
-        try:
-            if not folder.exists(storage.SUCCESS):
-                raise FolderError(
-                    f"--inputs has {root!r}, which is no finished folder (it has no {storage.SUCCESS}); allowed: finished "
-                    "folders of pipeline.score or pipeline.generate"
-                )
-            manifest, summary = (json.loads(folder.read(name)) for name in (storage.MANIFEST, storage.SUMMARY))
-        except (OSError, ValueError) as error:
-            if isinstance(error, FolderError):
-                raise
-            raise FolderError(f"--inputs has {root!r}, which cannot be read: {error}") from error
-        if manifest.get("job", "generate") not in _DESCRIPTIONS:
-            raise FolderError(f"--inputs has {root!r}, a folder of pipeline.{manifest['job']}; allowed: score and generate")
-        return cls(root, manifest, summary)
-
-    @property
-    def job(self) -> str:
-        return self.manifest.get("job", "generate")
-
-    def parts(self, split: str) -> list[Part]:
-        kind = storage.SCORES if self.job == "score" else storage.GENERATIONS
-        count, folder = self.manifest["num_shards"], OutputFolder(self.root)
-        return [Part(split, i, count, folder.path(storage.part_name(i, count, kind))) for i in range(count)]
-
-    def schema(self):
-        with storage.open_raw(self.parts("")[0].path) as stream:
+def _schema(opened: OpenedFolder) -> pa.Schema:
+    path = _parts(opened, "")[0].path
+    try:
+        with storage.open_raw(path) as stream:
             return pq.read_schema(stream).remove_metadata()
+    except pa.ArrowInvalid as error:
+        raise FolderError(f"--inputs: {path!r} is no Parquet file: {error}") from error
 
-    def provenance(self) -> dict[str, Any]:
-        """What the data set says of the run: models by digest, sampling, versions, and α."""
-        run = ("fingerprint", "specbeam", "exact", "started", "config", "identity", "versions", "device")
-        kept = (*run, "drafts", "lenience", "text")
-        alpha = {name: self.summary[name] for name in ("alpha", "drafts") if name in self.summary}
-        return {name: self.manifest[name] for name in kept if name in self.manifest} | {"summary": alpha}
+
+def _provenance(opened: OpenedFolder) -> dict[str, Any]:
+    """What the data set says of the run: models by digest, sampling, versions, and α."""
+    run = ("fingerprint", "specbeam", "exact", "started", "config", "identity", "versions", "device")
+    kept = (*run, "drafts", "lenience", "text")
+    manifest, summary = opened.manifest.to_json(), opened.summary()
+    alpha = {name: summary[name] for name in ("alpha", "drafts") if name in summary}
+    return {name: manifest[name] for name in kept if name in manifest} | {"summary": alpha}
 
 
 def main(args: Sequence[str]) -> int:
@@ -156,7 +135,7 @@ def main(args: Sequence[str]) -> int:
                 f"{job.dataset.folder!r} holds another data set; allowed: another --name, --version or --output"
             )
     except (ConfigError, FolderError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         return 2
     if there is not None:
         print(f"Finished already, nothing to do: {job.dataset.folder}")
@@ -165,7 +144,7 @@ def main(args: Sequence[str]) -> int:
         with beam.Pipeline(options=job.options) as root:
             _ = root | beam.Create(job.parts) | WriteTfds(job.dataset)
     except Exception as error:  # what the runner reports
-        print(f"error: the job failed: {error}", file=sys.stderr)
+        print("error: the job failed:", one_line(error), file=sys.stderr)
         return 1
     print(f"{len(job.parts)} files of splits {', '.join(job.dataset.metadata['splits'])}: {job.dataset.folder}")
     print(f"tfds.builder_from_directory({job.dataset.folder!r}).as_dataset()")

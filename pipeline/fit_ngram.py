@@ -24,12 +24,14 @@ from rich.table import Table
 import decoding
 from decoding.models import ngram
 from decoding.version import __version__
-from pipeline.manifest import FolderError, committed_shards, open_folder, plan_of
+from pipeline.manifest import plan_of
 from pipeline.preflight import CheckedModels, check_models, pieces_sha256
 from pipeline.runners import beam_options, paths_of
 from pipeline.settings import ConfigError, JobConfig, absolute, parse_command_line
 from pipeline.settings.flags import Parser, number
+from pipeline.terminal import make_console, one_line
 from transforms import storage
+from transforms.folder import GENERATE, FolderError, open_finished
 from transforms.ngram import FitNGram, FitSettings, ReadGenerations, ReadTexts
 from transforms.tokenize import load_tokenizer
 
@@ -85,7 +87,7 @@ def parse(args: Sequence[str]) -> Job:
     models, target = check_models(command.config), decoding.inspect_checkpoint(command.config.model.target)
     if generations:
         items, source = _parts(generations, models)
-        reader: beam.DoFn = ReadGenerations(target.start_id if target.encoder_decoder else None)
+        reader: beam.DoFn = ReadGenerations(target.start_id if target.encoder_decoder else None, source["fingerprint"])
     else:
         items, source, reader = _shards(command.config, command.output, own.text_field, models, target)
     pieces = load_tokenizer(models.tokenizer).pieces()
@@ -114,21 +116,14 @@ def _refuse_foreign(output: str) -> None:
 
 def _parts(folder: str, models: CheckedModels) -> tuple[tuple[str, ...], dict]:
     """Paths of all parts of a finished generations folder, and what it is."""
-    opened = open_folder(folder)
-    manifest = opened.manifest or {}
-    total = manifest.get("num_shards", 0)
-    done = committed_shards(opened.listing, total)
-    if not total or len(done) < total:
-        raise FolderError(
-            f"--generations is {folder!r}, of whose {total} shards {len(done)} are there; allowed: a finished output folder "
-            "of pipeline.generate"
-        )
-    if manifest["identity"]["model"]["tokenizer"] != models.tokenizer_sha256:
+    opened = open_finished(folder, GENERATE, what="--generations:")
+    manifest = opened.manifest
+    if manifest.identity["model"]["tokenizer"] != models.tokenizer_sha256:
         raise ConfigError(
             f"--generations is {folder!r}, which was generated with another tokeniser than that of the config's target"
         )
-    paths = (opened.folder.path(storage.part_name(shard, total)) for shard in sorted(done))
-    return tuple(paths), {"kind": "generations", "fingerprint": manifest["fingerprint"]}
+    paths = tuple(opened.folder.path(name) for name in manifest.part_names())
+    return paths, {"kind": "generations", "fingerprint": manifest.fingerprint}
 
 
 def _shards(
@@ -182,16 +177,16 @@ def main(args: Sequence[str]) -> int:
     try:
         job = parse(args)
     except (ConfigError, FolderError, OSError) as error:
-        print("error:", storage.without_query(str(error)), file=sys.stderr)
+        print("error:", one_line(error), file=sys.stderr)
         return 2
     try:
         pipeline = beam.Pipeline(options=job.options)
         build_pipeline(pipeline, job)
         pipeline.run().wait_until_finish()
     except Exception as error:  # what the runner reports, often with the worker's traceback in its message
-        print("error: the job failed:", storage.without_query(str(error)), file=sys.stderr)
+        print("error: the job failed:", one_line(error), file=sys.stderr)
         return 1
-    print_fitted(Console(), job.settings.output)
+    print_fitted(make_console(), job.settings.output)
     return 0
 
 

@@ -10,6 +10,7 @@ Exit status: 0 when the folder is complete, 1 when it is not, 2 when it is not t
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -23,23 +24,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.manifest import committed_shards
-from pipeline.terminal import print_missing, summary_rows
+from pipeline.terminal import make_console, one_line, print_missing, summary_rows
 from transforms import finish, storage
 from transforms.aggregate import Statistics
+from transforms.folder import FolderError, open_run
+from transforms.parts import Footer, PartError, check_part
 from transforms.score_statistics import ScoreStatistics
 from transforms.storage import OutputFolder
-from transforms.write import Footer, read_footer
 
 _READERS = 16
 _SHOWN = 10
+_OURS = (f"{storage.ATTEMPTS}/", f"{storage.DAMAGED}/")
 _STATISTICS = {storage.GENERATIONS: Statistics, storage.SCORES: ScoreStatistics}
 _BUSY_SECONDS = {storage.GENERATIONS: "generate_seconds", storage.SCORES: "seconds"}
 _SHOWN_SETTINGS = ("input", "model", "decoding", "shards", "score")
-
-
-class NotARunError(ValueError):
-    """A folder that no job has written, or that cannot be read."""
 
 
 def inspect_folder(output: str, *, quick: bool = False) -> dict[str, Any]:
@@ -50,42 +48,24 @@ def inspect_folder(output: str, *, quick: bool = False) -> dict[str, Any]:
       quick: open no part and no errors file.
 
     Raises:
-      NotARunError: with the folder and what is wrong with it.
+      FolderError: it is not the folder of a run, or cannot be read.
     """
-    folder = OutputFolder(output)
-    try:
-        listing = folder.list()
-        manifest = _read_json(folder, storage.MANIFEST) if storage.MANIFEST in listing else None
-        summary = _read_json(folder, storage.SUMMARY) if storage.SUMMARY in listing else {}
-    except (OSError, ValueError) as error:
-        raise NotARunError(f"the folder {output!r} cannot be read: {error}") from error
-    if manifest is None:
-        what = f"holds {len(listing)} files and no {storage.MANIFEST}" if listing else "is empty or does not exist"
-        raise NotARunError(f"the folder {output!r} {what}: no job has written it")
-    if not isinstance(manifest.get("num_shards"), int) or "fingerprint" not in manifest:
-        raise NotARunError(f"{storage.MANIFEST} in {output!r} is not that of a run: it has no num_shards or fingerprint")
-    return _describe(folder, listing, manifest, summary, quick)
-
-
-def _read_json(folder: OutputFolder, name: str) -> dict:
-    value = json.loads(folder.read(name))
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} holds {type(value).__name__}, not an object")
-    return value
-
-
-def _describe(folder: OutputFolder, listing: Mapping[str, int], manifest: dict, summary: dict, quick: bool) -> dict:
-    num_shards = manifest["num_shards"]
-    kind = storage.SCORES if manifest.get("job") == "score" else storage.GENERATIONS
-    committed = sorted(committed_shards(listing, num_shards, kind))
+    opened = open_run(output, "the folder")
+    folder, listing, manifest = opened.folder, opened.listing, opened.manifest
+    num_shards, kind, committed = manifest.num_shards, manifest.parts, opened.committed
+    summary, unfinished = {}, opened.unfinished
+    if storage.SUMMARY in listing:
+        with contextlib.suppress(OSError, ValueError):  # then `unfinished` says so
+            summary = opened.summary()
     missing = finish.missing_shards(folder, num_shards, kind, listing)
     part_names = [storage.part_name(shard, num_shards, kind) for shard in committed]
     errors_names = [name for shard in committed if (name := storage.errors_name(shard, num_shards)) in listing]
     parts, errors, problems = None, None, []
+    marked = [f"the folder {unfinished}"] if storage.SUCCESS in listing and unfinished else []
     if quick:
         totals = summary if summary.get("shards", {}).get("committed") == len(committed) else None
     else:
-        parts = _read_parts(folder, part_names, kind, manifest["fingerprint"])
+        parts = _read_parts(folder, part_names, kind, manifest.fingerprint)
         errors, unreadable = _count_errors(folder, errors_names)
         totals, problems = parts.totals, [*parts.problems, *unreadable]
         if not problems and errors["total"] != totals["errors"]["total"]:
@@ -95,10 +75,10 @@ def _describe(folder: OutputFolder, listing: Mapping[str, int], manifest: dict, 
         known |= {storage.part_name(shard, num_shards, kind), storage.errors_name(shard, num_shards)}
     return {
         "output": folder.root,
-        "complete": storage.SUCCESS in listing and not missing and not problems,
-        "fingerprint": manifest["fingerprint"],
-        "exact": manifest.get("exact"),
-        "started": manifest.get("started"),
+        "complete": not unfinished and not problems,
+        "fingerprint": manifest.fingerprint,
+        "exact": manifest.exact,
+        "started": manifest.started,
         "finished": summary.get("finished"),
         "shards": {
             "total": num_shards,
@@ -108,17 +88,17 @@ def _describe(folder: OutputFolder, listing: Mapping[str, int], manifest: dict, 
             "begun": sum(shard["error"] is None and shard["attempts"] > 0 for shard in missing),
             "retried": parts.retried if parts else None,
         },
-        "records": manifest.get("num_records"),
+        "records": manifest.num_records,
         "totals": {name: value for name, value in totals.items() if name not in _STATE} if totals else None,
         "errors": errors,
         "shard_seconds": parts.seconds if parts else None,
         "devices": parts.devices if parts else None,
-        "problems": problems,
-        "other_files": sorted(n for n in listing if n not in known and not n.startswith(f"{storage.ATTEMPTS}/")),
+        "problems": [*marked, *problems],
+        "other_files": sorted(name for name in listing if name not in known and not name.startswith(_OURS)),
         "bytes": sum(listing.values()),
-        "config": manifest.get("config"),
-        "versions": {"specbeam": manifest.get("specbeam"), **manifest.get("versions", {})},
-        "code_changes": manifest.get("code_changes", []),
+        "config": manifest.config,
+        "versions": {"specbeam": manifest.specbeam, **manifest.versions},
+        "code_changes": list(manifest.code_changes),
     }
 
 
@@ -139,12 +119,11 @@ class _Parts:
 def _read_parts(folder: OutputFolder, names: Sequence[str], kind: str, fingerprint: str) -> _Parts:
     def read(name: str) -> Footer | str:
         try:
-            footer = read_footer(folder.path(name), _STATISTICS[kind])
-        except Exception as error:  # pyarrow, JSON and the store raise what they like at a file that is not a part
-            return f"{name} cannot be read: {type(error).__name__}: {error}"
-        if footer.fingerprint != fingerprint:
-            return f"{name} belongs to another run: its fingerprint is {footer.fingerprint}"
-        return footer
+            return check_part(folder.path(name), fingerprint, _STATISTICS[kind])
+        except PartError as error:
+            return f"{error}; without it, the command that began the folder does its shard again"
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
 
     merged, retried, times, devices, problems = _STATISTICS[kind](), 0, [], collections.Counter(), []
     with ThreadPoolExecutor(_READERS) as pool:
@@ -240,16 +219,16 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("output", help="the folder, local or on gs://")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="open no part, only manifest and summary")
-    options = parser.parse_args(args)
+    options, console = parser.parse_args(args), make_console()
     try:
         found = inspect_folder(options.output, quick=options.quick)
-    except NotARunError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+    except FolderError as error:
+        print("error:", one_line(error), file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        print_description(Console(), found)
+        print_description(console, found)
     return 0 if found["complete"] else 1
 
 

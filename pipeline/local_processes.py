@@ -160,7 +160,8 @@ def _is_meaningful(record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """A worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback of each
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as where `pipeline.supervise` ends it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback of each
     if sys.platform == "linux" and not die_with(int(os.environ[_PARENT])):
         return
     index, count = map(int, os.environ[_SHARE].split("/"))

@@ -27,18 +27,16 @@ from pipeline import machine
 from pipeline.preflight import CheckedModels
 from pipeline.settings import ConfigError, JobConfig
 from pipeline.supervise import Launch
-from transforms import attempts, storage
+from pipeline.terminal import warn
+from transforms import attempts, costs, storage
 from transforms.aggregate import Statistics
+from transforms.folder import FolderError, Manifest, OpenedFolder, fingerprint_of, open_folder, read_manifest
 from transforms.plan import InputError, Plan, plan_input
 from transforms.storage import OutputFolder
 
 _VERSIONED = ("apache-beam", "flax", "jax", "jaxlib", "numpy", "pyarrow", "sacrebleu", "sentencepiece", "tokenizers")
 _SHOWN_DIFFERENCES = 12
 _MOST_RANGES = 4096  # 20 KB in a graph
-
-
-class FolderError(ValueError):
-    """An output folder that this run must not write to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,44 +97,16 @@ def prepare(
       FolderError: the folder holds something else.
     """
     opened = open_folder(output)
-    plan = plan_of(config, models, Plan.from_json(opened.manifest["plan"]) if opened.manifest else None, output)
+    plan = plan_of(config, models, known_plan(opened), output)
     identity = run_identity(config, plan, models)
     fresh = new_manifest(config, plan, identity, device)
     launch = launch or Launch()
     return continue_run(opened, fresh, config, plan, models, allow_code_change=allow_code_change, launch=launch)
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenedFolder:
-    """An output folder as a launch finds it: what is in it, and its manifest, None where it is empty."""
-
-    folder: OutputFolder
-    listing: Mapping[str, int]
-    manifest: dict | None
-
-
-def open_folder(output: str) -> OpenedFolder:
-    """Looks into an output folder, by one listing.
-
-    Raises:
-      FolderError: it cannot be read, or holds something that is no run.
-    """
-    folder = OutputFolder(output)
-    try:
-        listing = folder.list()
-        manifest = json.loads(folder.read(storage.MANIFEST)) if storage.MANIFEST in listing else None
-    except (OSError, ValueError) as error:
-        raise FolderError(f"the output folder {output!r} cannot be read: {error}") from error
-    if manifest is None:
-        _refuse_foreign(output, listing)
-    elif not isinstance(manifest, dict) or not {"fingerprint", "identity", "plan", "num_shards"} <= manifest.keys():
-        raise FolderError(f"the output folder {output!r} holds a {storage.MANIFEST} that no launch has written")
-    return OpenedFolder(folder, listing, manifest)
-
-
 def continue_run(
     opened: OpenedFolder,
-    fresh: Mapping[str, Any],
+    fresh: Manifest,
     config: JobConfig,
     plan: Plan,
     models: CheckedModels,
@@ -157,52 +127,55 @@ def continue_run(
     Raises:
       FolderError: the folder holds another run, or cannot be written.
     """
-    folder, listing, manifest, output = opened.folder, opened.listing, opened.manifest, opened.folder.root
-    identity = fresh["identity"]
-    if manifest is None:
-        manifest = dict(fresh)
+    folder, output = opened.folder, opened.folder.root
+    if opened.manifest is None:
         try:
             # Where it is there already, another launch was faster.
-            if not launch.dry_run and not folder.create(storage.MANIFEST, storage.encode_manifest(manifest)):
-                manifest = json.loads(folder.read(storage.MANIFEST))
+            created = launch.dry_run or folder.create(storage.MANIFEST, fresh.encode())
         except OSError as error:
             raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
-    _refuse_other_run(folder, manifest, identity, allow_code_change)
-    committed = committed_shards(listing, plan.num_shards, parts)
-    pending = tuple(shard for shard in range(plan.num_shards) if shard not in committed)
+        opened = dataclasses.replace(opened, manifest=fresh if created else read_manifest(folder))
+    manifest, listing = opened.manifest, opened.listing
+    _refuse_other_run(folder, manifest, fresh.identity, allow_code_change)
+    pending = opened.missing
     try:
+        if costs.NAME in listing:
+            costs.read(folder)  # what workers would stumble over
         if not launch.dry_run:
-            _update_manifest(folder, manifest, identity, plan)
+            _update_manifest(folder, manifest, fresh.identity, plan)
             empty = (storage.part_name(shard, plan.num_shards, parts) for shard in pending)
             folder.delete(name for name in empty if name in listing)
         if pending:
             folder.check_writable()
     except OSError as error:
         raise FolderError(f"the output folder {output!r} cannot be written: {error}") from error
-    finished = storage.SUCCESS in listing and not pending
+    if storage.SUCCESS in listing and opened.unfinished:
+        warn(f"the output folder {output!r} {opened.unfinished}; this launch completes it")
     begun = {shard for shard in pending if storage.attempt_name(shard, plan.num_shards) in listing}
     if launch.deaths:
         given_up = {shard for shard in begun if attempts.given_up(folder, shard, plan.num_shards, launch.id)}
         pending = tuple(shard for shard in pending if shard not in given_up)
     return Run(
-        config, folder, plan, models, manifest["fingerprint"], pending, len(committed), len(begun), finished, launch.id,
-        parts, statistics,
+        config, folder, plan, models, manifest.fingerprint, pending, len(opened.committed), len(begun),
+        not opened.unfinished, launch.id, parts, statistics,
     )  # fmt: skip
 
 
-def committed_shards(listing: Mapping[str, int], num_shards: int, parts: str = storage.GENERATIONS) -> set[int]:
-    """Numbers of the shards whose part is in a listing of the folder."""
-    names = ((shard, storage.part_name(shard, num_shards, parts)) for shard in range(num_shards))
-    return {shard for shard, name in names if listing.get(name, 0) > 0}
+def known_plan(opened: OpenedFolder) -> Plan | None:
+    """The plan of an input that a folder's manifest holds, None where it holds none.
 
-
-def _refuse_foreign(output: str, listing: Mapping[str, int]) -> None:
-    foreign = sorted(name for name in listing if not name.startswith(storage.ATTEMPTS + "/"))
-    if foreign:
-        raise FolderError(
-            f"the output folder {output!r} holds {len(foreign)} files and no manifest.json, for example "
-            f"{foreign[0]!r}; give an empty folder, or one of an earlier run of the same job"
-        )
+    Raises:
+      FolderError: what it holds is no plan.
+    """
+    if opened.manifest is None or "files" not in opened.manifest.plan:
+        return None
+    try:
+        plan = Plan.from_json(opened.manifest.plan)
+        if plan.num_shards != opened.manifest.num_shards:
+            raise ValueError(f"it has {plan.num_shards} shards, not {opened.manifest.num_shards}")
+        return plan
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise FolderError(f"the plan in {storage.MANIFEST} of {opened.folder.root!r} cannot be used: {error}") from error
 
 
 def plan_of(config: JobConfig, models: CheckedModels, known: Plan | None = None, output: str = "") -> Plan:
@@ -244,10 +217,6 @@ def run_identity(config: JobConfig, plan: Plan, models: CheckedModels) -> dict:
     return json.loads(json.dumps(identity))
 
 
-def fingerprint_of(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def code_digest() -> str:
     """SHA-256 of the sources of `decoding/` and `transforms/`."""
     digest = hashlib.sha256()
@@ -260,33 +229,26 @@ def code_digest() -> str:
 
 
 def new_manifest(
-    config: JobConfig, plan: Plan, identity: Mapping[str, Any], device: Mapping[str, Any] | None
-) -> dict:
-    """The manifest of a run that begins now; its fingerprint is the digest of `identity`."""
-    return {
-        "specbeam": __version__,
-        "fingerprint": fingerprint_of(identity),
-        "exact": config.decoding.exact,
-        "started": _now(),
-        "config": config.to_json(),
-        "identity": identity,
-        "num_shards": plan.num_shards,
-        "num_records": plan.num_records,
-        "plan": plan.to_json(),
-        "costs": None,
-        "versions": machine.versions(_VERSIONED),
-        "device": device,
-        "code_changes": [],
-    }
+    config: JobConfig, plan: Plan, identity: Mapping[str, Any], device: Mapping[str, Any] | None, **of_scores: Any
+) -> Manifest:
+    """The manifest of a run that begins now; `of_scores` are the entries of `pipeline.score`."""
+    return Manifest(
+        specbeam=__version__,
+        fingerprint=fingerprint_of(identity),
+        started=_now(),
+        config=config.to_json(),
+        identity=identity,
+        num_shards=plan.num_shards,
+        num_records=plan.num_records,
+        plan=plan.to_json(),
+        versions=machine.versions(_VERSIONED),
+        device=device,
+        **{"exact": config.decoding.exact} | of_scores,
+    )
 
 
-def _current_code(manifest: Mapping[str, Any]) -> str:
-    changes = manifest["code_changes"]
-    return changes[-1]["code"] if changes else manifest["identity"]["code"]
-
-
-def _refuse_other_run(folder: OutputFolder, manifest: dict, identity: dict, allow_code_change: bool) -> None:
-    differences = _differences({**manifest["identity"], "code": _current_code(manifest)}, identity)
+def _refuse_other_run(folder: OutputFolder, manifest: Manifest, identity: Mapping, allow_code_change: bool) -> None:
+    differences = _differences({**manifest.identity, "code": manifest.code}, identity)
     if not differences or (differences.keys() == {"code"} and allow_code_change):
         return
     shown = "; ".join(
@@ -297,19 +259,19 @@ def _refuse_other_run(folder: OutputFolder, manifest: dict, identity: dict, allo
     if differences.keys() == {"code"}:
         advice += "; where you know that the new code yields the same results, add --allow_code_change"
     raise FolderError(
-        f"the output folder {folder.root!r} belongs to another run: its fingerprint is {manifest['fingerprint']}, this "
+        f"the output folder {folder.root!r} belongs to another run: its fingerprint is {manifest.fingerprint}, this "
         f"run's is {fingerprint_of(identity)}. What differs: {shown}{more}. {advice}"
     )
 
 
-def _update_manifest(folder: OutputFolder, manifest: dict, identity: dict, plan: Plan) -> None:
+def _update_manifest(folder: OutputFolder, manifest: Manifest, identity: Mapping, plan: Plan) -> None:
     """Writes down an allowed change of code, and where input files of the same content lie now."""
-    updated = {**manifest, "plan": json.loads(json.dumps(plan.to_json()))}
-    if identity["code"] != _current_code(manifest):
+    updated = dataclasses.replace(manifest, plan=json.loads(json.dumps(plan.to_json())))
+    if identity["code"] != manifest.code:
         change = {"at": _now(), "code": identity["code"]}
-        updated["code_changes"] = [*manifest["code_changes"], change]
-    if updated != json.loads(json.dumps(manifest)):
-        folder.put(storage.MANIFEST, storage.encode_manifest(updated))
+        updated = dataclasses.replace(updated, code_changes=[*manifest.code_changes, change])
+    if updated.encode() != manifest.encode():
+        folder.put(storage.MANIFEST, updated.encode())
 
 
 def _differences(was: Any, now: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

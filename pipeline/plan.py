@@ -21,8 +21,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
-
 import decoding
 from decoding import sharding
 from decoding.checkpoints import CheckpointError
@@ -33,6 +31,7 @@ from pipeline.planning.prepare import prepare_here
 from pipeline.planning.printed import milliseconds, report
 from pipeline.planning.speed import measured, predict
 from pipeline.settings import ConfigError, JobConfig
+from pipeline.terminal import make_console
 
 
 def run(config: JobConfig, options: PlanOptions) -> dict:
@@ -83,7 +82,7 @@ def _program(name, program, caches) -> dict:
 
 
 def main(argv: Sequence[str]) -> int:
-    console = Console()
+    console = make_console()
     try:
         config, options = parse(argv)
         if options.prepare:

@@ -13,7 +13,7 @@ from pipeline.job.status import WORKING, Status
 from pipeline.manifest import Run
 from transforms import storage
 from transforms.aggregate import Statistics
-from transforms.write import read_footer
+from transforms.parts import PartError, read_footer
 
 _TTY_SECONDS, _LINE_SECONDS = 0.5, 30.0
 _BAR = "{n_fmt}/{total_fmt}{unit} |{bar}| {elapsed}{postfix}"  # tqdm's own has an estimate of the time left beside ours
@@ -77,7 +77,7 @@ def show_progress(run: Run, status: Status, stream=None) -> Iterator[None]:
 
     def loop() -> None:
         while not stop.wait(_TTY_SECONDS if tty and not storage.is_remote(run.folder.root) else _LINE_SECONDS):
-            with contextlib.suppress(OSError):  # progress is a courtesy; the next look may succeed
+            with contextlib.suppress(OSError, PartError):  # progress is a courtesy; the next look may succeed
                 show()
 
     thread = threading.Thread(target=loop, daemon=True, name="progress")

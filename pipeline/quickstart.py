@@ -21,10 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import generate
-from pipeline.terminal import summary_rows
+from pipeline.terminal import make_console, summary_rows
 from transforms import storage
+from transforms.parts import read_footer
 from transforms.tokenize import Tokenizer, load_tokenizer
-from transforms.write import read_footer
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
 
@@ -47,7 +47,7 @@ _SHOWN_TOKENS = (10, 60)
 
 def main(args: Sequence[str]) -> int:
     """Runs the jobs and prints the comparison. Returns the exit status."""
-    console = Console()
+    console = make_console()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.quickstart",
         usage="%(prog)s [--output=DIR] [--config.path.to.setting=value]",

@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlparse
 
@@ -29,6 +28,7 @@ from apache_beam.runners.runner import create_runner
 from pipeline import dataflow, local_processes
 from pipeline.clusters import prism
 from pipeline.settings import ConfigError, JobConfig
+from pipeline.terminal import warn
 from transforms.storage import OutputFolder, is_remote
 
 # Named in full because Beam's own default, DirectRunner, first tries to download another runner.
@@ -179,10 +179,6 @@ def warn_of_few_shards(options: PipelineOptions, num_shards: int) -> None:
             f"{num_shards} shards for {workers} workers: with fewer than {SHARDS_PER_WORKER} for each, some wait while others "
             "finish; a smaller shards.examples_per_shard, in a new folder, keeps them busy"
         )
-
-
-def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 class _Parser(_BeamArgumentParser):

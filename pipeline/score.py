@@ -26,27 +26,17 @@ import decoding
 from pipeline import dataflow, runners
 from pipeline.job.launch import Job, run_job
 from pipeline.job.steps import finish, read_settings
-from pipeline.manifest import (
-    FolderError,
-    Run,
-    code_digest,
-    continue_run,
-    new_manifest,
-    open_folder,
-    plan_of,
-    ranges,
-    run_identity,
-)
+from pipeline.manifest import Run, code_digest, continue_run, known_plan, new_manifest, plan_of, ranges, run_identity
 from pipeline.preflight import CheckedModels, check_draft, check_models, shared_vocab_size
 from pipeline.settings import CommandLine, ConfigError, JobConfig
 from pipeline.supervise import Launch, supervise
 from pipeline.terminal import print_missing
 from transforms import storage
+from transforms.folder import GENERATE, SCORE, FolderError, Manifest, open_finished, open_folder
 from transforms.plan import Plan
 from transforms.read import ReadShards
 from transforms.score import ReadGenerations, References, ScoreModelHandler, ScorerFactory, ScoreSettings, ScoreShards
 from transforms.score_statistics import ScoreStatistics
-from transforms.storage import OutputFolder
 from transforms.tokenize import load_tokenizer
 from transforms.write_scores import CommitScores
 
@@ -108,13 +98,17 @@ def prepare(command: CommandLine, device: dict | None, launch: Launch) -> ScoreR
     models, drafts = check_score_models(config)
     opened = open_folder(command.output)
     source = find_generations(config, models, drafts) if config.score.generations else _references(config, models, opened)
-    fresh = new_manifest(config, source.plan, _identity(config, models, drafts, source), device) | {
-        "job": "score",
-        "exact": source.facts["exact"],
-        "drafts": list(drafts),
-        "lenience": list(config.score.lenience),
-        "text": source.facts,
-    }
+    fresh = new_manifest(
+        config,
+        source.plan,
+        _identity(config, models, drafts, source),
+        device,
+        job=SCORE,
+        exact=source.facts["exact"],
+        drafts=list(drafts),
+        lenience=list(config.score.lenience),
+        text=source.facts,
+    )
     run = continue_run(
         opened, fresh, config, source.plan, models, allow_code_change=command.allow_code_change, launch=launch,
         parts=storage.SCORES, statistics=ScoreStatistics,
@@ -171,55 +165,40 @@ def find_generations(config: JobConfig, models: CheckedModels, drafts: Mapping[s
     Raises:
       FolderError: it is not a finished folder of `pipeline.generate`, or its texts cannot be scored with these models.
     """
-    folder = OutputFolder(config.score.generations)
+    opened = open_finished(config.score.generations, GENERATE, what="score.generations:")
+    manifest, folder = opened.manifest, opened.folder
+    sizes = [opened.listing[name] for name in manifest.part_names()]
     shown = f"score.generations is {folder.root!r}"
-    try:
-        listing = folder.list()
-        manifest = json.loads(folder.read(storage.MANIFEST)) if storage.MANIFEST in listing else {}
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{shown}, which cannot be read: {error}") from error
-    allowed = "allowed: a finished folder of pipeline.generate"
-    if not manifest or manifest.get("job", "generate") != "generate":
-        what = f"a folder of pipeline.{manifest['job']}" if manifest else "which has no manifest.json"
-        raise FolderError(f"{shown}, {what}; {allowed}")
-    num_shards = manifest["num_shards"]
-    sizes = [listing.get(storage.part_name(shard, num_shards), 0) for shard in range(num_shards)]
-    if storage.SUCCESS not in listing or not all(sizes):
-        done = sum(size > 0 for size in sizes)
-        raise FolderError(
-            f"{shown}, which is unfinished: {done} of {num_shards} shards are committed; {allowed}: the command that began "
-            "it completes it"
-        )
     _check_fits(shown, manifest, config, models)
-    was, now = manifest["identity"], config.decoding
+    was, now = manifest.identity, config.decoding
     sampling = {name: was["decoding"][name] for name in SAMPLING}
     of_target = was["model"]["target"] == models.identity["target"] and was["model"]["dtype"] == config.model.dtype
     same_sampling = sampling == {name: getattr(now, name) for name in SAMPLING}
     facts = {
         "source": "generations",
         "folder": folder.root,
-        "fingerprint": manifest["fingerprint"],
+        "fingerprint": manifest.fingerprint,
         "of_target": of_target,
         "sampling": sampling,
         "same_sampling": same_sampling,
-        "exact": bool(manifest["exact"] and of_target and same_sampling),
+        "exact": bool(manifest.exact and of_target and same_sampling),
         "seed": was["decoding"]["seed"],
     }
-    comparable = manifest["exact"] and of_target and same_sampling and was["decoding"]["gamma"] != 0
+    comparable = manifest.exact and of_target and same_sampling and was["decoding"]["gamma"] != 0
     same = [name for name, identity in drafts.items() if comparable and identity == was["model"].get("draft")]
     identity = {
-        "generations": manifest["fingerprint"],
+        "generations": manifest.fingerprint,
         "parts": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
     }
-    plan = GenerationsPlan(folder.root, manifest["fingerprint"], tuple(sizes))
+    plan = GenerationsPlan(folder.root, manifest.fingerprint, tuple(sizes))
     return Source(plan, identity, facts, recorded=same[0] if same else None)
 
 
-def _check_fits(shown: str, manifest: dict, config: JobConfig, models: CheckedModels) -> None:
+def _check_fits(shown: str, manifest: Manifest, config: JobConfig, models: CheckedModels) -> None:
     """Refuses texts of another tokeniser, and longer ones than the config allows."""
-    if manifest["identity"]["model"]["tokenizer"] != models.tokenizer_sha256:
+    if manifest.identity["model"]["tokenizer"] != models.tokenizer_sha256:
         raise FolderError(f"{shown}, whose texts were made with another tokeniser than model.target has; allowed: the same")
-    was, now = manifest["identity"]["decoding"], config.decoding
+    was, now = manifest.identity["decoding"], config.decoding
     for name, longest, mine in (
         ("input_buckets", was["input_buckets"][-1], now.max_input_tokens),
         ("max_decode_tokens", was["max_decode_tokens"], now.max_decode_tokens),
@@ -237,15 +216,10 @@ def _references(config: JobConfig, models: CheckedModels, opened) -> Source:
             "input.target_field is ''; allowed: the field of the references that are to be scored, or a folder of "
             "generations as score.generations"
         )
-    known = Plan.from_json(opened.manifest["plan"]) if _plans_input(opened.manifest) else None
-    plan = plan_of(config, models, known, opened.folder.root)
+    plan = plan_of(config, models, known_plan(opened), opened.folder.root)
     identity = run_identity(config, plan, models)
     facts = {"source": "references", "of_target": False, "sampling": None, "same_sampling": False, "exact": False}
     return Source(plan, {"input": identity["input"], "shards": identity["shards"]}, facts)
-
-
-def _plans_input(manifest: dict | None) -> bool:
-    return manifest is not None and "files" in manifest["plan"]
 
 
 def _identity(config: JobConfig, models: CheckedModels, drafts: Mapping[str, dict], source: Source) -> dict:

@@ -8,6 +8,9 @@ finished is set aside with that as its error, and the others go on. After a firs
 shard is not blamed for its neighbour; of worker processes (`pipeline.local_processes`) it is known which one died.
 
 What the child had started itself (Prism, worker processes) is left to this process when it dies, and ended.
+
+An interrupt is this process' alone: the child and what it starts ignore it, as they inherit that. Since a job may be killed
+anywhere, an interrupted one is: nothing of it is left to say anything but the one line that this process prints.
 """
 
 import contextlib
@@ -15,12 +18,15 @@ import ctypes
 import dataclasses
 import functools
 import itertools
+import logging
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from transforms import storage
 
@@ -55,11 +61,18 @@ def supervise(job: Callable[[Sequence[str], Launch], int], args: Sequence[str]) 
     Where workers are somebody else's, which has its own ways, and where there is no fork, it runs here.
     """
     if sys.platform != "linux" or not _works_here(args):
-        return job(args, Launch())
+        status = job(args, Launch())
+        if status == 130:  # threads of Beam may be in the middle of something that nobody waits for any more
+            sys.stdout.flush()
+            os._exit(status)
+        return status
     launch, output = Launch(), _output_of(args)
     begun = _begun(output)
     while True:
-        status, ended = _run_in_child(functools.partial(job, args, launch))
+        try:
+            status, ended = _run_in_child(functools.partial(job, args, launch))
+        except KeyboardInterrupt:
+            return say_interrupted()
         if ended:
             return status
         launch = dataclasses.replace(launch, deaths=launch.deaths + 1)
@@ -73,6 +86,37 @@ def supervise(job: Callable[[Sequence[str], Launch], int], args: Sequence[str]) 
             return 128 - status if status < 0 else status or 1
         if launch.deaths == 1 and status != _WORKER_DIED:
             args = [*args, "--direct_num_workers=1"]
+
+
+def say_interrupted(state: str = "") -> int:
+    """Says in one line that the user has ended a command. Returns its exit status."""
+    begin = "\n" if sys.stderr.isatty() else ""  # where the terminal shows ^C, and perhaps a bar
+    print(f"{begin}interrupted{state}; the same command continues", file=sys.stderr, flush=True)
+    return 130
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """While the body runs in the main thread, an interrupt sets the event, silences the log, and raises KeyboardInterrupt.
+
+    What is raised Beam may take for a bundle's failure and turn into another error: the event tells the two apart.
+    """
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield interrupted
+        return
+
+    def interrupt(*_):
+        interrupted.set()
+        logging.disable(logging.CRITICAL)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+        logging.disable(logging.NOTSET)
 
 
 def end_after_worker_death() -> None:
@@ -135,33 +179,32 @@ def _run_in_child(job: Callable[[], int]) -> tuple[int, bool]:
 
     Returns:
       The child's exit status, or the negative number of the signal that it died of; and whether `job` came to its end.
+
+    Raises:
+      KeyboardInterrupt: this process was interrupted. The child and all that it has started have ended.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child as well
     reader, writer = os.pipe()  # an exit status alone does not tell an end from an exit in the middle
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     known = _children()
+    handled = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, handled)  # until it is known whom they are for
     parent, child = os.getpid(), os.fork()
     if child == 0:
-        global _supervised
-        status, _supervised = 1, True
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            if die_with(parent):
-                status = job()
-        except KeyboardInterrupt:
-            status = 130
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-                    stream.flush()
-            os.write(writer, b"ended")
-            os._exit(status)
+        _be_the_child(parent, writer, handled, job)
+    interrupted = []
+
+    def end_child(number: int, _) -> None:
+        interrupted.append(number)
+        os.kill(child, signal.SIGKILL)
+
     os.close(writer)
-    terminate = signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, end_child),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM)),
+    }
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
     try:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.set_blocking(reader, False)  # what the child has started may still hold the other end
@@ -169,9 +212,31 @@ def _run_in_child(job: Callable[[], int]) -> tuple[int, bool]:
             ended = os.read(reader, 5) == b"ended"
         except BlockingIOError:
             ended = False
-        return status, ended
     finally:
         _end_orphans(known)
         os.close(reader)
-        signal.signal(signal.SIGTERM, terminate)
-        signal.signal(signal.SIGINT, interrupt)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if interrupted and not ended:
+        raise KeyboardInterrupt
+    return status, ended
+
+
+def _be_the_child(parent: int, writer: int, handled: set[signal.Signals], job: Callable[[], int]) -> NoReturn:
+    """Runs `job`, says on `writer` when it has ended, and exits with its status."""
+    global _supervised
+    status, _supervised = 1, True
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
+        if die_with(parent):
+            status = job()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                stream.flush()
+        os.write(writer, b"ended")
+        os._exit(status)

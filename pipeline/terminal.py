@@ -1,10 +1,37 @@
 """What a run says on the terminal at its end."""
 
+import sys
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from transforms import storage
+
 _SHOWN_MISSING = 10
+_TRACEBACK = "Traceback (most recent call last):\n"
+
+
+def make_console() -> Console:
+    """A console on stdout. What UTF-8 cannot say, a file's name perhaps, is shown escaped."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console()
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without credentials; of a worker's traceback, which runners put into theirs, what was raised."""
+    text = storage.without_query(str(error))
+    if _TRACEBACK in text:
+        text = text.rpartition(_TRACEBACK)[2]
+        lines = [line for line in text.splitlines() if line.strip() and not line[0].isspace()]
+        text = " ".join(lines) or text
+    return " ".join(text.split()) or type(error).__name__
+
+
+def warn(message: str) -> None:
+    """Says in one line what a user may want to change."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def print_summary(console: Console, summary: dict, output: str, seconds: float | None = None) -> None:

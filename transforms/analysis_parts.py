@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.analysis import Texts
-from transforms.write import FOOTER_KEY
+from transforms.parts import FOOTER_KEY, open_part
 
 SHOWN_TEXTS = 3
 _SHOWN_TOKENS = (8, 60)
@@ -30,8 +30,7 @@ def read_footer_json(path: str) -> dict:
 
 def read_columns(path: str, columns: tuple[str, ...]) -> pa.Table:
     """Those columns of a part; nothing else of it is decoded."""
-    with storage.open_raw(path) as stream:
-        return pq.read_table(stream, columns=list(columns))
+    return pq.read_table(open_part(path), columns=list(columns))
 
 
 def read_tokens(path: str, column: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Collection
+from typing import Any
 
 from transforms import storage
 from transforms.records import DECODE, ShardFailure, WorkShard
@@ -92,12 +93,25 @@ def end(folder: OutputFolder, work: WorkShard) -> None:
 
 
 def read(folder: OutputFolder, shard: int, num_shards: int) -> dict:
-    """The note of a shard, {} where there is none or a crash left it unreadable."""
+    """The note of a shard, {} where there is none, or where a crash or somebody else has left what is none."""
     name = storage.attempt_name(shard, num_shards)
     try:
-        return json.loads(folder.read(name)) if folder.exists(name) else {}
-    except (OSError, ValueError):
+        note = json.loads(folder.read(name)) if folder.exists(name) else {}
+    except (OSError, ValueError, RecursionError):
         return {}
+    return note if _is_note(note) else {}
+
+
+def _is_note(value: Any) -> bool:
+    known = {field.name for field in dataclasses.fields(_Note)}
+    if not isinstance(value, dict) or not {"shard", "attempt"} <= value.keys() <= known:
+        return False
+    numbers = (value.get(name, 0) for name in ("shard", "attempt", "in_launch", "process"))
+    error = value.get("error")
+    is_error = error is None or (
+        isinstance(error, dict) and all(isinstance(error.get(key), str) for key in ("stage", "error_type", "message"))
+    )
+    return all(type(number) is int for number in numbers) and isinstance(value.get("launch", ""), str) and is_error
 
 
 def _write(folder: OutputFolder, shard: int, num_shards: int, note: _Note) -> None:

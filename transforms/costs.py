@@ -4,9 +4,11 @@ The first worker to have measured creates attempts/costs.json; all others, and l
 end of the run they move into the manifest.
 """
 
+import dataclasses
 import json
 
 from transforms import storage
+from transforms.folder import FolderError, read_manifest
 from transforms.storage import OutputFolder
 
 Costs = dict[tuple[int, int], float]
@@ -16,11 +18,28 @@ NAME = f"{storage.ATTEMPTS}/costs.json"
 
 
 def read(folder: OutputFolder) -> Costs | None:
-    """The run's frozen costs, None where none were measured yet."""
-    frozen = json.loads(folder.read(storage.MANIFEST))["costs"]
+    """The run's frozen costs, None where none were measured yet.
+
+    Raises:
+      FolderError: what is there is not what a worker has written.
+    """
+    frozen, name = read_manifest(folder).costs, storage.MANIFEST
     if frozen is None and folder.exists(NAME):
-        frozen = json.loads(folder.read(NAME))
-    return None if frozen is None else {(bucket, gamma): seconds for bucket, gamma, seconds in frozen}
+        frozen, name = _read_measured(folder), NAME
+    try:
+        return None if frozen is None else {(int(bucket), int(gamma)): float(seconds) for bucket, gamma, seconds in frozen}
+    except (TypeError, ValueError) as error:
+        raise FolderError(f"{name} of {folder.root!r} cannot be used: its costs are no numbers: {error}") from error
+
+
+def _read_measured(folder: OutputFolder):
+    """What attempts/costs.json holds, None where it has just moved into the manifest."""
+    try:
+        return json.loads(folder.read(NAME))
+    except FileNotFoundError:
+        return read_manifest(folder).costs
+    except ValueError as error:
+        raise FolderError(f"{NAME} of {folder.root!r} cannot be used: {error}; without it, costs are measured anew") from error
 
 
 def freeze(folder: OutputFolder, costs: Costs) -> Costs:
@@ -31,7 +50,5 @@ def freeze(folder: OutputFolder, costs: Costs) -> Costs:
 
 def move_to_manifest(folder: OutputFolder) -> None:
     """Writes frozen costs, if there are any, into the manifest, from where they are read afterwards."""
-    if folder.exists(NAME):
-        manifest = json.loads(folder.read(storage.MANIFEST))
-        manifest["costs"] = json.loads(folder.read(NAME))
-        folder.put(storage.MANIFEST, storage.encode_manifest(manifest))
+    if folder.exists(NAME) and (measured := _read_measured(folder)) is not None:
+        folder.put(storage.MANIFEST, dataclasses.replace(read_manifest(folder), costs=measured).encode())

@@ -7,6 +7,7 @@ whole.
 import datetime
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,9 +15,20 @@ import apache_beam as beam
 
 from transforms import attempts, costs, storage
 from transforms.aggregate import CombineStatistics, Statistics
+from transforms.parts import PartError, check_part
 from transforms.records import COMMIT, ShardFailure
 from transforms.storage import OutputFolder
-from transforms.write import read_footer
+
+ERRORS_REPLACED, DAMAGED_PART = "ErrorsReplaced", "DamagedPart"
+
+
+def to_do_again(summary: Mapping[str, Any]) -> list[int]:
+    """Numbers of the shards that a summary misses for what only the end has found; doing them again at once mends it."""
+    return [
+        shard["shard"]
+        for shard in summary["shards"]["missing"]
+        if shard["error"] and shard["error"]["error_type"] in (ERRORS_REPLACED, DAMAGED_PART)
+    ]
 
 
 class CountSettled(beam.PTransform):
@@ -101,16 +113,21 @@ def _part_statistics(
 ) -> Iterator[Statistics]:
     (shard, has_errors), folder = part, OutputFolder(output)
     name = storage.part_name(shard, num_shards, parts)
-    footer = read_footer(folder.path(name), statistics)
-    if footer.fingerprint != fingerprint:
-        path = folder.path(name)
-        raise ValueError(f"{path!r} belongs to another run: its fingerprint is {footer.fingerprint}, not {fingerprint}")
-    if _errors_agree(folder, storage.errors_name(shard, num_shards), has_errors, footer.errors_sha256):
-        yield footer.statistics
+    try:
+        footer = check_part(folder.path(name), fingerprint, statistics)
+        if _errors_agree(folder, storage.errors_name(shard, num_shards), has_errors, footer.errors_sha256):
+            yield footer.statistics
+            return
+        folder.delete([name])
+        message = "a second attempt replaced the shard's file in errors/ after it was committed; the next launch does it again"
+        failure = ShardFailure(shard, COMMIT, ERRORS_REPLACED, message)
+    except PartError as error:
+        kept = f"{storage.DAMAGED}/{storage.part_stem(shard, num_shards)}.{uuid.uuid4().hex[:8]}.parquet"
+        folder.move(name, kept)
+        failure = ShardFailure(shard, COMMIT, DAMAGED_PART, f"{error}. It is {kept} now; the next launch does the shard again")
+    except FileNotFoundError:  # another launch that is ending has seen the same
         return
-    folder.delete([name])
-    message = "a second attempt replaced the shard's file in errors/ after it was committed; the next launch does it again"
-    attempts.set_aside(folder, shard, num_shards, ShardFailure(shard, COMMIT, "ErrorsReplaced", message))
+    attempts.set_aside(folder, shard, num_shards, failure)
 
 
 def _errors_agree(folder: OutputFolder, name: str, is_there: bool, expected: str | None) -> bool:

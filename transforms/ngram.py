@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from decoding.models.ngram import NGramDraft, pair_codes
-from transforms import storage
 from transforms.inputs.base import InputSpec
+from transforms.parts import open_part
 from transforms.plan import Plan, ShardTable
 from transforms.read import read_shard
 from transforms.tokenize import load_tokenizer
@@ -112,15 +112,15 @@ class ReadGenerations(beam.DoFn):
 
     Args:
       start_id: what an encoder-decoder model's texts follow; None for decoder-only ones, which follow their prompts.
+      fingerprint: of the run whose parts they are.
     """
 
-    def __init__(self, start_id: int | None):
-        self._start_id = start_id
+    def __init__(self, start_id: int | None, fingerprint: str):
+        self._start_id, self._fingerprint = start_id, fingerprint
 
     def process(self, path: str):
         columns = ["output_tokens"] if self._start_id is not None else ["output_tokens", "input_tokens"]
-        with storage.open_raw(path) as stream:
-            rows = pq.read_table(stream, columns=columns).to_pylist()
+        rows = pq.read_table(open_part(path, self._fingerprint), columns=columns).to_pylist()
         yield Texts(
             tuple(
                 (row["input_tokens"][-1] if self._start_id is None else self._start_id, np.asarray(row["output_tokens"]))

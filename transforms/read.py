@@ -10,6 +10,7 @@ import numpy as np
 from apache_beam.metrics import Metrics
 
 from transforms import attempts, chat, records, storage
+from transforms.folder import read_manifest
 from transforms.inputs import format_module
 from transforms.inputs.base import InputSpec, Raw, find_field, read_id
 from transforms.plan import Plan, ShardTable
@@ -226,7 +227,7 @@ class _ReadShard(beam.DoFn):
 
     def setup(self):
         self._folder = storage.OutputFolder(self._output)
-        self._table = ShardTable(Plan.from_json(json.loads(self._folder.read(storage.MANIFEST))["plan"]))
+        self._table = ShardTable(Plan.from_json(read_manifest(self._folder).plan))
         self._tokenizer = load_tokenizer(self._settings.tokenizer)
 
     def process(self, shard: int):

@@ -21,11 +21,11 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 import decoding
 from decoding.scoring import Scorer, TextScores
 from transforms import attempts, records, storage
+from transforms.parts import open_part
 from transforms.read import ReadShards
 from transforms.records import ExampleError, ShardFailure, TokenizedShard
 from transforms.storage import OutputFolder
 from transforms.tokenize import load_tokenizer
-from transforms.write import FOOTER_KEY, Footer
 
 SCORE = "score"  # a stage, beside those of transforms.records
 
@@ -139,14 +139,10 @@ def read_part(path: str, fingerprint: str) -> list[Text]:
     """The texts of a committed part of a generations folder, in its order.
 
     Raises:
-      ValueError: the part is of another run than the one with this fingerprint.
+      PartError: the part is damaged, or of another run than the one with this fingerprint.
     """
     columns = ["example_id", "index", "input_tokens", "output_tokens", "beta"]
-    with storage.open_raw(path) as stream:
-        table = pq.read_table(stream, columns=columns)
-    footer = Footer.from_bytes(table.schema.metadata[FOOTER_KEY])
-    if footer.fingerprint != fingerprint:
-        raise ValueError(f"{path!r} belongs to another run: its fingerprint is {footer.fingerprint}, not {fingerprint}")
+    table = pq.read_table(open_part(path, fingerprint), columns=columns)
     seen, texts = collections.Counter(), []
     ids, indices = table["example_id"].to_pylist(), table["index"].to_pylist()
     arrays = (_arrays(table[name]) for name in columns[2:])

@@ -20,21 +20,24 @@ Beam's filesystems are imported once a path is not local: what looks into a loca
 
 import contextlib
 import dataclasses
-import json
+import functools
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, TypeVar
 
 GENERATIONS = "generations"
 SCORES = "scores"
 ERRORS = "errors"
 ATTEMPTS = "attempts"
+DAMAGED = "damaged"
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 SUCCESS = "_SUCCESS"
 
+_T = TypeVar("_T")
+_TRIES = 5
 _URL_QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[\w.-]+=[^\s'\"]*")
 _URL_PASSWORD = re.compile(r"(\w+://)[^\s/@'\"]+:[^\s/@'\"]+@")
 
@@ -53,7 +56,8 @@ def open_raw(path: str) -> Iterator[BinaryIO]:
         return
     from apache_beam.io.filesystem import CompressionTypes
 
-    with store_errors(path), _filesystems().open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+    is_gcs, raw = path.startswith("gs://"), CompressionTypes.UNCOMPRESSED
+    with store_errors(path), _gcs().open(path) if is_gcs else _filesystems().open(path, compression_type=raw) as stream:
         yield stream
 
 
@@ -71,7 +75,7 @@ def exists(path: str) -> bool:
     if not is_remote(path):
         return os.path.exists(path)
     with store_errors(path):
-        return _filesystems().exists(path)
+        return _gcs().exists(path) if path.startswith("gs://") else _filesystems().exists(path)
 
 
 @contextlib.contextmanager
@@ -172,8 +176,7 @@ class OutputFolder:
         if is_remote(self.root):
             _upload(self.path(name), data)
             return
-        self._make_parents(name)
-        os.replace(self._write_scratch(name, data, durable), self.path(name))
+        self._write_and(lambda scratch: os.replace(scratch, self.path(name)), name, data, durable)
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes `name` atomically unless it exists. Returns whether this call made it."""
@@ -182,13 +185,17 @@ class OutputFolder:
             return _create_on_gcs(final, data)
         if is_remote(self.root):
             return _create_by_rename(final, self.path(_scratch_name(name)), data)
-        self._make_parents(name)
-        scratch = self._write_scratch(name, data)
+        return self._write_and(lambda scratch: self._name_new(scratch, final), name, data)
+
+    @staticmethod
+    def _name_new(scratch: str, final: str) -> bool:
         try:
             os.link(scratch, final)
             return True
         except FileExistsError:
             return False
+        except FileNotFoundError:
+            raise
         except OSError:  # a filesystem without hard links: the window between look and rename is the best it offers
             if os.path.exists(final):
                 return False
@@ -207,6 +214,20 @@ class OutputFolder:
         self.put(name, name.encode())
         self.delete([name])
 
+    def move(self, name: str, to: str) -> None:
+        """Renames a file; where it is gone by now, somebody else has.
+
+        On gs:// it is copied and then deleted.
+        """
+        if is_remote(self.root):
+            if self.exists(name):
+                with store_errors(self.path(name)):
+                    _filesystems().rename([self.path(name)], [self.path(to)])
+            return
+        self._make_parents(to)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.path(name), self.path(to))
+
     def delete(self, names: Iterable[str]) -> None:
         """Deletes the named files; those already gone are no error."""
         for name in names:
@@ -217,6 +238,18 @@ class OutputFolder:
                     _gcs().delete(self.path(name))
             elif self.exists(name):
                 _filesystems().delete([self.path(name)])
+
+    def _write_and(self, finish: Callable[[str], _T], name: str, data: bytes, durable: bool = True) -> _T:
+        """Writes a temporary file and has `finish` give it its name. Both again where another launch, which has just come
+        to its end, has emptied attempts/ in between."""
+        for more in reversed(range(_TRIES)):
+            self._make_parents(name)
+            try:
+                return finish(self._write_scratch(name, data, durable))
+            except FileNotFoundError:
+                if not more:
+                    raise
+        raise AssertionError("unreachable")
 
     def _make_parents(self, name: str) -> None:
         os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
@@ -253,15 +286,6 @@ def attempt_name(shard: int, num_shards: int) -> str:
     return f"{ATTEMPTS}/{part_stem(shard, num_shards)}.json"
 
 
-def encode_manifest(manifest: Mapping[str, Any]) -> bytes:
-    """JSON to be read by people, but for the plan, whose lists have a number per shard and take one line."""
-    entries = (
-        f"{json.dumps(name)}: {json.dumps(value, indent=None if name == 'plan' else 1, ensure_ascii=False)}"
-        for name, value in manifest.items()
-    )
-    return ("{\n" + ",\n".join(entries) + "\n}\n").encode()
-
-
 def _scratch_name(name: str) -> str:
     return f"{ATTEMPTS}/{name.rsplit('/', 1)[-1]}.{uuid.uuid4().hex}.tmp"
 
@@ -278,7 +302,12 @@ def _filesystems() -> type:
 
 
 def _gcs():
-    """Beam's client of gs://: its credentials, its retries, and no more than a second to make."""
+    """Beam's client of gs://: its credentials, its retries, its open connections. A process makes one, in a second."""
+    return _new_gcs(os.getpid(), os.environ.get("STORAGE_EMULATOR_HOST"))
+
+
+@functools.lru_cache(maxsize=1)
+def _new_gcs(_process: int, _emulator: str | None):
     from apache_beam.io.gcp import gcsio
 
     return gcsio.GcsIO()

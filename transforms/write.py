@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.metrics import Metrics
 
 from decoding import Generation
 from transforms import attempts, records, storage
 from transforms.aggregate import DecodedText, Statistics, shard_statistics
 from transforms.decode import DecodedShard, DecodeFailure
+from transforms.parts import Footer, encode_table
 from transforms.records import Example, ExampleError, ShardFailure, WorkShard
 from transforms.storage import OutputFolder
 from transforms.tokenize import Tokenizer, load_tokenizer
@@ -48,48 +48,6 @@ SCHEMA = pa.schema(
 """The columns of generations/part-*.parquet: `index` is the record's number in the whole input, and the rows of one
 example's samples are adjacent, in sample order. Per token: output_tokens to draft_logprob. Per iteration: gammas,
 accepted."""
-
-FOOTER_KEY = b"specbeam"
-
-
-@dataclasses.dataclass(frozen=True)
-class Footer:
-    """What a committed part says of itself.
-
-    Attributes:
-      shard: its number.
-      fingerprint: of the run that it belongs to.
-      attempt: how often the shard had been begun when this one succeeded, from 1.
-      device: kind of the accelerator that decoded it.
-      statistics: of its generations, counts of its errors and its times included.
-      baseline: whether it was decoded plainly, to be compared with the others.
-      errors_sha256: of the shard's file in errors/ as this attempt wrote it, "" for none; None: the part does not say.
-    """
-
-    shard: int
-    fingerprint: str
-    attempt: int
-    device: str
-    statistics: Statistics
-    baseline: bool = False
-    errors_sha256: str | None = None
-
-    def to_bytes(self) -> bytes:
-        # Not dataclasses.asdict, which copies the bootstrap's lists number by number and takes ten times as long.
-        return json.dumps(vars(self), default=vars, sort_keys=True).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, statistics: type = Statistics) -> "Footer":
-        values = json.loads(data)
-        return cls(**{**values, "statistics": statistics.from_json(values["statistics"])})
-
-
-def read_footer(path: str, statistics: type = Statistics) -> Footer:
-    """Reads the footer of a committed part, not its rows. `statistics` is the class of what it holds."""
-    with storage.open_raw(path) as stream:
-        metadata = pq.read_metadata(stream)
-    return Footer.from_bytes(metadata.metadata[FOOTER_KEY], statistics)
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -132,11 +90,7 @@ def encode_part(rows: Sequence[Row], footer: Footer) -> bytes:
     def column(field: pa.Field) -> pa.Array:
         return pa.array([_value(row, field.name, footer.shard) for row in rows], field.type)
 
-    table = pa.Table.from_arrays([column(field) for field in SCHEMA], schema=SCHEMA)
-    table = table.replace_schema_metadata({FOOTER_KEY: footer.to_bytes()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return encode_table(pa.Table.from_arrays([column(field) for field in SCHEMA], schema=SCHEMA), footer)
 
 
 def _value(row: Row, column: str, shard: int):

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.parts import Footer, encode_table
 from transforms.score import ScoredShard, ScoreSettings
 from transforms.score_statistics import ScoredText, score_statistics
 from transforms.storage import OutputFolder
-from transforms.write import FOOTER_KEY, CommitShards, Footer, encode_errors, errors_digest, settle
+from transforms.write import CommitShards, encode_errors, errors_digest, settle
 
 PER_DRAFT = {
     "beta": pa.list_(pa.float32()),
@@ -67,10 +67,7 @@ def encode_scores(scored: ScoredShard, footer: Footer, drafts: Sequence[str], le
         }
     fields = schema(drafts, lenience)
     table = pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in fields], schema=fields)
-    table = table.replace_schema_metadata({FOOTER_KEY: footer.to_bytes()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return encode_table(table, footer)
 
 
 class CommitScores(beam.PTransform):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.parts import open_part
 from transforms.storage import OutputFolder
 
 INFO = "dataset_info.json"
@@ -64,12 +65,13 @@ def describe_column(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A committed part that becomes a file: of which split, its number, how many the split has, and its path."""
+    """A committed part that becomes a file: of which split, its number, how many the split has, its path and its run."""
 
     split: str
     shard: int
     num_shards: int
     path: str
+    fingerprint: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +151,7 @@ class _WriteFile(beam.DoFn):
         self._serializer = tfds.core.ExampleSerializer(self._features.get_serialized_info())
 
     def process(self, part: Part):
-        with storage.open_raw(part.path) as stream:
-            table = pq.read_table(stream)
+        table = pq.read_table(open_part(part.path, part.fingerprint))
         if not table.schema.equals(self._dataset.schema):
             raise ValueError(f"{part.path!r} has other columns than the first part: {table.schema.names}")
         rows = [

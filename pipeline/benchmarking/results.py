@@ -18,7 +18,7 @@ from pipeline.benchmarking.paired import Ratio
 from pipeline.benchmarking.passes import Pass, PassSeconds, draft_cost, pass_cost
 from pipeline.benchmarking.runner import Measurements, Runner
 from pipeline.benchmarking.settings import Group, Setting
-from pipeline.manifest import FolderError
+from transforms.folder import FolderError
 from transforms.storage import OutputFolder
 
 RESULTS = "benchmark.json"

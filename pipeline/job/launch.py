@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import sys
+import threading
 import time
 import typing
 from collections.abc import Callable, Sequence
@@ -18,8 +19,10 @@ from rich.console import Console
 
 from pipeline.job.status import PLANNING, READING, STARTING, Status
 from pipeline.settings import CommandLine, ConfigError, help_text, parse_command_line
-from pipeline.supervise import Launch
+from pipeline.supervise import Launch, interrupts, say_interrupted
+from pipeline.terminal import make_console, one_line, warn
 from transforms import storage
+from transforms.folder import FolderError
 
 if typing.TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -50,11 +53,15 @@ def run_job(job: Job, args: Sequence[str], launch: Launch | None = None) -> int:
         print(help_text(job.about))
         return 0
     _configure_logging()
-    with contextlib.closing(Status()) as status:
-        return _run(job, args, launch or Launch(), status)
+    with interrupts() as interrupted, contextlib.closing(Status()) as status:
+        try:
+            return _run(job, args, launch or Launch(), status, interrupted)
+        except KeyboardInterrupt:
+            status.clear()
+            return say_interrupted()
 
 
-def _run(job: Job, args: Sequence[str], launch: Launch, status: Status) -> int:
+def _run(job: Job, args: Sequence[str], launch: Launch, status: Status, interrupted: threading.Event) -> int:
     status.say(READING)
     try:
         command = parse_command_line(args)
@@ -62,17 +69,14 @@ def _run(job: Job, args: Sequence[str], launch: Launch, status: Status) -> int:
         return _refuse(error)
     status.say(PLANNING)
     from pipeline import dataflow, runners
-    from pipeline.manifest import FolderError
 
-    console = Console()
+    console = make_console()
     try:
         options = runners.beam_options(command.beam_args, runners.paths_of(command.config, command.output))
         dataflow.check_config(options, command.config)
         launch = dataclasses.replace(launch, dry_run=command.dry_run)
         device = _local_device() if runners.in_this_process(options) else None
-        run = job.prepare(command, device, launch)
-        if run.pending and not launch.dry_run:
-            run.folder.delete([storage.SUCCESS])  # there only if somebody has removed parts of a finished run
+        run = _prepare(job, command, device, launch)
     except (ConfigError, FolderError, OSError) as error:
         status.clear()
         return _refuse(error)
@@ -87,7 +91,33 @@ def _run(job: Job, args: Sequence[str], launch: Launch, status: Status) -> int:
     if launch.dry_run:
         return _dry_run(job, run, options, console)
     status.say(STARTING)
-    return _launch(job, run, command, options, console, launch, status)
+    from transforms.finish import to_do_again
+
+    try:
+        summary = _launch(job, run, options, status)
+        if again := to_do_again(summary):
+            warn(f"{len(again)} committed shards were found damaged and are done again, for example shard {again[0]}")
+            summary = _launch(job, _prepare(job, command, device, launch), options, status)
+    except KeyboardInterrupt:
+        status.clear()
+        going_on = ": the job goes on where it is, gcloud dataflow jobs cancel ends it"
+        return say_interrupted(going_on if dataflow.is_dataflow(options) else "")
+    except Exception as error:  # what the runner reports, often with the worker's traceback in its message
+        status.clear()
+        if interrupted.is_set():
+            return say_interrupted()
+        print("error: the job failed:", one_line(error), file=sys.stderr)
+        print("Committed shards are kept; the same command continues", file=sys.stderr)
+        return 1
+    job.show(console, summary, run.folder.root, time.monotonic() - launch.began)
+    return 0 if len(summary["shards"]["missing"]) <= command.allow_failed_shards else 1
+
+
+def _prepare(job: Job, command: CommandLine, device: dict | None, launch: Launch) -> Run:
+    run = job.prepare(command, device, launch)
+    if not run.finished and not launch.dry_run:
+        run.folder.delete([storage.SUCCESS])  # there only if somebody has removed something of a finished run
+    return run
 
 
 def _refuse(error: Exception) -> int:
@@ -105,42 +135,33 @@ def _is_meaningful(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Resource module is not available")
 
 
-def _launch(
-    job: Job, run: Run, command: CommandLine, options: PipelineOptions, console: Console, launch: Launch, status: Status
-) -> int:
+def _launch(job: Job, run: Run, options: PipelineOptions, status: Status) -> dict:
+    """Runs the pipeline to its end. Returns the summary that it has left.
+
+    Raises:
+      OSError: there is none.
+      Exception: what the runner reports.
+    """
     import apache_beam as beam
 
     from pipeline import dataflow, runners
     from pipeline.progress import show_progress
 
-    on_dataflow = dataflow.is_dataflow(options)
-    if on_dataflow:
+    if dataflow.is_dataflow(options):
         dataflow.show_job()
     # Parts in a remote folder are not looked into for a job of many machines: there may be 100,000.
     here = runners.in_this_process(options) or not storage.is_remote(run.folder.root)
-    try:
-        pipeline = beam.Pipeline(options=options)
-        job.build(pipeline, run=run)
-        workers = runners.workers_of(options, run.folder, run.plan.num_shards, run.launch)
-        with workers, show_progress(run, status) if here else contextlib.nullcontext():
-            pipeline.run().wait_until_finish()
-    except KeyboardInterrupt:
-        state = ": the job goes on where it is, gcloud dataflow jobs cancel ends it" if on_dataflow else ""
-        print(f"\ninterrupted{state}; the same command continues", file=sys.stderr)
-        return 130
-    except Exception as error:  # what the runner reports, often with the worker's traceback in its message
-        print("error: the job failed:", one_line(error), file=sys.stderr)
-        print("Committed shards are kept; the same command continues", file=sys.stderr)
-        return 1
+    pipeline = beam.Pipeline(options=options)
+    job.build(pipeline, run=run)
+    workers = runners.workers_of(options, run.folder, run.plan.num_shards, run.launch)
+    with workers, show_progress(run, status) if here else contextlib.nullcontext():
+        pipeline.run().wait_until_finish()
     status.clear()
     try:
-        summary = json.loads(run.folder.read(storage.SUMMARY))
+        return json.loads(run.folder.read(storage.SUMMARY))
     except OSError as error:
         where = f"the runner says that the job is done, but {run.folder.root!r} has no summary of it"
-        print(f"error: {where}; do its workers write to the same folder? {one_line(error)}", file=sys.stderr)
-        return 1
-    job.show(console, summary, run.folder.root, time.monotonic() - launch.began)
-    return 0 if len(summary["shards"]["missing"]) <= command.allow_failed_shards else 1
+        raise OSError(f"{where}; do its workers write to the same folder? {error}") from error
 
 
 def _dry_run(job: Job, run: Run, options: PipelineOptions, console: Console) -> int:
@@ -155,11 +176,6 @@ def _dry_run(job: Job, run: Run, options: PipelineOptions, console: Console) -> 
     except (OSError, ValueError) as error:
         print("error: the job cannot be built or staged:", one_line(error), file=sys.stderr)
         return 1
-
-
-def one_line(error: Exception) -> str:
-    """An error's message for a terminal, without credentials; its type where it has none."""
-    return " ".join(storage.without_query(str(error)).split()) or type(error).__name__
 
 
 def _local_device() -> dict:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transforms import storage
+from transforms.folder import FolderError, Manifest, open_run
 from transforms.storage import OutputFolder
 
 GENERATIONS, SCORES, BENCHMARK = "generations", "scores", "benchmark"
@@ -15,7 +16,7 @@ _RESULTS = "benchmark.json"
 _SAMPLING = ("temperature", "top_k", "top_p", "lenience")
 
 
-class SourceError(ValueError):
+class SourceError(FolderError):
     """Inputs that cannot be analysed, or not together."""
 
 
@@ -102,7 +103,7 @@ def open_sources(folders: Sequence[str], *, allow_unfinished: bool = False) -> t
       The sources, and notes on what about them a reader has to know.
 
     Raises:
-      SourceError: a folder is none of these, is unfinished, or is there twice, or none of them has a draft.
+      FolderError: a folder is none of these, is unfinished, or is there twice, or none of them has a draft.
     """
     sources = [_open(folder, allow_unfinished) for folder in folders]
     sources = _with_distinct_labels(_with_shared_names(sources))
@@ -118,34 +119,21 @@ def open_sources(folders: Sequence[str], *, allow_unfinished: bool = False) -> t
 
 def _open(folder: str, allow_unfinished: bool) -> Source:
     output = OutputFolder(folder)
-    try:
-        listing = output.list()
-    except OSError as error:
-        raise SourceError(f"the input {folder!r} cannot be read: {error}") from error
-    if _RESULTS in listing and storage.MANIFEST not in listing:
+    if _is_benchmark(output):
         return _open_benchmark(output, allow_unfinished)
-    if storage.MANIFEST not in listing:
-        what = f"holds {len(listing)} files and neither manifest.json nor {_RESULTS}" if listing else "is empty or not there"
+    opened = open_run(folder, "the input")
+    if opened.unfinished and not (allow_unfinished and opened.committed):
         raise SourceError(
-            f"the input {folder!r} {what}; allowed: output folders of pipeline.generate, pipeline.score and "
-            "pipeline.benchmark"
+            f"the input {folder!r} {opened.unfinished}; run its command again, or add --allow_unfinished to analyse what "
+            "there is"
         )
-    manifest = _json(output, storage.MANIFEST, "num_shards", "config", "identity")
-    kind = SCORES if manifest.get("job", "generate") == "score" else GENERATIONS
-    parts = sorted(name for name in listing if name.startswith(f"{kind}/part-") and name.endswith(".parquet"))
-    missing = int(manifest["num_shards"]) - len(parts)
-    unfinished = storage.SUCCESS not in listing or missing
-    if unfinished and not (allow_unfinished and parts):
-        raise SourceError(
-            f"the input {folder!r} is unfinished: {len(parts)} of {manifest['num_shards']} parts are there. Run its "
-            "command again, or add --allow_unfinished to analyse what there is"
-        )
-    config, identity = manifest["config"], manifest["identity"]
+    manifest, names = opened.manifest, opened.manifest.part_names()
+    config, identity, kind = manifest.config, manifest.identity, manifest.parts
     return Source(
         folder=folder,
         label=_base(folder),
         kind=kind,
-        fingerprint=manifest["fingerprint"],
+        fingerprint=manifest.fingerprint,
         target=_model(config["model"]["target"], identity["model"]["target"]),
         drafts=_drafts_of_scores(manifest) if kind == SCORES else _draft_of(config["model"], identity["model"]),
         # Scores are without lenience, whatever the config that they were made with says.
@@ -153,10 +141,17 @@ def _open(folder: str, allow_unfinished: bool) -> Source:
         task=_task(config["input"]),
         tokenizer=config["model"].get("tokenizer") or config["model"]["target"],
         identity=identity,
-        parts=tuple(output.path(name) for name in parts),
-        missing=max(missing, 0),
-        text=manifest["text"] if kind == SCORES else {},
+        parts=tuple(output.path(names[shard]) for shard in opened.committed),
+        missing=len(opened.missing),
+        text=manifest.text,
     )
+
+
+def _is_benchmark(output: OutputFolder) -> bool:
+    try:
+        return not output.exists(storage.MANIFEST) and output.exists(_RESULTS)
+    except OSError as error:
+        raise SourceError(f"the input {output.root!r} cannot be read: {error}") from error
 
 
 def _open_benchmark(output: OutputFolder, allow_unfinished: bool) -> Source:
@@ -204,11 +199,11 @@ def _draft_of(model: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str
     return {"": _model(model["draft"], identity["draft"])} if model.get("draft") else {}
 
 
-def _drafts_of_scores(manifest: Mapping[str, Any]) -> dict[str, Model]:
-    paths = manifest["config"]["score"]["drafts"] or {"draft": manifest["config"]["model"]["draft"]}
-    known = manifest["identity"]["drafts"]
+def _drafts_of_scores(manifest: Manifest) -> dict[str, Model]:
+    paths = manifest.config["score"]["drafts"] or {"draft": manifest.config["model"]["draft"]}
+    known = manifest.identity["drafts"]
     found = {}
-    for name in manifest["drafts"]:
+    for name in manifest.drafts:
         found[name] = dataclasses.replace(_model(paths[name], known[name]), name=name.replace("_", " "))
     return found
 

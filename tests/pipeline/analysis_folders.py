@@ -16,8 +16,10 @@ from scipy.special import ndtr
 
 from decoding import DecodingConfig, Generation
 from transforms.aggregate import Statistics
+from transforms.folder import fingerprint_of
+from transforms.parts import FOOTER_KEY, Footer
 from transforms.records import Example
-from transforms.write import FOOTER_KEY, Footer, Row, encode_part
+from transforms.write import Row, encode_part
 
 TEXTS, SHARD = 120, 30
 PAIR = {"target": "models/pair/target", "draft": "models/pair/draft", "tokenizer": "", "dtype": "float32"}
@@ -77,10 +79,20 @@ def make_generations(
     texts: int = TEXTS,
     name: str = "data.jsonl",
     model: dict | None = None,
+    weights: dict = IDENTITY,
+    code: str = "c0",
 ) -> pathlib.Path:
     """A finished folder of `pipeline.generate`; plain shards take twice as long per token."""
     decoding = DecodingConfig(gamma=gamma, seed=seed, temperature=temperature)
-    fingerprint = f"{gamma}{seed}{temperature:g}{constant}{name}"
+    model = model or PAIR
+    identity = {
+        "input": {"files": [{"name": name}]},
+        "model": {role: weights[role] for role in ("target", "draft") if model[role]},
+        "decoding": {"seed": seed},
+        "code": code,
+        "made": [gamma, temperature, constant],
+    }
+    fingerprint = fingerprint_of(identity)
     (folder / "generations").mkdir(parents=True)
     shards = -(-texts // SHARD)
     for shard in range(shards):
@@ -95,17 +107,22 @@ def make_generations(
         statistics = Statistics(parts=1, tokens=tokens, generate_seconds=tokens * (2 if plain else 1) * (1 + shard / 100))
         footer = Footer(shard, fingerprint, 1, "cpu", statistics, plain)
         (folder / "generations" / f"part-{shard:05d}-of-{shards:05d}.parquet").write_bytes(encode_part(rows, footer))
-    model = model or PAIR
-    identity = {name: IDENTITY[name] for name in ("target", "draft") if model[name]}
-    write_manifest(folder, fingerprint, shards, decoding, name, {"model": identity, "decoding": {"seed": seed}, "code": "c0"},
-                   {"model": model})  # fmt: skip
+    finish(folder, identity, shards, decoding, name, {"model": model})
     return folder
 
 
 def make_scores(folder: pathlib.Path, *, temperature: float = 1.0, constant: float | None = None) -> pathlib.Path:
     """A finished folder of `pipeline.score` over the same texts: the draft, and a copying one that proposes now and then."""
     decoding = DecodingConfig(temperature=temperature)
-    drafts, lenience, fingerprint = ("small", "lookup"), [0.5, 0.1], f"scores{temperature:g}{constant}"
+    drafts, lenience = ("small", "lookup"), [0.5, 0.1]
+    identity = {
+        "input": {"files": [{"name": "data.jsonl"}]},
+        "model": {"target": IDENTITY["target"]},
+        "drafts": {"small": IDENTITY["draft"], "lookup": {"copies": 3}},
+        "score": {"lenience": lenience},
+        "made": [temperature, constant],
+    }
+    fingerprint = fingerprint_of(identity)
     (folder / "scores").mkdir(parents=True)
     shards = -(-TEXTS // SHARD)
     for shard in range(shards):
@@ -138,24 +155,26 @@ def make_scores(folder: pathlib.Path, *, temperature: float = 1.0, constant: flo
         table = pa.table(arrays).replace_schema_metadata({FOOTER_KEY: footer})
         pq.write_table(table, folder / "scores" / f"part-{shard:05d}-of-{shards:05d}.parquet")
     paths = {"small": PAIR["draft"], "lookup": "prompt_lookup"}
-    identity = {"model": {"target": IDENTITY["target"]}, "drafts": {"small": IDENTITY["draft"], "lookup": {"copies": 3}},
-                "score": {"lenience": lenience}}  # fmt: skip
-    write_manifest(
-        folder, fingerprint, shards, decoding, "data.jsonl", identity, {"model": PAIR, "score": {"drafts": paths}},
+    finish(
+        folder, identity, shards, decoding, "data.jsonl", {"model": PAIR, "score": {"drafts": paths}},
         job="score", drafts=list(drafts), text={"source": "generations", "of_target": True, "same_sampling": True, "seed": 0},
     )  # fmt: skip
     return folder
 
 
-def write_manifest(folder, fingerprint, shards, decoding, name, identity, config, **more) -> None:
+def finish(folder, identity, shards, decoding, name, config, **more) -> None:
+    """What a run leaves besides its parts; of the manifest what an early version wrote."""
+    fingerprint = fingerprint_of(identity)
     manifest = {
         "fingerprint": fingerprint,
         "num_shards": shards,
-        "identity": {"input": {"files": [{"name": name}]}, **identity},
+        "identity": identity,
         "config": {"input": {"pattern": f"data/{name}"}, "decoding": dataclasses.asdict(decoding), **config},
         **more,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    summary = {"fingerprint": fingerprint, "shards": {"total": shards, "committed": shards, "missing": []}}
+    (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "_SUCCESS").write_text("")
 
 

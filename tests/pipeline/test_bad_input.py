@@ -8,7 +8,7 @@ import jax
 
 from tests.pipeline import fakes
 from tests.pipeline.helpers import errors, files, rows, run, summary
-from transforms.write import read_footer
+from transforms.parts import read_footer
 
 
 def test_bad_records_are_recorded_and_the_rest_decoded(command, tmp_path, sentences):

@@ -106,5 +106,5 @@ def test_what_is_refused(folders, tmp_path, capsys):
     assert "splits with the same columns" in mixed
     unfinished = shutil.copytree(folders["1.0"], tmp_path / "unfinished")
     (unfinished / "_SUCCESS").unlink()
-    assert "no finished folder" in refused(f"--inputs={unfinished}", out)
+    assert "its end, _SUCCESS, is missing" in refused(f"--inputs={unfinished}", out)
     assert not (tmp_path / "tfds").exists()

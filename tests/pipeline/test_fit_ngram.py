@@ -78,7 +78,7 @@ def test_fitting_to_text(command, tmp_path, models, capsys):
         (["--order=3"], ["--order is '3'", "from 1 to 2"]),
         (["--min_count=none"], ["--min_count is 'none'", "at least 1"]),
         (["--held_out=0.9"], ["--held_out", "from 0 to 0.5"]),
-        (["--generations=/nowhere"], ["/nowhere", "finished output folder"]),
+        (["--generations=/nowhere"], ["/nowhere", "is empty or does not exist"]),
         (["--generations=/nowhere", "--text_field=en"], ["--text_field", "--generations"]),
         (["--text_field=fr"], ["fr", "en"]),
         (["--orders=2"], ["--orders"]),

@@ -11,7 +11,8 @@ import pytest
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
 from transforms.decode import is_baseline
-from transforms.write import SCHEMA, read_footer
+from transforms.parts import read_footer
+from transforms.write import SCHEMA
 
 COLUMNS = [
     "example_id", "shard", "index", "inputs", "targets", "prediction", "input_tokens", "output_tokens",

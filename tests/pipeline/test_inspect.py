@@ -117,11 +117,11 @@ def test_folders_of_no_run(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("")
     refused("1 files and no manifest.json")
     (tmp_path / "manifest.json").write_text("{")
-    refused("cannot be read")
+    refused("cannot be used")
     (tmp_path / "manifest.json").write_text("[1]")
-    refused("cannot be read", "list")
+    refused("cannot be used", "an array")
     (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')
-    refused("num_shards")
+    refused("it lacks fingerprint, identity, num_shards, config")
 
 
 def test_on_gcs(finished_run, capsys, monkeypatch):

@@ -60,7 +60,7 @@ def test_manifest_is_compact(command, tmp_path):
 def test_broken_manifest(command, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text("{")
-    with pytest.raises(manifest.FolderError, match="cannot be read"):
+    with pytest.raises(manifest.FolderError, match="cannot be used: Expecting property name"):
         prepared(command)
 
 

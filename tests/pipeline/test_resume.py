@@ -8,7 +8,7 @@ import pytest
 from pipeline import manifest
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
-from transforms.write import read_footer
+from transforms.parts import read_footer
 
 
 def test_finished_folder_is_left_alone(command, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The score job from end to end: what it writes, that it resumes, and that its α is generation's where both look."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -21,6 +22,8 @@ from pipeline.supervise import Launch
 from tests.pipeline.conftest import write_config, write_sentences
 from tests.pipeline.helpers import assert_same_rows, errors, files, run, summary
 from tests.pipeline.score_fakes import beta_of, fake, scores
+from transforms.folder import read_manifest
+from transforms.storage import OutputFolder
 
 
 @pytest.fixture(scope="module")
@@ -183,12 +186,12 @@ def test_what_is_refused(score_command, command, generated, tmp_path, capsys):
     assert "score.drafts.small is" in refused(score_command("--config.score.drafts.small=nowhere"), capsys)
     short = refused(score_command("--config.decoding.max_decode_tokens=11"), capsys)
     assert "decoding.max_decode_tokens is 11" in short and "up to 12 at least" in short
-    assert "which has no manifest.json" in refused(command(f"--config.score.generations={tmp_path / 'no'}"), capsys)
+    assert "is empty or does not exist" in refused(command(f"--config.score.generations={tmp_path / 'no'}"), capsys)
     (generated / "_SUCCESS").unlink()
     (generated / "generations" / "part-00001-of-00004.parquet").unlink()
     assert "unfinished: 3 of 4 shards are committed" in refused(score_command(), capsys)
-    manifest = json.loads((generated / "manifest.json").read_text()) | {"job": "score"}
-    (generated / "manifest.json").write_text(json.dumps(manifest))
+    manifest = dataclasses.replace(read_manifest(OutputFolder(str(generated))), job="score")
+    (generated / "manifest.json").write_bytes(manifest.encode())
     assert "a folder of pipeline.score" in refused(score_command(), capsys)
     assert not (tmp_path / "out").exists()
 

@@ -20,7 +20,7 @@ from pipeline import generate
 from pipeline.clusters import flink, flink_options
 from tests.pipeline.helpers import assert_same_rows, files, rows, run
 from tests.scaleout.processes import launch, line_of, wait_for
-from transforms.write import read_footer
+from transforms.parts import read_footer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

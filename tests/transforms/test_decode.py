@@ -15,6 +15,7 @@ from pipeline.runners import LOCAL_RUNNER
 from tests.pipeline import fakes
 from transforms import DecodeFailure, Prompt, SpeculativeModelHandler, costs
 from transforms.decode import ShardModelHandler, decode_batch, is_baseline
+from transforms.folder import Manifest, fingerprint_of
 from transforms.records import Example, TokenizedShard, WorkShard
 from transforms.storage import OutputFolder
 
@@ -146,9 +147,14 @@ def test_baseline_and_other_shards_take_turns(monkeypatch):
     assert most == [1] * 8
 
 
+def manifest() -> Manifest:
+    config = {"input": {}, "model": {}, "decoding": {}}
+    return Manifest("0", fingerprint_of({}), exact=True, started="", config=config, identity={}, num_shards=1)
+
+
 def test_costs_are_measured_once_per_run(tmp_path):
     folder = OutputFolder(str(tmp_path))
-    folder.put("manifest.json", b'{"costs": null, "plan": []}')
+    folder.put("manifest.json", manifest().encode())
     config = DecodingConfig(gamma="auto", input_buckets=(8, 16))
 
     def load():
@@ -164,6 +170,6 @@ def test_costs_are_measured_once_per_run(tmp_path):
 
 def test_the_slower_worker_takes_the_faster_ones_costs(tmp_path):
     folder = OutputFolder(str(tmp_path))
-    folder.put("manifest.json", b'{"costs": null}')
+    folder.put("manifest.json", manifest().encode())
     assert costs.freeze(folder, {(8, 0): 0.1, (8, 2): 0.3}) == {(8, 0): 0.1, (8, 2): 0.3}
     assert costs.freeze(folder, {(8, 0): 0.2, (8, 2): 0.2}) == {(8, 0): 0.1, (8, 2): 0.3}

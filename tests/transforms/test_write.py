@@ -10,9 +10,10 @@ from decoding import DecodingConfig
 from tests.pipeline.fakes import fake_generation
 from transforms import finish, storage
 from transforms.decode import DecodedShard, DecodeFailure, EngineCounters
+from transforms.parts import Footer, read_footer
 from transforms.records import Example, TokenizedShard, WorkShard, example_error
 from transforms.storage import OutputFolder
-from transforms.write import SCHEMA, Footer, commit_shard, encode_part, read_footer, rows_and_errors
+from transforms.write import SCHEMA, commit_shard, encode_part, rows_and_errors
 
 CONFIG = DecodingConfig(gamma=2, max_decode_tokens=9)
 PART, ERRORS = "generations/part-00001-of-00003.parquet", "errors/part-00001-of-00003.jsonl"
