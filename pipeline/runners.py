@@ -29,7 +29,7 @@ from pipeline import dataflow, local_processes
 from pipeline.clusters import prism
 from pipeline.settings import ConfigError, JobConfig
 from pipeline.terminal import warn
-from transforms.storage import OutputFolder, is_remote
+from transforms.storage import OutputFolder, is_remote, placeholder_in
 
 # Named in full because Beam's own default, DirectRunner, first tries to download another runner.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -56,6 +56,7 @@ def beam_options(args: Sequence[str], paths: Mapping[str, str] | None = None) ->
     Raises:
       ConfigError: no such runner or option, one that is missing, or a path that the runner's workers cannot reach.
     """
+    _refuse_placeholders(args)
     runner = find_runner(_parse(args)[0].runner)
     name = short_name(runner)
     module = _import(_CHECKED_BY[name]) if name in _CHECKED_BY else None  # it may have options of its own
@@ -73,6 +74,12 @@ def beam_options(args: Sequence[str], paths: Mapping[str, str] | None = None) ->
     _check_by_beam(options, runner)
     _check_reach(options, paths or {})
     return options
+
+
+def _refuse_placeholders(args: Sequence[str]) -> None:
+    for flag, value in (arg.split("=", 1) for arg in args if "=" in arg):
+        if flag.startswith("--") and (found := placeholder_in(value)):
+            raise ConfigError(f"{flag} has the placeholder {found!r} in it; allowed: a value of your own")
 
 
 def find_runner(name: str | None) -> str:

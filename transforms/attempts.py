@@ -4,6 +4,7 @@ A note is written when a shard is begun and deleted when it is committed. What i
 that left no other trace, are the shards that did not make it.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -38,22 +39,52 @@ class _Note:
     error: dict | None = None
 
 
+class ProcessDied(RuntimeError):
+    """Why a shard is not begun again in this launch: every process that had it died."""
+
+    stage = DECODE
+
+
+_begun: dict[tuple[str, int], tuple[OutputFolder, int, str]] = {}
+"""(folder, num_shards, launch) of the shards that this process has begun and not ended, by folder's name and shard."""
+
+
 def begin(folder: OutputFolder, work: WorkShard, launch: str = "") -> int:
-    """Notes that `work` is begun by `launch`. Returns the number of this attempt, from 1."""
+    """Notes that `work` is begun by `launch`. Returns the number of this attempt, from 1.
+
+    Raises:
+      ProcessDied: the launch has begun it MAX_DEATHS times, and its process died each time.
+    """
     note = read(folder, work.shard, work.num_shards)
+    before = note.get("in_launch", 0) if note.get("launch") == launch else 0
+    error_type = (note.get("error") or {}).get("error_type")
+    if launch and before >= MAX_DEATHS and error_type in (None, ProcessDied.__name__):
+        raise ProcessDied(_died(before))
     attempt = note.get("attempt", 0) + 1
-    in_launch = 1 + (note.get("in_launch", 0) if note.get("launch") == launch else 0)
-    _write(folder, work.shard, work.num_shards, _Note(work.shard, attempt, launch, in_launch, os.getpid()))
+    _write(folder, work.shard, work.num_shards, _Note(work.shard, attempt, launch, before + 1, os.getpid()))
+    _begun[folder.root, work.shard] = (folder, work.num_shards, launch)
     return attempt
+
+
+def forgive_own() -> None:
+    """Takes back what would count against the shards of this process, which is being stopped, and not their doing."""
+    for (_, shard), (folder, num_shards, launch) in list(_begun.items()):
+        with contextlib.suppress(OSError):
+            _forgive(folder, shard, num_shards, launch, {os.getpid()})
+    _begun.clear()
 
 
 def forgive(folder: OutputFolder, num_shards: int, launch: str, stopped: Collection[int]) -> None:
     """Takes back what would count against the shards of processes of `launch` that are stopped because another one died."""
     names = {storage.attempt_name(shard, num_shards): shard for shard in range(num_shards)}
     for shard in (names[name] for name in folder.list() if name in names):
-        note = read(folder, shard, num_shards)
-        if note.get("launch") == launch and note.get("process") in stopped and note.get("error") is None:
-            _write(folder, shard, num_shards, _Note(**{**note, "in_launch": note["in_launch"] - 1}))
+        _forgive(folder, shard, num_shards, launch, stopped)
+
+
+def _forgive(folder: OutputFolder, shard: int, num_shards: int, launch: str, stopped: Collection[int]) -> None:
+    note = read(folder, shard, num_shards)
+    if note.get("launch") == launch and note.get("process") in stopped and note.get("error") is None:
+        _write(folder, shard, num_shards, _Note(**{**note, "in_launch": note["in_launch"] - 1}))
 
 
 def given_up(folder: OutputFolder, shard: int, num_shards: int, launch: str) -> bool:
@@ -66,10 +97,13 @@ def given_up(folder: OutputFolder, shard: int, num_shards: int, launch: str) -> 
     if note.get("launch") != launch:
         return False
     if note.get("error") is None and note.get("in_launch", 0) >= MAX_DEATHS:
-        message = f"its process died {note['in_launch']} times while it was being decoded"
-        set_aside(folder, shard, num_shards, ShardFailure(shard, DECODE, "ProcessDied", message))
+        set_aside(folder, shard, num_shards, ShardFailure(shard, DECODE, ProcessDied.__name__, _died(note["in_launch"])))
         return True
     return note.get("error") is not None
+
+
+def _died(times: int) -> str:
+    return f"its process died {times} times while it was being decoded"
 
 
 def set_aside(folder: OutputFolder, shard: int, num_shards: int, failure: ShardFailure) -> None:
@@ -77,6 +111,7 @@ def set_aside(folder: OutputFolder, shard: int, num_shards: int, failure: ShardF
     message = storage.without_query(failure.message)
     error = {"stage": failure.stage, "error_type": failure.error_type, "message": message}
     logging.getLogger(__name__).warning("shard is set aside: %s", json.dumps({"shard": shard, **error}, ensure_ascii=False))
+    _begun.pop((folder.root, shard), None)
     try:
         note = read(folder, shard, num_shards)
         note = _Note(
@@ -89,6 +124,7 @@ def set_aside(folder: OutputFolder, shard: int, num_shards: int, failure: ShardF
 
 def end(folder: OutputFolder, work: WorkShard) -> None:
     """Deletes the note of a committed shard."""
+    _begun.pop((folder.root, work.shard), None)
     folder.delete([storage.attempt_name(work.shard, work.num_shards)])
 
 

@@ -122,5 +122,6 @@ class ShardFailure:
 
 
 def shard_failure(shard: int, stage: str, error: Exception) -> ShardFailure:
-    """A `ShardFailure` because of `error`."""
+    """A `ShardFailure` because of `error`, in this stage unless the error knows better."""
+    stage = getattr(error, "stage", stage)
     return ShardFailure(shard, stage, type(error).__name__, str(error)[:MAX_MESSAGE_CHARS])

@@ -36,6 +36,8 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 SUCCESS = "_SUCCESS"
 
+_PLACEHOLDER = re.compile(r"<[^<>]+>|\$\{?\w+\}?|\{\w+\}|(?<![A-Za-z])YOUR[-_]\w+|(?<=gs://)your[-_][\w.-]+|(?<=/)\.\.\.(?=/|$)")
+_BUCKET = re.compile(r"[a-z0-9._-]*")
 _T = TypeVar("_T")
 _TRIES = 5
 _URL_QUERY = re.compile(r"(\w+://[^\s?'\"]*)\?[\w.-]+=[^\s'\"]*")
@@ -90,6 +92,8 @@ def store_errors(path: str) -> Iterator[None]:
     if not path.startswith("gs://"):
         yield
         return
+    if found := placeholder_in(path):
+        raise OSError(f"{path!r} has the placeholder {found!r} in it; allowed: the name of a bucket and an object in it")
     import aiohttp
     from gcsfs.retry import HttpError
     from google.api_core.exceptions import GoogleAPIError
@@ -112,6 +116,18 @@ def without_query(text: str) -> str:
 def carries_credential(path: str) -> bool:
     """Whether `path` is a URL with a password or a query. A "?" alone is a glob's."""
     return without_query(path) != path
+
+
+def placeholder_in(path: str) -> str:
+    """What in `path` stands for something that was to be filled in ("BUCKET" of gs://BUCKET/x), "" for nothing.
+
+    A bucket's name has no capitals (https://cloud.google.com/storage/docs/buckets#naming), so that one is known without
+    asking. A local path that exists is what it is.
+    """
+    if found := _PLACEHOLDER.search(path):
+        return "" if not is_remote(path) and os.path.exists(path) else found.group()
+    bucket = path.removeprefix("gs://").split("/", 1)[0] if path.startswith("gs://") else ""
+    return "" if _BUCKET.fullmatch(bucket) else bucket
 
 
 def list_tree(root: str) -> dict[str, int]:

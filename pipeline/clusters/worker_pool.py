@@ -8,18 +8,65 @@ looked up by each task manager on its own machine. It listens on localhost only.
 """
 
 import argparse
+import collections
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent import futures
 
 import grpc
-from apache_beam.portability.api import beam_fn_api_pb2_grpc
+from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer, kill_process_gracefully
 
-from pipeline.clusters.worker import WORKER
+from pipeline.clusters.worker import BEGUN, WORKER
+
+_ENDPOINTS = ("logging_endpoint", "artifact_endpoint", "provision_endpoint", "control_endpoint")
+_LAST_LINES = 8  # of what a worker has said, for an error
+_COPY_SECS = 2.0
+
+
+class WorkerPool(BeamFnExternalWorkerPoolServicer):
+    """Beam's pool of processes, which says so where one dies before it has begun: runners wait for those for ever.
+
+    From where a worker has begun, it says itself what keeps it from working; see `pipeline.clusters.worker`.
+    """
+
+    def StartWorker(self, start_worker_request, unused_context):
+        name = start_worker_request.worker_id
+        urls = (f"--{kind}={getattr(start_worker_request, kind).url}" for kind in _ENDPOINTS)
+        try:
+            reader, writer = os.pipe()
+            with open(reader, "rb") as begun:
+                with open(writer, "wb") as told:  # closed here, so that it ends with the worker
+                    process = subprocess.Popen(
+                        [WORKER, f"--id={name}", *urls], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                        env={**os.environ, BEGUN: str(told.fileno())}, pass_fds=[told.fileno()], errors="replace",
+                    )  # fmt: skip
+                self._worker_processes[name] = process
+                last: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
+                copying = threading.Thread(target=_copy, args=(process.stderr, last), daemon=True)
+                copying.start()
+                if begun.read(1):
+                    return beam_fn_api_pb2.StartWorkerResponse()
+            status = process.wait()
+            copying.join(_COPY_SECS)
+            reason = f"exit status {status}: {' '.join(' '.join(last).split())}"
+        except OSError as error:
+            reason = str(error)
+        text = f"the worker pool on {socket.gethostname()} cannot start a worker: {reason}"
+        print(text, file=sys.stderr, flush=True)
+        return beam_fn_api_pb2.StartWorkerResponse(error=text)
+
+
+def _copy(lines: Iterable[str], last: collections.deque) -> None:
+    for line in lines:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+        last.append(line)
 
 
 def serve(port: int) -> tuple[grpc.Server, BeamFnExternalWorkerPoolServicer, int]:
@@ -29,7 +76,7 @@ def serve(port: int) -> tuple[grpc.Server, BeamFnExternalWorkerPoolServicer, int
       OSError: the port is in use.
     """
     server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    pool = BeamFnExternalWorkerPoolServicer(use_process=True, container_executable=WORKER)
+    pool = WorkerPool(use_process=True)
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
     try:
         port = server.add_insecure_port(f"localhost:{port}")

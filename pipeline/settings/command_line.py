@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from pipeline.settings.sections import NAMED_DRAFTS, JobConfig
 from pipeline.settings.typed import ConfigError, build, check_names, describe, dotted
-from transforms.storage import carries_credential, is_remote, without_query
+from transforms.storage import carries_credential, is_remote, placeholder_in, without_query
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,8 @@ def absolute(path: str) -> str:
     """`path` made absolute where it is local; "" stays "".
 
     Raises:
-      ConfigError: a URL that carries a credential, or a name that is not UTF-8. What is in the config is in the manifest.
+      ConfigError: a placeholder, a URL that carries a credential (what is in the config is in the manifest), or a name that
+        is not UTF-8.
     """
     if path != path.encode(errors="replace").decode():
         raise ConfigError(f"{path!r} is not UTF-8; allowed: a path that is, rename the file or link to it")
@@ -196,6 +197,8 @@ def absolute(path: str) -> str:
             f"{without_query(path)!r} was given with a query or a password in it, which the manifest would keep; "
             "allowed: a plain path, local or gs://, and credentials from the environment"
         )
+    if found := placeholder_in(path):
+        raise ConfigError(f"{path!r} has the placeholder {found!r} in it; allowed: a path of your own, local or gs://")
     return os.path.abspath(os.path.expanduser(path)) if path and not is_remote(path) else path
 
 

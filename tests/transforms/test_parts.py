@@ -27,7 +27,8 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert pq.read_table(open_part(str(path), "f00")).remove_column(0).column("number").to_pylist() == list(range(40))
     assert pq.read_table(path).schema.remove_metadata() == table.schema
     footer = check_part(str(path), "f00")
-    assert footer == read_footer(str(path)) and footer.sealed and (footer.shard, footer.attempt, footer.statistics.tokens) == (3, 2, 7)
+    assert footer == read_footer(str(path)) and footer.sealed
+    assert (footer.shard, footer.attempt, footer.statistics.tokens) == (3, 2, 7)
     assert part(tmp_path)[0].read_bytes() == path.read_bytes()
 
 
