@@ -1,25 +1,30 @@
 """Killed anywhere, the same command finishes the job: every example once, and what an undisturbed run yields.
 
 Launches are forked from one process that has imported everything, so that a kill falls into the job and not into its
-imports. What is killed is the launcher, or the worker process under it, which the launcher then starts again.
+imports. What is killed is the launcher, the job's process under it, which the launcher then starts again, or one of the
+worker processes under that. `make soak` does it 200 times.
 """
 
+import collections
 import json
 import os
-import pathlib
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline import generate
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, summary
+from tests.scaleout.processes import children, line_of, wait_for
+from transforms.folder import read_manifest
+from transforms.parts import check_part
+from transforms.storage import OutputFolder
 
 LAUNCHPAD = """
 import json, os, sys
@@ -61,40 +66,58 @@ class Launchpad:
         self._process.wait()
 
 
-def worker_of(launcher: int) -> int | None:
-    try:
-        children = pathlib.Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    except FileNotFoundError:
-        return None
-    return int(children[0]) if children else None
+def victims(launcher: int, kind: str) -> list[int]:
+    """Process ids of the launcher itself, of its job's process, or of that one's worker processes."""
+    jobs = children(launcher)
+    if kind == "worker":
+        return [worker for job in jobs for worker in children(job) if b"pipeline.local_processes" in line_of(worker)]
+    return [launcher] if kind == "launcher" else jobs
 
 
-def kill_at_random(launchpad: Launchpad, args: list[str], rng: random.Random, seconds: float) -> tuple[str, int]:
-    """Starts the command and kills its launcher or its worker at a random moment. Returns which, and the exit status."""
-    launcher, victim = launchpad.start(args), rng.choice(["launcher", "worker"])
+def kill_at_random(
+    launchpad: Launchpad, args: list[str], rng: random.Random, seconds: float, kinds: Sequence[str]
+) -> tuple[str, int]:
+    """Starts the command and kills one of its processes at a random moment. Returns which kind, and the exit status."""
+    launcher, kind = launchpad.start(args), rng.choice(kinds)
     time.sleep(rng.uniform(0, seconds))
-    worker = worker_of(launcher)
-    process = launcher if victim == "launcher" else worker
-    if process is None:
+    below = descendants(launcher)
+    found = victims(launcher, kind)
+    if not found:
         return "nobody", launchpad.status()
     try:
-        os.kill(process, signal.SIGKILL)
+        os.kill(rng.choice(found), signal.SIGKILL)
     except ProcessLookupError:
-        victim = "nobody"
+        kind = "nobody"
     status = launchpad.status()
-    deadline = time.monotonic() + 10
-    while worker and os.path.exists(f"/proc/{worker}") and time.monotonic() < deadline:
-        time.sleep(0.01)  # it dies with its launcher
-    return victim, status
+    wait_for(lambda: not any(line_of(process) for process in below), 30)  # they die with their launcher
+    return kind, status
+
+
+def descendants(process: int) -> list[int]:
+    below = children(process)
+    return [*below, *(one for child in below for one in descendants(child))]
+
+
+PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
+IN_ONE, IN_SEVERAL = ("launcher", "job"), ("launcher", "job", "worker")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.soak)])
-def test_killed_and_continued(command, tmp_path, kills):
+@pytest.mark.parametrize(
+    ("kills", "options", "kinds"),
+    [
+        pytest.param(6, (), IN_ONE, marks=pytest.mark.slow),
+        pytest.param(90, (), IN_ONE, marks=pytest.mark.soak),
+        pytest.param(60, ("--direct_num_workers=2",), IN_ONE, marks=pytest.mark.soak),
+        pytest.param(50, PROCESSES, IN_SEVERAL, marks=pytest.mark.soak),
+    ],
+    ids=["a few", "one thread", "two threads", "two processes"],
+)
+def test_killed_and_continued(command, tmp_path, kills, options, kinds, capsys):
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    args = command("--config.shards.examples_per_shard=2", "--config.decoding.gamma=auto")
-    assert generate.main(command(*args[2:], output=undisturbed), fakes.factory()) == 0
+    args = command("--config.shards.examples_per_shard=2", "--config.decoding.gamma=auto", *options)
+    alone = command("--config.shards.examples_per_shard=2", "--config.decoding.gamma=auto", output=undisturbed)
+    assert generate.main(alone, fakes.factory()) == 0
     expected, reference = files(undisturbed), rows(undisturbed)
     launchpad, rng, survived = Launchpad(), random.Random(kills), {}
     for _ in range(2):  # the second without what a first one has to do
@@ -103,29 +126,31 @@ def test_killed_and_continued(command, tmp_path, kills):
         assert launchpad.status() == 0
         seconds = time.monotonic() - start
         shutil.rmtree(out)
-    killed = {"launcher": 0, "worker": 0, "nobody": 0}
-    while killed["launcher"] + killed["worker"] < kills:
-        victim, status = kill_at_random(launchpad, args, rng, seconds)
-        killed[victim] += 1
-        assert victim != "launcher" or status in (0, -signal.SIGKILL)  # 0: it had just ended
+    killed, finished = collections.Counter(), 0
+    while killed.total() - killed["nobody"] < kills:
+        kind, status = kill_at_random(launchpad, args, rng, seconds, kinds)
+        killed[kind] += 1
+        assert kind != "launcher" or status in (0, -signal.SIGKILL)  # 0: it had just ended
         parts = sorted((out / "generations").glob("*.parquet")) if (out / "generations").exists() else []
         for part in parts:
-            pq.read_table(part)  # every part that is there is whole
+            check_part(str(part), read_manifest(OutputFolder(str(out))).fingerprint)  # every part that is there is whole
         assert survived.items() <= {part: part.stat().st_mtime_ns for part in parts}.items()
         survived = {part: part.stat().st_mtime_ns for part in parts}
         if status == 0:
             assert_undisturbed(out, expected, reference, undisturbed)
             shutil.rmtree(out)
-            survived = {}
+            finished, survived = finished + 1, {}
     launchpad.start(args)
     assert launchpad.status() == 0
     launchpad.close()
     assert_undisturbed(out, expected, reference, undisturbed)
-    assert killed["launcher"] and killed["worker"], killed
-    print(f"{killed} in {seconds:.1f} s each")
+    assert all(killed[kind] for kind in kinds), killed
+    with capsys.disabled():
+        print(f"\n{dict(killed)} killed at up to {seconds:.1f} s, {finished + 1} folders compared, 0 rows differ")
 
 
 def assert_undisturbed(out, expected, reference, undisturbed):
+    """Every file, every row once, and the totals, are those of a run that nobody disturbed."""
     assert files(out) == expected
     assert_same_rows(reference, rows(out))
     totals = [summary(folder) for folder in (undisturbed, out)]
