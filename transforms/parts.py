@@ -129,5 +129,9 @@ def _part(path: str) -> Iterator[None]:
     """Names the part in whatever Arrow and JSON raise at a file that is none."""
     try:
         yield
+    except OSError as error:
+        if error.errno is not None:  # Arrow's own, of what it reads, has none
+            raise
+        raise PartError(f"{path!r} is damaged: it cannot be read as a part: {error}") from error
     except (pa.ArrowException, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         raise PartError(f"{path!r} is damaged: it cannot be read as a part: {type(error).__name__}: {error}") from error

@@ -60,7 +60,7 @@ def main(args: Sequence[str]) -> None:
 
         sdk_worker_main.main([])
         status = 0
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the latter where the job's options are not Beam's here
         reason = f"worker {given.id} on {socket.gethostname()} cannot work: {type(error).__name__}: {error}"
         print(reason, file=sys.stderr, flush=True)
         control = endpoints_pb2.ApiServiceDescriptor()

@@ -39,7 +39,7 @@ class Runner(beam_fn_api_pb2_grpc.BeamFnControlServicer, beam_provision_api_pb2_
 
     def GetProvisionInfo(self, request, context):
         info = beam_provision_api_pb2.ProvisionInfo(control_endpoint=endpoints_pb2.ApiServiceDescriptor(url=self.address))
-        info.pipeline_options.update({"beam:option:pickle_library:v1": "no such library"})
+        info.pipeline_options.update({"beam:option:experiments:v1": ["state_cache_size=no number"]})
         return beam_provision_api_pb2.GetProvisionInfoResponse(info=info)
 
     def Control(self, answers, context):
@@ -65,10 +65,10 @@ def test_what_keeps_a_worker_from_working_is_its_answer(runner, variables):
     try:
         who, answer = runner.answers.get(timeout=60)
         assert (who, answer.instruction_id) == ("3-1", "7")
-        assert "cannot work" in answer.error and "no such library" in answer.error
+        assert "cannot work" in answer.error and "no number" in answer.error
         runner.server.stop(0)
         assert started.wait(30) == 1
-        assert b"no such library" in started.stderr.read()
+        assert b"no number" in started.stderr.read()
     finally:
         started.kill()
 
@@ -83,7 +83,7 @@ def test_a_pool_says_what_keeps_a_worker_from_starting(runner, variables, monkey
     pool = worker_pool.WorkerPool(use_process=True)
     assert start(pool, runner) == ""
     who, answer = runner.answers.get(timeout=60)
-    assert who == "5-1" and "no such library" in answer.error
+    assert who == "5-1" and "no number" in answer.error
     worker_pool.kill_process_gracefully(pool._worker_processes["5-1"])
     monkeypatch.setenv("SPECBEAM_PYTHON", "/no/such/python")
     error = start(pool, runner)
@@ -125,7 +125,7 @@ def test_a_worker_that_is_stopped_in_order_is_no_death(folder):
 
 
 STOPPED = """
-import sys, threading
+import sys, time
 from pipeline.clusters import worker
 from transforms import attempts
 from transforms.records import WorkShard
@@ -134,7 +134,8 @@ from transforms.storage import OutputFolder
 def main(_):
     attempts.begin(OutputFolder(sys.argv[1]), WorkShard(1, 3, "f", "f", 0, 4, 10, None), "launch")
     print("begun", flush=True)
-    threading.Event().wait()
+    while True:
+        time.sleep(0.05)
 
 from apache_beam.runners.worker import sdk_worker_main
 sdk_worker_main.main = main
