@@ -16,7 +16,7 @@ if typing.TYPE_CHECKING:
     from decoding.drafts import PromptLookupDraft, UniformDraft, load_draft
     from decoding.engine import EngineReport, Generator
     from decoding.models.ngram import NGramDraft
-    from decoding.registry import register_family
+    from decoding.registry import register_family, register_rule
 
 _HOMES = {
     "CheckpointError": "decoding.checkpoints",
@@ -33,6 +33,7 @@ _HOMES = {
     "load_draft": "decoding.drafts",
     "load_model": "decoding.checkpoints",
     "register_family": "decoding.registry",
+    "register_rule": "decoding.registry",
 }
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "load_draft",
     "load_model",
     "register_family",
+    "register_rule",
     "theory",
 ]
 

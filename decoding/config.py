@@ -7,10 +7,10 @@ import itertools
 import typing
 from collections.abc import Callable
 
+from decoding.registry import RULES
+
 if typing.TYPE_CHECKING:
     import numpy as np
-
-VERIFICATIONS = ("token", "block", "coupled")
 
 # Drafts that have a name in the place of a directory.
 PROMPT_LOOKUP, UNIFORM = "prompt_lookup", "uniform"
@@ -39,7 +39,7 @@ class DecodingConfig:
         `gamma_choices` by measured costs and running acceptance.
       gamma_choices: the set that "auto" chooses from; must contain 0.
       verification: "token" (Algorithm 1 of Leviathan et al.), "block" (Sun et al., 2403.10444) or "coupled"
-        (shared Gumbel noise, 2408.07978).  All are exact.
+        (shared Gumbel noise, 2408.07978), or one that was registered (`decoding.registry`).  These three are exact.
       temperature: 0 takes the argmax; else logits are divided by it.
       top_k: keep the k most likely tokens; 0 keeps all.
       top_p: keep the smallest set of most likely tokens whose probability reaches top_p; 1.0 keeps all.
@@ -93,7 +93,8 @@ class DecodingConfig:
 
         if self.gamma != "auto":
             require(is_whole(self.gamma, 0, 64), "gamma", 'a whole number from 0 to 64, or "auto"')
-        require(self.verification in VERIFICATIONS, "verification", ", ".join(VERIFICATIONS))
+        if self.verification not in RULES:
+            require(False, "verification", ", ".join(RULES.names()))
         number("temperature", lambda value: 0.0 <= value < float("inf"), "a number of at least 0; 0 is argmax")
         whole("top_k", 0)
         number("top_p", lambda value: 0.0 < value <= 1.0, "a number above 0 and at most 1; 1 keeps all tokens")

@@ -18,8 +18,8 @@ from decoding.config import PROMPT_LOOKUP, UNIFORM, DecodingConfig
 from decoding.models.base import LanguageModel, State, state_length
 from decoding.models.ngram import NGramDraft, is_ngram
 from decoding.rows import Rows
-from decoding.sampling import DRAFT_STREAM, argmax, draw, integers, standardize, uniforms
-from decoding.verification import Proposal, coupled_choice
+from decoding.sampling import argmax
+from decoding.verification import Proposal, rule_for
 
 
 class Draft(Protocol):
@@ -84,31 +84,24 @@ class ModelDraft(nnx.Module):
         its cache holds a b x, and the next iteration must feed y z.  Where the cache holds y already it is written
         again with the same values.
         """
-        u = uniforms(rows.keys, rows.position, DRAFT_STREAM, gamma)
-
-        def choose(logits, offset, u):
-            if config.temperature == 0.0:
-                return argmax(logits), None
-            probs = standardize(logits, config)
-            if config.verification == "coupled":
-                return coupled_choice(probs, rows.noise, offset), probs
-            return draw(probs, u), probs
-
+        rule = rule_for(config)
+        randomness = rule.randomness(rows.noise, gamma)
+        head, tail = (jax.tree.map(lambda leaf, part=part: leaf[part], randomness) for part in (0, slice(1, None)))
         start = jnp.maximum(rows.position - 1, 0)
         first = rows.position - start  # 0 for a row at position 0, which has no token before its last
         pair = jnp.stack([jnp.where(first == 1, rows.previous, rows.last), rows.last], axis=1)
         logits, state = self.model.step(pair, start, state, at=first)
-        token, probs = choose(logits[:, 0], 0, u[:, 0])
+        token, probs = rule.guess(logits[:, 0], head)
 
         def extend(carry, inputs):
             token, state = carry
-            offset, u = inputs
+            offset, randomness = inputs
             logits, state = self.model.step(token[:, None], rows.position + offset, state)
-            token, probs = choose(logits[:, 0], offset, u)
+            token, probs = rule.guess(logits[:, 0], randomness)
             return (token, state), (token, logits[:, 0], probs)
 
         offsets = jnp.arange(1, gamma, dtype=jnp.int32)
-        (_, state), later = jax.lax.scan(extend, (token, state), (offsets, u[:, 1:].T))
+        (_, state), later = jax.lax.scan(extend, (token, state), (offsets, tail))
         tokens, all_logits, all_probs = jax.tree.map(
             lambda head, tail: jnp.moveaxis(jnp.concatenate([head[None], tail]), 0, 1),
             (token, logits[:, 0], probs),
@@ -225,10 +218,7 @@ class UniformDraft(nnx.Module):
         batch = rows.last.shape[0]
         logits = jnp.broadcast_to(self.logit[...], (batch, gamma, self.vocab_size))
         probs = None if config.temperature == 0.0 else jnp.broadcast_to(self.prob[...], logits.shape)
-        if probs is not None and config.verification == "coupled":
-            tokens = jnp.stack([coupled_choice(probs[:, i], rows.noise, i) for i in range(gamma)], axis=1)
-        else:
-            tokens = integers(rows.keys, rows.position, DRAFT_STREAM, gamma, self.vocab_size)
+        tokens = rule_for(config).guess_evenly(rows.noise, gamma, self.vocab_size)
         return Proposal(tokens, logits, probs, jnp.full((batch,), gamma, jnp.int32)), state
 
 

@@ -93,4 +93,11 @@ FAMILIES = Registry(
     },
 )
 
+# `decoding.verification` -> a `decoding.verification.Rule`.
+_RULES = "decoding.verification"
+RULES = Registry(
+    "decoding.verification", {"token": f"{_RULES}:Token", "block": f"{_RULES}:Block", "coupled": f"{_RULES}:Coupled"}
+)
+
 register_family = FAMILIES.register
+register_rule = RULES.register

@@ -22,6 +22,6 @@ def iterate(
     proposal, draft_state = draft.propose(draft_state, rows, gamma, config)
     tokens = jnp.concatenate([rows.last[:, None], proposal.tokens], axis=1)
     logits, target_state = target.step(tokens, rows.position, target_state)
-    verdict = rule_for(config)(logits, proposal, rows.noise, config)
+    verdict = rule_for(config).verify(logits, proposal, rows.noise)
     rows, emission = emit(rows, logits, verdict.accepted, verdict.next_token, target.eos_id, proposal, verdict.beta)
     return target_state, draft_state, rows, emission

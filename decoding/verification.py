@@ -1,17 +1,28 @@
 """Verification rules: which drafted tokens stay, and what follows them.
 
-Each rule has one signature, `rule(target_logits, proposal, noise, config) -> Verdict`, and is exact: emitted tokens
-have the target's standardised distribution whatever the draft (but for lenience below 1).
+A rule is a `Rule`.  All here are exact: emitted tokens have the target's standardised distribution whatever the draft
+(but for lenience below 1).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from decoding.config import DecodingConfig
-from decoding.sampling import ACCEPT_STREAM, NEXT_STREAM, argmax, draw, gumbel_noise, standardize, uniforms
+from decoding.registry import RULES
+from decoding.sampling import (
+    ACCEPT_STREAM,
+    DRAFT_STREAM,
+    NEXT_STREAM,
+    argmax,
+    draw,
+    gumbel_noise,
+    integers,
+    standardize,
+    uniforms,
+)
 
 
 class Proposal(NamedTuple):
@@ -36,7 +47,7 @@ class Proposal(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Where a rule's random numbers come from: keys uint32[B, 2] and the iteration's first position int32[B]."""
+    """Where random numbers come from: keys uint32[B, 2] and positions int32[B], for a rule the iteration's first."""
 
     keys: jax.Array
     positions: jax.Array
@@ -54,95 +65,170 @@ class Verdict(NamedTuple):
     beta: jax.Array
 
 
-Rule = Callable[[jax.Array, Proposal, Noise, DecodingConfig], Verdict]
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A verification rule: which drafted tokens stay and what follows them, and how tokens are drawn under it.
+
+    A subclass says how it verifies; the rest is that of independent draws.  A rule of one's own is registered by name,
+    see `decoding.registry`.  Random numbers come from `Noise` and one of `sampling`'s streams, each used for one purpose.
+
+    Attributes:
+      config: how logits are standardised.
+      plain_tokens: whether the output is plain decoding's under the same rule, token for token, and not just in law.
+    """
+
+    config: DecodingConfig
+
+    plain_tokens: ClassVar[bool] = False
+
+    def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
+        """Judges a proposal by the target's raw logits float32[B, γ + 1, V]."""
+        raise NotImplementedError
+
+    def plain(self, logits: jax.Array, noise: Noise) -> jax.Array:
+        """Plain decoding's choice from the target's raw logits float32[B, V]: int32[B]."""
+        u = uniforms(noise.keys, noise.positions, NEXT_STREAM, 1)[:, 0]
+        return draw(standardize(logits, self.config), u)
+
+    def randomness(self, noise: Noise, gamma: int) -> Any:
+        """What γ guesses of a draft are drawn with, a pytree whose leaves have the guess as first axis."""
+        return uniforms(noise.keys, noise.positions, DRAFT_STREAM, gamma).T
+
+    def guess(self, logits: jax.Array, randomness: Any) -> tuple[jax.Array, jax.Array | None]:
+        """A draft's choice from its raw logits float32[B, V]: int32[B], and what it was drawn from (`Proposal.probs`).
+
+        Args:
+          randomness: one guess's, its first axis gone.
+        """
+        probs = standardize(logits, self.config)
+        return draw(probs, randomness), probs
+
+    def guess_evenly(self, noise: Noise, gamma: int, vocab_size: int) -> jax.Array:
+        """int32[B, γ] guesses for which all tokens are equally likely."""
+        return integers(noise.keys, noise.positions, DRAFT_STREAM, gamma, vocab_size)
 
 
 def rule_for(config: DecodingConfig) -> Rule:
-    """The verification rule of a config; at temperature 0 all three are the same comparison of argmaxes."""
-    if config.temperature == 0.0:
-        return verify_greedy
-    return {"token": verify_token, "block": verify_block, "coupled": verify_coupled}[config.verification]
+    """The verification rule of a config; at temperature 0 all are the same comparison of argmaxes."""
+    return Greedy(config) if config.temperature == 0.0 else RULES.get(config.verification)(config)
 
 
-def verify_greedy(target_logits: jax.Array, proposal: Proposal, noise: Noise, config: DecodingConfig) -> Verdict:
+class Greedy(Rule):
     """Temperature 0: a token stays while it is the target's argmax.
 
     Under lenience (section A.5) it stays while p(x) >= l * max p, before standardising.
     """
-    best = argmax(target_logits)
-    if config.lenience == 1.0:
-        stays = proposal.tokens == best[:, :-1]
-    else:
-        drafted = target_logits[:, :-1]
-        picked = jnp.take_along_axis(drafted, proposal.tokens[..., None], axis=-1)[..., 0]
-        stays = picked >= jnp.max(drafted, axis=-1) + jnp.log(config.lenience)
-    accepted = _prefix_length(stays, proposal.count)
-    return Verdict(accepted, _at(best, accepted), stays.astype(jnp.float32))
+
+    plain_tokens = True
+
+    def plain(self, logits: jax.Array, noise: Noise) -> jax.Array:
+        return argmax(logits)
+
+    def randomness(self, noise: Noise, gamma: int) -> None:
+        return None
+
+    def guess(self, logits: jax.Array, randomness: None) -> tuple[jax.Array, None]:
+        return argmax(logits), None
+
+    def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
+        best, lenience = argmax(target_logits), self.config.lenience
+        if lenience == 1.0:
+            stays = proposal.tokens == best[:, :-1]
+        else:
+            drafted = target_logits[:, :-1]
+            picked = jnp.take_along_axis(drafted, proposal.tokens[..., None], axis=-1)[..., 0]
+            stays = picked >= jnp.max(drafted, axis=-1) + jnp.log(lenience)
+        accepted = _prefix_length(stays, proposal.count)
+        return Verdict(accepted, _at(best, accepted), stays.astype(jnp.float32))
 
 
-def verify_token(target_logits: jax.Array, proposal: Proposal, noise: Noise, config: DecodingConfig) -> Verdict:
+class Token(Rule):
     """Algorithm 1: accept x_i while r_i < p_i(x_i) / q_i(x_i), then draw from norm(max(0, p - q)).
 
     The comparison is strict because float uniforms do hit 0 and a token with p = 0 must never stay.  With lenience l
     (section A.5) q is multiplied by l in the comparison and β is Σ min(p / l, q).
     """
-    gamma = proposal.tokens.shape[1]
-    p = standardize(target_logits, config)
-    p_drafted, q = p[:, :-1], proposal.distribution(p.shape[-1])
-    r = uniforms(noise.keys, noise.positions, ACCEPT_STREAM, gamma)
-    stays = r * config.lenience * _of(q, proposal.tokens) < _of(p_drafted, proposal.tokens)
-    accepted = _prefix_length(stays, proposal.count)
-    next_token = _draw_next(p, q, accepted, proposal.count, jnp.ones(accepted.shape), noise)
-    return Verdict(accepted, next_token, jnp.sum(jnp.minimum(p_drafted / config.lenience, q), axis=-1))
+
+    def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
+        gamma, lenience = proposal.tokens.shape[1], self.config.lenience
+        p = standardize(target_logits, self.config)
+        p_drafted, q = p[:, :-1], proposal.distribution(p.shape[-1])
+        r = uniforms(noise.keys, noise.positions, ACCEPT_STREAM, gamma)
+        stays = r * lenience * _of(q, proposal.tokens) < _of(p_drafted, proposal.tokens)
+        accepted = _prefix_length(stays, proposal.count)
+        next_token = _draw_next(p, q, accepted, proposal.count, jnp.ones(accepted.shape), noise)
+        return Verdict(accepted, next_token, jnp.sum(jnp.minimum(p_drafted / lenience, q), axis=-1))
 
 
-def verify_block(target_logits: jax.Array, proposal: Proposal, noise: Noise, config: DecodingConfig) -> Verdict:
+class Block(Rule):
     """Block verification (Sun et al., ICLR 2025, arXiv 2403.10444): the longest accepted prefix, judged jointly.
 
     With p̃_0 = 1 and p̃_i = min(p̃_{i-1} p_i(x_i) / q_i(x_i), 1), a prefix of i < γ tokens is accepted with probability
     h_i = s_i / (s_i + 1 - p̃_i), s_i = Σ max(p̃_i p_{i+1} - q_{i+1}, 0), the whole block with h_γ = p̃_γ; the next
     token comes from norm(max(0, p̃_τ p_{τ+1} - q_{τ+1})).
     """
-    gamma = proposal.tokens.shape[1]
-    p = standardize(target_logits, config)
-    q = proposal.distribution(p.shape[-1])
-    ratio = _of(p[:, :-1], proposal.tokens) / _of(q, proposal.tokens)
 
-    def extend(weight, ratio):
-        weight = jnp.minimum(weight * ratio, 1.0)
-        return weight, weight
+    def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
+        gamma = proposal.tokens.shape[1]
+        p = standardize(target_logits, self.config)
+        q = proposal.distribution(p.shape[-1])
+        ratio = _of(p[:, :-1], proposal.tokens) / _of(q, proposal.tokens)
 
-    first = jnp.ones(ratio.shape[:1])
-    weights = jax.lax.scan(extend, first, ratio.T)[1].T  # [B, γ]: p̃_1 .. p̃_γ
-    surplus = jnp.sum(jnp.maximum(weights[:, :-1, None] * p[:, 1:-1] - q[:, 1:], 0.0), axis=-1)
-    rest = surplus + 1.0 - weights[:, :-1]
-    partial = jnp.where(rest > 0, surplus / jnp.where(rest > 0, rest, 1.0), 1.0)
-    length = jnp.arange(1, gamma + 1)
-    threshold = jnp.concatenate([partial, weights[:, -1:]], axis=1)
-    threshold = jnp.where(length == proposal.count[:, None], weights, threshold)
-    u = uniforms(noise.keys, noise.positions, ACCEPT_STREAM, gamma)
-    accepted = jnp.max(jnp.where((u < threshold) & (length <= proposal.count[:, None]), length, 0), axis=1)
-    scale = _at(jnp.concatenate([first[:, None], weights], axis=1), accepted)
-    next_token = _draw_next(p, q, accepted, proposal.count, scale, noise)
-    return Verdict(accepted.astype(jnp.int32), next_token, jnp.sum(jnp.minimum(p[:, :-1], q), axis=-1))
+        def extend(weight, ratio):
+            weight = jnp.minimum(weight * ratio, 1.0)
+            return weight, weight
+
+        first = jnp.ones(ratio.shape[:1])
+        weights = jax.lax.scan(extend, first, ratio.T)[1].T  # [B, γ]: p̃_1 .. p̃_γ
+        surplus = jnp.sum(jnp.maximum(weights[:, :-1, None] * p[:, 1:-1] - q[:, 1:], 0.0), axis=-1)
+        rest = surplus + 1.0 - weights[:, :-1]
+        partial = jnp.where(rest > 0, surplus / jnp.where(rest > 0, rest, 1.0), 1.0)
+        length = jnp.arange(1, gamma + 1)
+        threshold = jnp.concatenate([partial, weights[:, -1:]], axis=1)
+        threshold = jnp.where(length == proposal.count[:, None], weights, threshold)
+        u = uniforms(noise.keys, noise.positions, ACCEPT_STREAM, gamma)
+        accepted = jnp.max(jnp.where((u < threshold) & (length <= proposal.count[:, None]), length, 0), axis=1)
+        scale = _at(jnp.concatenate([first[:, None], weights], axis=1), accepted)
+        next_token = _draw_next(p, q, accepted, proposal.count, scale, noise)
+        return Verdict(accepted.astype(jnp.int32), next_token, jnp.sum(jnp.minimum(p[:, :-1], q), axis=-1))
 
 
-def verify_coupled(target_logits: jax.Array, proposal: Proposal, noise: Noise, config: DecodingConfig) -> Verdict:
+class Coupled(Rule):
     """Shared Gumbel noise (arXiv 2408.07978): the token at position t is argmax(log p + g_t), whatever was drafted.
 
     The draft proposes argmax(log q + g_t) with the same noise, so the output is plain decoding's, sample for sample.
     """
-    p = standardize(target_logits, config)
-    own = jnp.stack([coupled_choice(p[:, i], noise, i) for i in range(p.shape[1])], axis=1)
-    accepted = _prefix_length(proposal.tokens == own[:, :-1], proposal.count)
-    q = proposal.distribution(p.shape[-1])
-    return Verdict(accepted, _at(own, accepted), jnp.sum(jnp.minimum(p[:, :-1], q), axis=-1))
+
+    plain_tokens = True
+
+    def plain(self, logits: jax.Array, noise: Noise) -> jax.Array:
+        return coupled_choice(standardize(logits, self.config), noise)
+
+    def randomness(self, noise: Noise, gamma: int) -> Noise:
+        offsets = jnp.arange(gamma, dtype=jnp.int32)[:, None]
+        return Noise(jnp.broadcast_to(noise.keys, (gamma, *noise.keys.shape)), noise.positions + offsets)
+
+    def guess(self, logits: jax.Array, randomness: Noise) -> tuple[jax.Array, jax.Array]:
+        probs = standardize(logits, self.config)
+        return coupled_choice(probs, randomness), probs
+
+    def guess_evenly(self, noise: Noise, gamma: int, vocab_size: int) -> jax.Array:
+        even = jnp.log(jnp.float32(1.0 / vocab_size))
+        gumbel = lambda place: gumbel_noise(noise.keys, noise.positions + place, vocab_size)
+        return jnp.stack([argmax(even + gumbel(place)) for place in range(gamma)], axis=1)
+
+    def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
+        p = standardize(target_logits, self.config)
+        own = [coupled_choice(p[:, i], Noise(noise.keys, noise.positions + i)) for i in range(p.shape[1])]
+        own = jnp.stack(own, axis=1)
+        accepted = _prefix_length(proposal.tokens == own[:, :-1], proposal.count)
+        q = proposal.distribution(p.shape[-1])
+        return Verdict(accepted, _at(own, accepted), jnp.sum(jnp.minimum(p[:, :-1], q), axis=-1))
 
 
-def coupled_choice(probs: jax.Array, noise: Noise, offset: int | jax.Array) -> jax.Array:
-    """argmax(log probs + g_t) with the noise of position `noise.positions + offset`: float32[B, V] -> int32[B]."""
-    gumbel = gumbel_noise(noise.keys, noise.positions + offset, probs.shape[-1])
-    return argmax(jnp.log(probs) + gumbel)
+def coupled_choice(probs: jax.Array, noise: Noise) -> jax.Array:
+    """argmax(log probs + g_t) with the noise of positions `noise.positions`: float32[B, V] -> int32[B]."""
+    return argmax(jnp.log(probs) + gumbel_noise(noise.keys, noise.positions, probs.shape[-1]))
 
 
 def _prefix_length(stays: jax.Array, count: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from decoding import DecodingConfig
-from decoding.config import VERIFICATIONS
+from decoding.registry import RULES
 from pipeline.settings import ConfigError, JobConfig, parse_command_line
 from pipeline.settings.flags import Parser, number
 
@@ -42,8 +42,8 @@ class Setting:
 
     @property
     def same_tokens(self) -> bool:
-        """Whether an exact decoder emits plain decoding's very tokens: at temperature 0, and with coupled noise."""
-        return self.temperature == 0 or self.verification == "coupled"
+        """Whether an exact decoder emits plain decoding's very tokens: at temperature 0, and where the rule has it so."""
+        return self.temperature == 0 or RULES.get(self.verification).plain_tokens
 
     def config(self, base: DecodingConfig) -> DecodingConfig:
         """`base` with this setting's values. Raises ValueError where they do not go together."""
@@ -53,7 +53,7 @@ class Setting:
     def name(self) -> str:
         """Its way of decoding, for people, γ aside."""
         if self.gamma == 0:
-            return "plain, coupled" if self.verification == "coupled" and self.temperature > 0 else "plain"
+            return f"plain, {self.verification}" if self.temperature > 0 and self.same_tokens else "plain"
         return self.verification if self.temperature > 0 else "greedy"
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, str, BenchmarkOptions]:
     settings = BenchmarkOptions(
         gammas=_several("gammas", own.gammas, _gamma, 'whole numbers from 0 to 64, or "auto"'),
         num_slots=_several("num_slots", own.num_slots, int, "whole numbers of at least 1"),
-        verifications=_several("verifications", own.verifications, _verification, ", ".join(VERIFICATIONS)),
+        verifications=_several("verifications", own.verifications, _verification, ", ".join(RULES.names())),
         temperatures=_several("temperatures", own.temperatures, float, "numbers of at least 0"),
         repeats=number("repeats", own.repeats, int, 2),
         examples=number("examples", own.examples, int, 1),
@@ -135,7 +135,7 @@ def _gamma(text: str) -> int | str:
 
 
 def _verification(text: str) -> str:
-    if text not in VERIFICATIONS:
+    if text not in RULES:
         raise ValueError(text)
     return text
 
@@ -143,18 +143,18 @@ def _verification(text: str) -> str:
 def group_settings(settings: BenchmarkOptions) -> list[Group]:
     """A group for every batch size and temperature: plain decoding, asked for or not, and every γ and verification.
 
-    At temperature 0 all verifications are the same comparison of argmaxes, and the first stands for all. Coupled
-    sampling draws in a way of its own, so above temperature 0 it has its own group, whose plain decoding draws in that
-    way too.
+    At temperature 0 all verifications are the same comparison of argmaxes, and the first stands for all. A rule that
+    emits plain decoding's very tokens (coupled sampling) draws in a way of its own, so above temperature 0 it has its own
+    group, whose plain decoding draws in that way too.
     """
+    own = [name for name in settings.verifications if RULES.get(name).plain_tokens]
     found = []
     for num_slots in settings.num_slots:
         for temperature in settings.temperatures:
             if temperature == 0:
                 families = [settings.verifications[:1]]
             else:
-                coupled = tuple(name for name in settings.verifications if name == "coupled")
-                families = [tuple(name for name in settings.verifications if name not in coupled), coupled]
+                families = [tuple(name for name in settings.verifications if name not in own), *((name,) for name in own)]
             for names in filter(None, families):
                 speculative = tuple(
                     Setting(num_slots, temperature, name, gamma)

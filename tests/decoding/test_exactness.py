@@ -189,30 +189,30 @@ def test_several_inputs_and_chunks_of_one_iteration(pair):
 # Negative controls: the same test sees each of these.
 
 
-def resample_from_target(target_logits, proposal, noise: Noise, config):
+def resample_from_target(rule, target_logits, proposal, noise: Noise):
     """Wrong: after a rejection draws from p instead of norm(max(0, p - q))."""
-    verdict = _verify_token(target_logits, proposal, noise, config)
-    p = sampling.standardize(target_logits, config)[np.arange(len(verdict.accepted)), verdict.accepted]
+    verdict = _verify_token(rule, target_logits, proposal, noise)
+    p = sampling.standardize(target_logits, rule.config)[np.arange(len(verdict.accepted)), verdict.accepted]
     u = sampling.uniforms(noise.keys, noise.positions, sampling.NEXT_STREAM, 1)[:, 0]
     return verdict._replace(next_token=sampling.draw(p, u))
 
 
-def verify_with_unfiltered_q(target_logits, proposal, noise: Noise, config):
+def verify_with_unfiltered_q(rule, target_logits, proposal, noise: Noise):
     """Wrong: compares with the draft's distribution before top-k and top-p."""
-    unfiltered = sampling.standardize(proposal.logits, DecodingConfig(temperature=config.temperature))
-    return _verify_token(target_logits, proposal._replace(probs=unfiltered), noise, config)
+    unfiltered = sampling.standardize(proposal.logits, DecodingConfig(temperature=rule.config.temperature))
+    return _verify_token(rule, target_logits, proposal._replace(probs=unfiltered), noise)
 
 
-_verify_token = verification.verify_token
+_verify_token = verification.Token.verify
 
 
 @pytest.mark.parametrize("control", ["residual", "unfiltered", "one key"])
 def test_negative_controls_are_rejected(pair, monkeypatch, control):
     settings = dict(gamma=3, verification="token", temperature=1.0)
     if control == "residual":
-        monkeypatch.setattr(verification, "verify_token", resample_from_target)
+        monkeypatch.setattr(verification.Token, "verify", resample_from_target)
     elif control == "unfiltered":
-        monkeypatch.setattr(verification, "verify_token", verify_with_unfiltered_q)
+        monkeypatch.setattr(verification.Token, "verify", verify_with_unfiltered_q)
         settings["top_k"] = 4
     elif control == "one key":
         monkeypatch.setattr(verification, "ACCEPT_STREAM", sampling.DRAFT_STREAM)

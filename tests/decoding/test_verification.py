@@ -169,7 +169,7 @@ def run_rule(monkeypatch, rule, p, q, tokens, accept_u, next_u, config, count=No
     count = np.full(len(p), q.shape[1], np.int32) if count is None else count
     noise = Noise(np.zeros((len(p), 2), np.uint32), np.zeros(len(p), np.int32))
     proposal = Proposal(jnp.asarray(tokens), jnp.asarray(draft_logits), jnp.asarray(q), jnp.asarray(count))
-    verdict = jax.jit(lambda *arrays: rule(*arrays, config))(jnp.asarray(logits), proposal, noise)
+    verdict = jax.jit(rule(config).verify)(jnp.asarray(logits), proposal, noise)
     return jax.tree.map(np.asarray, verdict)
 
 
@@ -186,7 +186,7 @@ def test_rules_decide_as_the_reference_given_the_same_uniforms(monkeypatch, name
     accept_u[rng.uniform(size=accept_u.shape) < 0.05] = 0.0
     next_u = rng.uniform(size=cases).astype(np.float32)
     counts = np.where(rng.uniform(size=cases) < 0.3, rng.integers(0, gamma + 1, cases), gamma).astype(np.int32)
-    rule = {"token": verification.verify_token, "block": verification.verify_block}[name]
+    rule = {"token": verification.Token, "block": verification.Block}[name]
     config = DecodingConfig(verification=name, lenience=lenience)
     verdict = run_rule(monkeypatch, rule, p, q, tokens, accept_u, next_u, config, counts)
     close = 0
@@ -218,7 +218,7 @@ def test_rules_decide_as_the_reference_given_the_same_uniforms(monkeypatch, name
     assert min(reached) > 0.005, reached
 
 
-@pytest.mark.parametrize("rule", [verification.verify_token, verification.verify_block])
+@pytest.mark.parametrize("rule", [verification.Token, verification.Block])
 def test_a_token_without_target_probability_is_never_accepted(monkeypatch, rule):
     # Float uniforms do hit 0: the comparison must be strict.
     p = np.tile(np.array([0.0, 0.5, 0.5], np.float32), (4, 3, 1))
@@ -231,7 +231,7 @@ def test_a_token_without_target_probability_is_never_accepted(monkeypatch, rule)
     np.testing.assert_array_equal(verdict.beta, 0)
 
 
-@pytest.mark.parametrize("rule", [verification.verify_token, verification.verify_block])
+@pytest.mark.parametrize("rule", [verification.Token, verification.Block])
 def test_equal_distributions_accept_all_and_the_bonus_is_from_the_target(monkeypatch, rule):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3000, 6, 5)).astype(np.float32)
@@ -256,7 +256,7 @@ def test_greedy_and_its_lenient_form():
     def run(tokens, lenience, count=2):
         proposal = Proposal(jnp.array([tokens]), jnp.zeros((1, 2, 3)), None, jnp.array([count]))
         config = DecodingConfig(temperature=0.0, lenience=lenience)
-        verdict = verification.rule_for(config)(jnp.log(probs), proposal, noise, config)
+        verdict = verification.rule_for(config).verify(jnp.log(probs), proposal, noise)
         return int(verdict.accepted[0]), int(verdict.next_token[0]), np.asarray(verdict.beta[0]).tolist()
 
     assert run([0, 1], 1.0) == (2, 2, [1, 1])
@@ -278,9 +278,9 @@ def test_coupled_acceptance_is_its_closed_form_and_within_its_bounds():
     """Each p, q: 2e4 draws of both choices; two-sided binomial p-value above 1e-6 against the closed form."""
     rng, draws = np.random.default_rng(0), 20_000
     keys = np.stack([sampling.row_key(0, f"{i}", 0) for i in range(draws)])
-    noise = Noise(keys, np.zeros(draws, np.int32))
+    noise = Noise(keys, np.full(draws, 2, np.int32))
     choose = jax.jit(
-        lambda probs: verification.coupled_choice(jnp.broadcast_to(probs, (draws, probs.shape[-1])), noise, 2)
+        lambda probs: verification.coupled_choice(jnp.broadcast_to(probs, (draws, probs.shape[-1])), noise)
     )
     for _ in range(8):
         tree = random_tree(rng, 4, 1)
@@ -304,17 +304,20 @@ def test_verify_coupled_emits_the_targets_own_choices():
     draft_logits = logits[:, :-1] + jnp.asarray(rng.normal(size=(500, 2, 6)), jnp.float32)
     config = DecodingConfig(verification="coupled", top_k=4)
     noise = Noise(np.stack([sampling.row_key(0, f"{i}", 0) for i in range(500)]), np.arange(500, dtype=np.int32))
+    rule = verification.Coupled(config)
     q = sampling.standardize(draft_logits, config)
 
     @jax.jit
     def choices(values):
-        probs = sampling.standardize(values, config)
-        return jnp.stack([verification.coupled_choice(probs[:, i], noise, i) for i in range(values.shape[1])], axis=1)
+        randomness = rule.randomness(noise, values.shape[1])
+        lots = [jax.tree.map(lambda leaf, i=i: leaf[i], randomness) for i in range(values.shape[1])]
+        return jnp.stack([rule.guess(values[:, i], lot)[0] for i, lot in enumerate(lots)], axis=1)
 
     own, drafted = np.asarray(choices(logits)), np.asarray(choices(draft_logits))
     proposal = Proposal(jnp.asarray(drafted), draft_logits, q, jnp.full((500,), 2, jnp.int32))
-    verdict = jax.jit(lambda *given: verification.verify_coupled(*given, config))(logits, proposal, noise)
+    verdict = jax.jit(rule.verify)(logits, proposal, noise)
     accepted = np.asarray(verdict.accepted)
+    np.testing.assert_array_equal(rule.plain(logits[:, 0], noise), own[:, 0])
     np.testing.assert_array_equal(accepted, np.sum(np.cumprod(drafted == own[:, :-1], axis=1), axis=1))
     np.testing.assert_array_equal(verdict.next_token, own[np.arange(500), accepted])
     p = reference.standardize(np.asarray(logits), top_k=4)[:, :-1]
