@@ -13,10 +13,9 @@ if typing.TYPE_CHECKING:
     from decoding.checkpoints import CheckpointError, CheckpointInfo, inspect_checkpoint, load_model
     from decoding.compilation import keep_programs
     from decoding.config import DecodingConfig, Generation
-    from decoding.drafts import PromptLookupDraft, UniformDraft, load_draft
+    from decoding.drafts import NGramDraft, PromptLookupDraft, UniformDraft, load_draft
     from decoding.engine import EngineReport, Generator
-    from decoding.models.ngram import NGramDraft
-    from decoding.registry import register_family, register_rule
+    from decoding.registry import register_draft, register_family, register_rule
 
 _HOMES = {
     "CheckpointError": "decoding.checkpoints",
@@ -25,13 +24,14 @@ _HOMES = {
     "EngineReport": "decoding.engine",
     "Generation": "decoding.config",
     "Generator": "decoding.engine",
-    "NGramDraft": "decoding.models.ngram",
+    "NGramDraft": "decoding.drafts",
     "PromptLookupDraft": "decoding.drafts",
     "UniformDraft": "decoding.drafts",
     "inspect_checkpoint": "decoding.checkpoints",
     "keep_programs": "decoding.compilation",
     "load_draft": "decoding.drafts",
     "load_model": "decoding.checkpoints",
+    "register_draft": "decoding.registry",
     "register_family": "decoding.registry",
     "register_rule": "decoding.registry",
 }
@@ -50,6 +50,7 @@ __all__ = [
     "keep_programs",
     "load_draft",
     "load_model",
+    "register_draft",
     "register_family",
     "register_rule",
     "theory",

@@ -12,9 +12,6 @@ from decoding.registry import RULES
 if typing.TYPE_CHECKING:
     import numpy as np
 
-# Drafts that have a name in the place of a directory.
-PROMPT_LOOKUP, UNIFORM = "prompt_lookup", "uniform"
-
 # Axes of a mesh of devices: groups of slots, and the devices that a model is split over.
 DATA, MODEL = "data", "model"
 

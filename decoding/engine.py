@@ -19,7 +19,7 @@ import numpy as np
 
 from decoding.adaptive import PROBE_ITERATIONS, Costs, GammaPolicy
 from decoding.config import DecodingConfig, Generation
-from decoding.drafts import Draft
+from decoding.drafts.base import Draft
 from decoding.harvest import Occupant, generation, guesses
 from decoding.models.base import LanguageModel
 from decoding.programs import DRAFT, TARGET, Programs, measure_costs

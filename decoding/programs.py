@@ -18,9 +18,8 @@ from decoding import autoregressive, speculative
 from decoding.adaptive import Costs
 from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
-from decoding.drafts import Draft, as_draft
+from decoding.drafts.base import Draft, as_draft, fitted
 from decoding.models.base import LanguageModel
-from decoding.models.vocabulary import of_one_vocabulary
 from decoding.rows import WIDTH, new_row, pack, unpack
 from decoding.sampling import row_key
 from decoding.sharding import Placement, mesh_of
@@ -67,9 +66,7 @@ class Programs:
         """Arguments and errors are those of a `Generator`; models may be abstract, and then `compile` is not to be called."""
         if draft is None and config.gammas != (0,):
             raise ValueError(f"decoding.gamma is {config.gamma!r} without a draft model; allowed: 0")
-        target, draft = of_one_vocabulary(target, draft, vocab_size)
-        if draft is not None and draft.encoder_decoder not in (None, target.encoder_decoder):
-            raise ValueError("target and draft must both be encoder-decoder models or both be decoder-only")
+        target, draft = fitted(target, draft, vocab_size)
         self.config = config
         self.eos_id, self.start_id, self.vocab_size = target.eos_id, target.start_id, target.vocab_size
         self.encoder_decoder = target.encoder_decoder

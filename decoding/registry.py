@@ -99,5 +99,13 @@ RULES = Registry(
     "decoding.verification", {"token": f"{_RULES}:Token", "block": f"{_RULES}:Block", "coupled": f"{_RULES}:Coupled"}
 )
 
+# `model.draft` -> what makes a `decoding.drafts.Draft` without arguments; it takes what it needs from its target.
+PROMPT_LOOKUP = "prompt_lookup"
+DRAFTS = Registry(
+    "model.draft",
+    {PROMPT_LOOKUP: "decoding.drafts.prompt_lookup:PromptLookupDraft", "uniform": "decoding.drafts.uniform:UniformDraft"},
+)
+
+register_draft = DRAFTS.register
 register_family = FAMILIES.register
 register_rule = RULES.register

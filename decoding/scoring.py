@@ -22,9 +22,8 @@ from jax.scipy.special import entr
 
 from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
-from decoding.drafts import Draft
+from decoding.drafts.base import Draft, fitted
 from decoding.models.base import LanguageModel
-from decoding.models.vocabulary import of_one_vocabulary
 from decoding.rows import Rows
 from decoding.sampling import argmax, log_prob, standardize
 
@@ -119,16 +118,13 @@ class Scorer:
         Raises:
           ValueError: a draft does not fit the target.
         """
-        fitted = {name: of_one_vocabulary(target, draft, vocab_size)[1] for name, draft in drafts.items()}
-        target, _ = of_one_vocabulary(target, None, vocab_size)
-        for name, draft in drafts.items():
-            if draft.encoder_decoder not in (None, target.encoder_decoder):
-                raise ValueError(f"target and draft {name!r} must both be encoder-decoder models or both be decoder-only")
+        drafts = {name: fitted(target, draft, vocab_size)[1] for name, draft in drafts.items()}
+        target, _ = fitted(target, None, vocab_size)
         self.config, self.lenience = config, tuple(lenience)
         self._start_id, self._encoder_decoder = target.start_id, target.encoder_decoder
         self._vocab_size, self._batch_tokens = target.vocab_size, batch_tokens
         self._target = nnx.split(target)
-        self._drafts = {name: nnx.split(draft) for name, draft in fitted.items()}
+        self._drafts = {name: nnx.split(draft) for name, draft in drafts.items()}
         self._lock = threading.Lock()
         self._compile()
 
@@ -229,7 +225,7 @@ class Scorer:
         """The fields of `DraftScores`, [B, T, ...] each."""
         draft = nnx.merge(graph, params)
         choice = proposed = None
-        if hasattr(draft, "propose"):
+        if isinstance(draft, Draft):
             choice, proposed, logits = self._proposals(draft, batch)
         else:
             logits = self._logits(draft, batch)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from decoding.config import DecodingConfig
-from decoding.drafts import Draft
+from decoding.drafts.base import Draft
 from decoding.models.base import LanguageModel, State
 from decoding.rows import Emission, Rows, emit
 from decoding.verification import rule_for

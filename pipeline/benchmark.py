@@ -85,8 +85,6 @@ def measure(
     target = decoding.load_model(config.model.target, dtype=config.model.dtype)
     draft = decoding.load_draft(
         config.model.draft,
-        target,
-        vocab_size=models.vocab_size,
         max_ngram=config.model.prompt_lookup_max_ngram,
         min_ngram=config.model.prompt_lookup_min_ngram,
         dtype=config.model.dtype,

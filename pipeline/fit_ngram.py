@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import decoding
-from decoding.models import ngram
+from decoding.drafts import ngram
 from decoding.version import __version__
 from pipeline.manifest import plan_of
 from pipeline.preflight import CheckedModels, check_models, pieces_sha256

@@ -8,8 +8,8 @@ import json
 from collections.abc import Sequence
 
 import decoding
-from decoding.drafts import PROMPT_LOOKUP, UNIFORM
-from decoding.models import ngram
+from decoding.drafts import ngram
+from decoding.registry import DRAFTS, PROMPT_LOOKUP
 from pipeline.settings import ConfigError, JobConfig, ModelConfig
 from transforms import chat, storage
 from transforms.tokenize import Tokenizer, TokenizerError, find_tokenizer, load_tokenizer
@@ -133,14 +133,14 @@ def check_draft(
     if draft == PROMPT_LOOKUP:
         lengths = {"max_ngram": config.prompt_lookup_max_ngram, "min_ngram": config.prompt_lookup_min_ngram}
         return CheckedDraft({"kind": draft, **lengths}, target.vocab_size)
-    if draft == UNIFORM:
+    if draft in DRAFTS:
         return CheckedDraft({"kind": draft}, target.vocab_size)
     try:
         with storage.store_errors(draft):
             is_ngram = ngram.is_ngram(draft)
             info = ngram.read_info(draft) if is_ngram else decoding.inspect_checkpoint(draft)
     except (decoding.CheckpointError, OSError) as error:
-        close = difflib.get_close_matches(draft.rsplit("/", 1)[-1], (PROMPT_LOOKUP, UNIFORM), 1)
+        close = difflib.get_close_matches(draft.rsplit("/", 1)[-1], DRAFTS.names(), 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{setting} is {draft!r}: {error}{hint}") from error
     same = ("start_id", "eos_id") if is_ngram else ("eos_id", "encoder_decoder")

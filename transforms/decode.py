@@ -125,8 +125,6 @@ def load_generator(models: Models, config: decoding.DecodingConfig, costs: Costs
     target = decoding.load_model(models.target, dtype=models.dtype, mesh=mesh)
     draft = decoding.load_draft(
         models.draft if max(config.gammas) > 0 else "",
-        target,
-        vocab_size=models.vocab_size,
         max_ngram=models.max_ngram,
         min_ngram=models.min_ngram,
         dtype=models.dtype,

@@ -13,7 +13,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow.parquet as pq
 
-from decoding.models.ngram import NGramDraft, pair_codes
+from decoding.drafts.ngram import NGramDraft, pair_codes
 from transforms.inputs.base import InputSpec
 from transforms.parts import open_part
 from transforms.plan import Plan, ShardTable
@@ -29,7 +29,7 @@ _NO_LIMIT = 1 << 30
 FIT, HELD_OUT = "fit", "held_out"
 
 SparseCounts = tuple[np.ndarray, np.ndarray]
-"""(codes, counts), int64[N] each: distinct pairs as in `decoding.models.ngram.pair_codes`, increasing."""
+"""(codes, counts), int64[N] each: distinct pairs as in `decoding.drafts.ngram.pair_codes`, increasing."""
 
 
 def merge_counts(parts: Sequence[SparseCounts]) -> SparseCounts:

@@ -248,8 +248,6 @@ def load_scorer(settings: ScoreSettings) -> Scorer:
     drafts = {
         name: decoding.load_draft(
             path,
-            target,
-            vocab_size=settings.vocab_size,
             max_ngram=settings.max_ngram,
             min_ngram=settings.min_ngram,
             dtype=settings.dtype,

@@ -99,6 +99,7 @@ class LanguageModel(Protocol):
       eos_id: the token that ends a generation.
       encoder_decoder: inputs go to an encoder, and decoding starts at position 0 with `start_id`.  Otherwise an input
         of n tokens is the text so far, and decoding starts at position n - 1 with its last token.
+      config: its `Shape`, from which it can be split over a mesh; None, or absent, where it has none.
     """
 
     vocab_size: int

@@ -1,5 +1,7 @@
 """Vocabularies padded by different amounts: Qwen2's 72B has 152,064 rows, its 0.5B 151,936, their tokeniser fewer."""
 
+from collections.abc import Sequence
+
 import jax
 from flax import nnx
 
@@ -16,10 +18,7 @@ class FirstTokens(nnx.Module):
     def __init__(self, model: LanguageModel, vocab_size: int):
         self.model, self.vocab_size = model, vocab_size
         self.start_id, self.eos_id, self.encoder_decoder = model.start_id, model.eos_id, model.encoder_decoder
-
-    @property
-    def config(self):
-        return getattr(self.model, "config", None)
+        self.config = getattr(model, "config", None)
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         return self.model.init_state(batch, input_length, max_positions)
@@ -37,30 +36,17 @@ class FirstTokens(nnx.Module):
         return self.model.logits(decoder_tokens, encoder_tokens, encoder_lengths)[..., : self.vocab_size]
 
 
-def of_one_vocabulary(target: LanguageModel, draft, vocab_size: int | None):
-    """(target, draft) of the same number of tokens.
-
-    Where sizes differ nothing is cut unasked: a target without some of its real tokens has another distribution.
-
-    Args:
-      draft: a `LanguageModel`, which is cut like the target, a `decoding.drafts.Draft`, which is not, or None.
-      vocab_size: what both are cut to, None for nothing.
+def cut(models: Sequence[LanguageModel], vocab_size: int | None) -> list[LanguageModel]:
+    """The models with `vocab_size` tokens each, or as they are for None.
 
     Raises:
-      ValueError: the sizes differ, or a model lacks some of the `vocab_size` tokens.
+      ValueError: one has fewer, or the first's special tokens are not among them.
     """
-    if vocab_size is not None:
-        models = (target,) if draft is None or hasattr(draft, "propose") else (target, draft)
-        smallest, special = min(model.vocab_size for model in models), max(target.start_id, target.eos_id)
-        if not special < vocab_size <= smallest:
-            raise ValueError(
-                f"vocab_size is {vocab_size}; allowed: {special + 1} (all special tokens) to {smallest} (all models)"
-            )
-        target, *cut = (model if model.vocab_size == vocab_size else FirstTokens(model, vocab_size) for model in models)
-        draft = cut[0] if cut else draft
-    if draft is not None and draft.vocab_size != target.vocab_size:
+    if vocab_size is None:
+        return list(models)
+    smallest, special = min(model.vocab_size for model in models), max(models[0].start_id, models[0].eos_id)
+    if not special < vocab_size <= smallest:
         raise ValueError(
-            f"the draft's vocabulary has {draft.vocab_size} tokens and the target's {target.vocab_size}; they must share "
-            "one tokeniser, and where only their padding differs, give its number of tokens as vocab_size"
+            f"vocab_size is {vocab_size}; allowed: {special + 1} (all special tokens) to {smallest} (all models)"
         )
-    return target, draft
+    return [model if model.vocab_size == vocab_size else FirstTokens(model, vocab_size) for model in models]

@@ -9,7 +9,7 @@ import numpy as np
 
 import decoding
 from decoding import DecodingConfig
-from decoding.drafts import Draft
+from decoding.drafts.base import Draft
 from decoding.models.base import LanguageModel
 from pipeline.benchmarking.paired import interleaved
 from pipeline.benchmarking.passes import MIN_SECONDS, Pass, PassTimer
@@ -102,7 +102,7 @@ class Runner:
             announce(f"compiling single passes, {slots(num_slots)}")
             group = []
             for name, model, positions in (("target", target, widths), ("draft", draft, [1])):
-                if hasattr(model, "step"):
+                if model is not None and not isinstance(model, Draft):
                     self._timers[num_slots, name] = PassTimer(
                         model,
                         num_slots=num_slots,

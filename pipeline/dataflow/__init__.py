@@ -23,7 +23,7 @@ from apache_beam.options.pipeline_options_validator import PipelineOptionsValida
 from apache_beam.runners.runner import create_runner
 
 import decoding
-from decoding.models import ngram
+from decoding.drafts import ngram
 from decoding.sharding import parse_mesh
 from pipeline.dataflow.accelerators import Accelerator, by_name, by_request
 from pipeline.settings import ConfigError, JobConfig

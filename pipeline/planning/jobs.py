@@ -13,13 +13,15 @@ from decoding import DecodingConfig, sharding
 from decoding.checkpoints import CheckpointError, architecture, find_checkpoint
 from decoding.checkpoints.load import DTYPES
 from decoding.compilation import Compiler
+from decoding.drafts import fitted
+from decoding.drafts.ngram import is_ngram
 from decoding.engine import Generator
-from decoding.models.ngram import is_ngram
 from decoding.programs import max_positions, prefill_rows
+from decoding.registry import DRAFTS
 from pipeline.planning import chips, memory, roofline
 from pipeline.planning.command import PlanOptions
 from pipeline.preflight import check_models
-from pipeline.settings import NAMED_DRAFTS, ConfigError, JobConfig
+from pipeline.settings import ConfigError, JobConfig
 
 _TRIES = 5
 
@@ -45,10 +47,10 @@ def abstract_models(config: JobConfig, vocab_size: int | None = None):
     target, name = model("model.target", config.model.target), config.model.draft
     if not name or config.decoding.gammas == (0,):
         return target, None
-    if name not in NAMED_DRAFTS and not is_ngram(name):
+    if name not in DRAFTS and not is_ngram(name):
         return target, model("model.draft", name)
     lengths = {"max_ngram": config.model.prompt_lookup_max_ngram, "min_ngram": config.model.prompt_lookup_min_ngram}
-    return target, decoding.load_draft(name, target, vocab_size=vocab_size, **lengths)
+    return target, fitted(target, decoding.load_draft(name, **lengths), vocab_size)[1]
 
 
 def job_programs(target, draft, config: DecodingConfig, vocab_size: int | None, baseline: bool) -> dict:
@@ -138,7 +140,7 @@ def slice_job(config: JobConfig, options: PlanOptions) -> SliceJob:
     vocab_size = job_vocabulary(config) if options.prepare else None
     target, draft = abstract_models(config, vocab_size)
     target = sharding.shard(target, mesh)
-    if draft is not None and options.split_draft and hasattr(draft, "step"):
+    if draft is not None and options.split_draft and draft.config is not None:
         draft = sharding.shard(draft, mesh)
     return SliceJob(
         topology=topology,

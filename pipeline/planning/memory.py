@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import decoding
-from decoding.drafts import as_draft
+from decoding.drafts.base import as_draft
 from decoding.sharding import Placement, mesh_of
 from pipeline.planning import chips
 from pipeline.planning.roofline import parameters, shard_bytes

@@ -24,7 +24,7 @@ def predict(job: SliceJob, options: PlanOptions) -> dict:
     chip, ways, gamma = job.topology.chip, job.mesh.shape["model"], max(job.config.gammas)
 
     def seconds(model, positions: int) -> float:
-        if not hasattr(model, "step"):
+        if model.config is None:  # a table, or copying
             return 0.0
         shared = 1 if sharding.mesh_of(model) is None else ways
         return job.work(model, positions).seconds(chip, shared, options.overhead)
@@ -65,7 +65,7 @@ def measured(config: JobConfig, options: PlanOptions) -> dict:
     result = {"device": device.device_kind, "num_slots": slots, "passes": []}
     seconds = {}
     for name, shape, widths in (("target", target, [1, gamma + 1]), ("draft", draft, [1])):
-        if shape is None or not hasattr(shape, "step"):
+        if shape is None or shape.config is None:
             continue
         path = getattr(config.model, name)
         dtype = config.model.dtype

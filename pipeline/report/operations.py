@@ -6,9 +6,9 @@ from typing import Any
 
 from decoding.checkpoints.architecture import shape_of
 from decoding.checkpoints.load import CheckpointError, find_checkpoint
-from decoding.models.ngram import is_ngram
+from decoding.drafts.ngram import is_ngram
+from decoding.registry import DRAFTS
 from pipeline.report.sources import Source
-from pipeline.settings import NAMED_DRAFTS
 
 
 def describe_models(sources: Sequence[Source]) -> tuple[dict[str, dict], list[str]]:
@@ -44,6 +44,6 @@ def describe_models(sources: Sequence[Source]) -> tuple[dict[str, dict], list[st
 
 def _shape_at(path: str) -> dict | None:
     """The architecture of the checkpoint at a path; None for a table or a way of copying."""
-    if path in NAMED_DRAFTS or is_ngram(path):
+    if path in DRAFTS or is_ngram(path):
         return None
     return dataclasses.asdict(find_checkpoint(path).config)

@@ -8,11 +8,10 @@ from pipeline.settings.command_line import (
     parse_command_line,
     resolve_paths,
 )
-from pipeline.settings.sections import NAMED_DRAFTS, InputConfig, JobConfig, ModelConfig, ScoreConfig, ShardsConfig
+from pipeline.settings.sections import InputConfig, JobConfig, ModelConfig, ScoreConfig, ShardsConfig
 from pipeline.settings.typed import ConfigError, build
 
 __all__ = [
-    "NAMED_DRAFTS",
     "CommandLine",
     "ConfigError",
     "InputConfig",

@@ -15,7 +15,8 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from pipeline.settings.sections import NAMED_DRAFTS, JobConfig
+from decoding.registry import DRAFTS
+from pipeline.settings.sections import JobConfig
 from pipeline.settings.typed import ConfigError, build, check_names, describe, dotted
 from transforms.storage import carries_credential, is_remote, placeholder_in, without_query
 
@@ -180,7 +181,7 @@ def resolve_paths(config: JobConfig) -> JobConfig:
 
 def draft_path(draft: str) -> str:
     """A directory made absolute; the name of a draft that has none as it is."""
-    return draft if draft in NAMED_DRAFTS else absolute(draft)
+    return draft if draft in DRAFTS else absolute(draft)
 
 
 def absolute(path: str) -> str:

@@ -2,13 +2,10 @@
 
 import dataclasses
 
-from decoding.config import PROMPT_LOOKUP, UNIFORM, DecodingConfig, parse_mesh
+from decoding.config import DecodingConfig, parse_mesh
 from pipeline.settings.typed import require
 from transforms.inputs import FILE_FORMATS, FORMATS, format_of
 from transforms.inputs.base import Cut, InputSpec, RecordFields
-
-NAMED_DRAFTS = (PROMPT_LOOKUP, UNIFORM)
-"""Drafts that are a way of proposing rather than a directory."""
 
 
 @dataclasses.dataclass(frozen=True)

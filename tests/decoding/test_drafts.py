@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 import decoding
+from decoding.drafts import fitted
 from decoding.rows import Rows
 from tests import reference, tiny_t5
 from tests.scripted import reciting
@@ -28,7 +29,7 @@ def rows_at(position, previous, last) -> Rows:
 
 
 def test_copies_from_the_input_after_the_longest_match():
-    draft = decoding.PromptLookupDraft(50, max_ngram=2)
+    draft = decoding.PromptLookupDraft(50, encoder_decoder=True, max_ngram=2)
     state = draft.init_state(2, 8, 20) | {
         "input": jnp.array([[5, 6, 7, 9, 6, 8], [5, 6, 7, 1, 0, 0]]),
         "lengths": jnp.array([6, 4]),
@@ -45,7 +46,7 @@ def test_copies_from_the_input_after_the_longest_match():
 
 
 def test_a_longer_match_in_the_input_wins_over_a_later_one_in_the_output():
-    draft = decoding.PromptLookupDraft(50)
+    draft = decoding.PromptLookupDraft(50, encoder_decoder=True)
     state = draft.init_state(1, 4, 20) | {"input": jnp.array([[5, 6, 7, 9]]), "lengths": jnp.array([4])}
     state = draft.follow(state, jnp.array([[0, 6, 30]]), jnp.array([0]))
     proposal, state = draft.propose(state, rows_at([4], [5], [6]), 3, CONFIG)  # the text is 0 6 30 5 6
@@ -80,7 +81,7 @@ def test_greedy_output_is_the_targets_and_rows_without_a_match_draft_nothing(nam
     ids = [str(i) for i in range(5)]
     settings = {"temperature": 0.0, "max_decode_tokens": 40, "num_slots": 2, "input_buckets": (16,)}
     plain = decoding.Generator(target, None, decoding.DecodingConfig(gamma=0, **settings)).generate(inputs, ids)
-    draft = decoding.PromptLookupDraft(384, encoder_decoder=target.encoder_decoder)
+    draft = decoding.PromptLookupDraft()
     results = decoding.Generator(target, draft, decoding.DecodingConfig(gamma=4, **settings)).generate(inputs, ids)
     gammas = np.concatenate([result.gammas for result in results])
     assert gammas.min() == 0 and gammas.max() > 0
@@ -97,7 +98,7 @@ def test_a_repeating_text_is_copied():
     """The target recites 3 4 5 6 3 4 5 6 ...: once a round is over, every guess is right."""
     target = reciting([3, 4, 5, 6], vocab_size=16)
     config = decoding.DecodingConfig(gamma=3, temperature=0.0, max_decode_tokens=24, num_slots=1, input_buckets=(4,))
-    (result,) = decoding.Generator(target, decoding.PromptLookupDraft(16), config).generate([[9, 1]], ["a"])
+    (result,) = decoding.Generator(target, decoding.PromptLookupDraft(), config).generate([[9, 1]], ["a"])
     assert result.tokens.tolist() == [3, 4, 5, 6] * 6
     assert result.gammas[:4].tolist() == [0, 0, 0, 0]
     assert np.all(result.accepted[5:-1] == 3)
@@ -117,18 +118,29 @@ def test_uniform_guesses_are_uniform():
     assert draft.propose({}, rows, 4, decoding.DecodingConfig(gamma=4, temperature=0.0))[0].probs is None
 
 
-def test_drafts_by_name(tmp_path):
+@pytest.mark.parametrize("draft", [decoding.PromptLookupDraft(max_ngram=2), decoding.UniformDraft()])
+@pytest.mark.parametrize("vocab_size", [None, 12])
+def test_drafts_take_vocabulary_and_kind_from_their_target(draft, vocab_size):
     target = reciting([3, 4], vocab_size=16)
-    assert decoding.load_draft("", target) is None
-    lookup = decoding.load_draft("prompt_lookup", target, vocab_size=12, max_ngram=2)
-    assert isinstance(lookup, decoding.PromptLookupDraft)
-    assert (lookup.vocab_size, lookup.max_ngram, lookup.encoder_decoder) == (12, 2, True)
-    assert decoding.load_draft("uniform", target).vocab_size == 16
+    cut, bound = fitted(target, draft, vocab_size)
+    assert bound.vocab_size == cut.vocab_size == (vocab_size or 16)
+    assert draft.vocab_size is None
+    if isinstance(bound, decoding.PromptLookupDraft):
+        assert (bound.encoder_decoder, bound.max_ngram) == (True, 2)
+    with pytest.raises(ValueError, match="both be encoder-decoder models or both be decoder-only"):
+        fitted(target, decoding.PromptLookupDraft(encoder_decoder=False))
+
+
+def test_drafts_by_name(tmp_path):
+    assert decoding.load_draft("") is None
+    lookup = decoding.load_draft("prompt_lookup", max_ngram=2)
+    assert isinstance(lookup, decoding.PromptLookupDraft) and lookup.max_ngram == 2
+    assert isinstance(decoding.load_draft("uniform"), decoding.UniformDraft)
     decoding.NGramDraft.fit([[2, 3]], 16, start_id=0, eos_id=1).save(str(tmp_path))
-    assert isinstance(decoding.load_draft(str(tmp_path), target), decoding.NGramDraft)
-    assert decoding.load_draft(str(GOLDEN / "llama"), target, dtype="bfloat16").vocab_size == 384
+    assert isinstance(decoding.load_draft(str(tmp_path)), decoding.NGramDraft)
+    assert decoding.load_draft(str(GOLDEN / "llama"), dtype="bfloat16").vocab_size == 384
     with pytest.raises(decoding.CheckpointError, match="nowhere"):
-        decoding.load_draft("nowhere", target)
+        decoding.load_draft("nowhere")
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +161,8 @@ def narrow_bigram() -> decoding.NGramDraft:
 
 DRAFTS = {
     "bigram": narrow_bigram,
-    "lookup": lambda: decoding.PromptLookupDraft(6, max_ngram=2),
-    "uniform": lambda: decoding.UniformDraft(6),
+    "lookup": lambda: decoding.PromptLookupDraft(max_ngram=2),
+    "uniform": decoding.UniformDraft,
 }
 
 

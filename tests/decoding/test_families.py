@@ -61,7 +61,7 @@ def draft_for(kind: str, target, outputs):
         special = {"start_id": target.start_id, "eos_id": target.eos_id}
         return decoding.NGramDraft.fit(outputs, target.vocab_size, order=order, **special)
     if kind != "transformer":
-        return decoding.load_draft(kind, target)
+        return decoding.load_draft(kind)
     if target.encoder_decoder:
         return decoding.load_model(str(GOLDEN / "t5_v1_1_draft"))
     return random_model(2, vocab_size=target.vocab_size, num_layers=1)

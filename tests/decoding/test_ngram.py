@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 import decoding
-from decoding.models import ngram
+from decoding.drafts import ngram
 
 
 def fitted(texts, order=2, min_count=1):

@@ -159,7 +159,7 @@ def test_same_as_generation_recorded_prompt_lookup(temperature):
     inputs = [[5, 6, 7, 5, 6, 7, 1], [9, 9, 9, 1], [11, 12, 1]]
     # A target that repeats itself, so that there is something to look up.
     target = scripted.near(scripted.reciting([4, 5, 6, 7]), seed=1, noise=0.5)
-    lookup = PromptLookupDraft(target.vocab_size)
+    lookup = PromptLookupDraft()
     inputs = [[token % 8 for token in given] for given in inputs]
     found = check_recorded(target, lookup, config, inputs, ["a", "b", "c"])
     assert any(np.isnan(scores.drafts["draft"].beta).any() for scores in found)
@@ -173,7 +173,7 @@ def test_same_as_generation_recorded_prompt_lookup(temperature):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_uniform_draft(temperature):
     target = scripted.random_script(3, vocab_size=8)
-    scorer = Scorer(target, {"uniform": UniformDraft(8)}, settings(temperature=temperature, input_buckets=(16,)))
+    scorer = Scorer(target, {"uniform": UniformDraft()}, settings(temperature=temperature, input_buckets=(16,)))
     texts = [np.random.default_rng(1).integers(0, 8, 24) for _ in range(40)]
     found = [one.drafts["uniform"] for one in scorer.score([[2, 3]] * 40, texts)]
     beta = np.concatenate([one.beta for one in found])

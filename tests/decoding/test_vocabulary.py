@@ -64,7 +64,7 @@ def test_greedy_is_the_argmax_of_the_real_tokens(draft):
     table[:, :, REAL:] += 20  # uncut, nothing but padding would come
     table[:, :, 1] -= 9
     whole, cut = Scripted(table), Scripted(table[:, :, :REAL])
-    other = near(Scripted(table[:, :, :8]), 1) if draft == "model" else decoding.UniformDraft(REAL)
+    other = near(Scripted(table[:, :, :8]), 1) if draft == "model" else decoding.UniformDraft()
     (row,) = generate((whole, other), REAL, gamma=2, temperature=0.0)
     assert row.tokens.tolist() == greedy(cut, INPUTS, 6)
     assert len(row.tokens) == 6 and greedy(whole, INPUTS, 1)[0] >= REAL

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 import decoding
-from decoding.models import ngram
+from decoding.drafts import ngram
 from pipeline import fit_ngram, generate
 from pipeline.preflight import check_draft, pieces_sha256, shared_vocab_size
 from pipeline.settings import ConfigError, ModelConfig, build

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import decoding
-from decoding.models import ngram
+from decoding.drafts import ngram
 from transforms.ngram import (
     FIT,
     CountTexts,

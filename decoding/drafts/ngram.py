@@ -102,6 +102,7 @@ class NGramDraft(nnx.Module):
     """
 
     encoder_decoder = None  # needs nothing but the last token
+    config = None
 
     def __init__(self, unigram, starts, followers, shares, backoff, *, start_id: int, eos_id: int):
         """Raises:
