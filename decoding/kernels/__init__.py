@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoding.kernels import build
-from decoding.kernels.packing import BLOCKS, FLOATS, KINDS, PackedWeight, pack, pack_blocks
+from decoding.kernels.packing import BLOCKS, FLOATS, KINDS, PackedWeight, gate, pack, pack_blocks
 
 __all__ = [
-    "BLOCKS", "FLOATS", "KINDS", "PackedWeight",
-    "arithmetic", "available", "instruction_sets", "pack", "pack_blocks", "product", "rows", "select",
+    "ACTIVATIONS", "BLOCKS", "FLOATS", "KINDS", "PackedWeight",
+    "arithmetic", "available", "gate", "instruction_sets", "pack", "pack_blocks", "product", "rows", "select",
 ]  # fmt: skip
 
+ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")  # in the order of `Activation` in product.h
 VARIABLE = "SPECBEAM_KERNELS"
 _lock = threading.Lock()
 
@@ -64,25 +65,54 @@ def arithmetic(kind: str) -> str:
     return "int32" if kind == "int8" and _library().specbeam_integer_sums() else "float32"
 
 
-def product(x: jax.Array, weight: PackedWeight, real: jax.Array | None = None) -> jax.Array:
-    """x @ weight, float32.
+def product(
+    x: jax.Array,
+    weight: PackedWeight,
+    *,
+    norm: tuple[jax.Array, jax.Array | None, float] | None = None,
+    bias: jax.Array | None = None,
+    activation: str | None = None,
+    residual: jax.Array | None = None,
+    real: jax.Array | None = None,
+) -> jax.Array:
+    """x @ weight, float32, with what comes before and after it.
 
     Args:
       x: [..., inputs]; computed in float32.
       weight: packed on the same processor.
+      norm: of the rows of x first: scale [inputs], shift [inputs] or None, and epsilon. RMS norm without a shift, layer norm
+        with one.
+      bias: [outputs], added.
+      activation: one of ACTIVATIONS, of the sum with its bias. Of a gated weight, of its first half's, which is then
+        multiplied by the second half's.
+      residual: [..., outputs], added last.
       real: int32[], how many rows of x, its leading axes taken together, are wanted; results of the others are zeros.
 
     Returns:
-      float32[..., outputs].
+      float32[..., outputs], or half as many of a gated weight.
     """
     if x.shape[-1] != weight.inputs:
         raise ValueError(f"x has {x.shape[-1]} features (shape {x.shape}); the weight takes {weight.inputs}")
-    lead = x.shape[:-1]
+    lead, width = x.shape[:-1], weight.outputs // (2 if weight.gated else 1)
     flat = x.reshape(-1, weight.inputs).astype(jnp.float32)
     real = jnp.full((), flat.shape[0], jnp.int32) if real is None else jnp.asarray(real, jnp.int32)
-    result = jax.ShapeDtypeStruct((flat.shape[0], weight.outputs), jnp.float32)
-    call = jax.ffi.ffi_call(_targets()["product"], result, vmap_method="sequential")
-    return call(flat, weight.words, real, kind=np.int32(KINDS.index(weight.kind))).reshape(*lead, weight.outputs)
+    scale, shift, epsilon = norm or (None, None, 0.0)
+    residual = None if residual is None else residual.reshape(-1, width)
+    result = jax.ShapeDtypeStruct((flat.shape[0], width), jnp.float32)
+    call = jax.ffi.ffi_call(targets()["product"], result, vmap_method="sequential")
+    static = dict(
+        kind=np.int32(KINDS.index(weight.kind)),
+        epsilon=np.float32(epsilon),
+        activation=np.int32(ACTIVATIONS.index(activation) + 1 if activation else 0),
+        gated=weight.gated,
+    )
+    ends = [optional(array) for array in (scale, shift, bias, residual)]
+    return call(flat, weight.words, real, *ends, **static).reshape(*lead, width)
+
+
+def optional(array: jax.Array | None) -> jax.Array:
+    """An operand that may be missing, for a custom call: float32, without elements where there is none."""
+    return jnp.zeros((0, 0), jnp.float32) if array is None else array.astype(jnp.float32)
 
 
 def rows(weight: PackedWeight, ids: jax.Array) -> jax.Array:
@@ -97,7 +127,7 @@ def rows(weight: PackedWeight, ids: jax.Array) -> jax.Array:
     """
     flat = ids.reshape(-1).astype(jnp.int32)
     result = jax.ShapeDtypeStruct((flat.shape[0], weight.inputs), jnp.float32)
-    call = jax.ffi.ffi_call(_targets()["columns"], result, vmap_method="sequential")
+    call = jax.ffi.ffi_call(targets()["columns"], result, vmap_method="sequential")
     static = dict(kind=np.int32(KINDS.index(weight.kind)), outputs=np.int32(weight.outputs))
     return call(weight.words, flat, **static).reshape(*ids.shape, weight.inputs)
 
@@ -130,13 +160,14 @@ def _select(library: ctypes.CDLL | None, instruction_set: str) -> None:
 
 
 @functools.cache
-def _targets() -> dict[str, str]:
+def targets() -> dict[str, str]:
     """Names of the registered custom calls. A source's own: a program kept from another version must not call this one."""
     library = _library()
     if library is None:
         raise RuntimeError("the products are not available on this machine; ask `available()` before packing")
     version = build.sources_key()
-    names = {name: f"specbeam_{name}_{version}" for name in ("product", "columns")}
+    calls = ("product", "columns", "attend_cache", "attend_input", "attend_itself")
+    names = {name: f"specbeam_{name}_{version}" for name in calls}
     for name, registered in names.items():
         handler = jax.ffi.pycapsule(getattr(library, f"specbeam_{name}"))
         jax.ffi.register_ffi_target(registered, handler, platform="cpu")

@@ -68,7 +68,8 @@ def build(compiler: list[str], directory: Path) -> Path:
         commands = [[*_FLAGS, f"-I{include}", "-c", f"{_SOURCES}/dispatch.cc", "-o", f"{scratch}/dispatch.o"]]
         for name, flags in targets.items():
             flags = [*_FLAGS, *_PRODUCT_FLAGS, *flags[zig], f"-DTARGET={name}"]
-            commands.append([*flags, "-c", f"{_SOURCES}/product.cc", "-o", f"{scratch}/{name}.o"])
+            for source in ("product", "attention"):
+                commands.append([*flags, "-c", f"{_SOURCES}/{source}.cc", "-o", f"{scratch}/{source}-{name}.o"])
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda arguments: _run([*compiler, *arguments]), commands))
         objects = [command[-1] for command in commands]
@@ -116,6 +117,6 @@ def _key(compiler: list[str], machine: str, include: str) -> str:
 def _run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        lines = [line for line in done.stderr.splitlines() if "error:" in line] or done.stderr.splitlines()
         raise BuildError(f"{' '.join(command[:4])} ...: {lines[0] if lines else f'exit code {done.returncode}'}")
     return done.stdout

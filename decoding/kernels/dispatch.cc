@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "attention.h"
 #include "product.h"
 #include "xla/ffi/api/ffi.h"
 #if defined(__x86_64__)
@@ -106,16 +107,34 @@ static Weight weight(const ffi::Buffer<ffi::U32>& words, int32_t kind, int64_t i
   return {words.typed_data(), words.dimensions()[1] * words.dimensions()[2], inputs, outputs, static_cast<Kind>(kind)};
 }
 
-// y [M, N] = x [M, K] W; rows from real[0] on are zeros.
+static const float* given(const ffi::Buffer<ffi::F32>& optional) {
+  return optional.element_count() ? optional.typed_data() : nullptr;
+}
+
+// y [M, N] = ends(norm(x) [M, K] W); rows from real[0] on are zeros. A gated W has two halves of whole panels, and y is
+// activation(x W0) * x W1.
 static ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::U32> words,
-                          ffi::Buffer<ffi::S32> real, ffi::ResultBuffer<ffi::F32> y, int32_t kind) {
-  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], outputs = y->dimensions()[1];
+                          ffi::Buffer<ffi::S32> real, ffi::Buffer<ffi::F32> norm_scale, ffi::Buffer<ffi::F32> norm_shift,
+                          ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> residual, ffi::ResultBuffer<ffi::F32> y,
+                          int32_t kind, float epsilon, int32_t activation, bool gated) {
+  const int64_t rows = x.dimensions()[0], inputs = x.dimensions()[1], width = y->dimensions()[1];
   const int64_t count = std::max<int64_t>(0, std::min<int64_t>(rows, real.typed_data()[0]));
+  const int64_t panels = words.dimensions()[0] / (gated ? 2 : 1);
   const Target& target = *selected.load();
-  Call call{weight(words, kind, inputs, outputs), x.typed_data(), y->typed_data(), nullptr, nullptr};
-  memset(call.y + count * outputs, 0, (rows - count) * outputs * sizeof(float));
+  Call call{};
+  call.weight = weight(words, kind, inputs, words.dimensions()[0] * kColumns);
+  call.x = x.typed_data(), call.y = y->typed_data(), call.width = width;
+  call.bias = given(bias), call.residual = given(residual), call.activation = static_cast<Activation>(activation);
+  memset(call.y + count * width, 0, (rows - count) * width * sizeof(float));
   if (!count) return ffi::Error::Success();
 
+  std::unique_ptr<float[]> normed;
+  if (const Norm norm{given(norm_scale), given(norm_shift), epsilon}; norm.scale) {
+    normed.reset(new float[count * inputs]);
+    KeepSubnormals mode;
+    for (int64_t r = 0; r < count; ++r) target.normalise(call.x + r * inputs, inputs, norm, &normed[r * inputs]);
+    call.x = normed.get();
+  }
   std::unique_ptr<int32_t[]> quantised;
   std::unique_ptr<float[]> units;
   if (kind == kInt8 && target.integer_sums) {
@@ -127,11 +146,16 @@ static ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
     call.quantised = quantised.get();
     call.units = units.get();
   }
+  Call second = call;
+  second.first_panel = panels, second.activation = kIdentity, second.multiply = true;
+  if (gated) call.residual = nullptr;
+  if (gated && call.bias) second.bias = call.bias + width;
   constexpr int64_t kRows = 256;  // of a unit
-  const int64_t panels = words.dimensions()[0], blocks = (count + kRows - 1) / kRows;
+  const int64_t blocks = (count + kRows - 1) / kRows;
   parallel(pool, panels * blocks, words.size_bytes() * (1 + count / 16), [=, &target](int64_t i) {
-    const int64_t first = i % blocks * kRows;
-    target.product(call, i / blocks, first, std::min(kRows, count - first));
+    const int64_t panel = i / blocks, first = i % blocks * kRows, some = std::min(kRows, count - first);
+    target.product(call, panel, first, some);
+    if (gated) target.product(second, panels + panel, first, some);
   });
   return ffi::Error::Success();
 }
@@ -150,14 +174,90 @@ static ffi::Error columns(ffi::ThreadPool pool, ffi::Buffer<ffi::U32> words, ffi
   return ffi::Error::Success();
 }
 
+// Attention of `a`, whose keys number at most `keys`, shared out by rows and heads of keys.
+static void attend(ffi::ThreadPool& pool, const Attention& a, int64_t B, int64_t keys) {
+  const auto run = selected.load()->attend;
+  parallel(pool, B * a.G, B * (a.S + 1) * a.H * a.D * keys * 2, [=](int64_t task) {
+    thread_local std::vector<float> scratch;
+    scratch.resize(std::max<size_t>(scratch.size(), attention_scratch(a)));
+    run(a, task, scratch.data());
+  });
+}
+
+// Causal attention over a cache, into which the keys and values of the S positions are written first. qkv is
+// [B, S, (H + 2 G) D]; the caches are the results' memory.
+static ffi::Error attend_cache(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> qkv, ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
+                               ffi::Buffer<ffi::S32> positions, ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> turns,
+                               ffi::Buffer<ffi::F32> query_norm, ffi::Buffer<ffi::F32> key_norm,
+                               ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> key,
+                               ffi::ResultBuffer<ffi::F32> value, float scale, float epsilon) {
+  const int64_t B = key->dimensions()[0], S = qkv.dimensions()[1], width = qkv.dimensions()[2];
+  Attention a{};
+  a.S = S, a.G = key->dimensions()[1], a.D = key->dimensions()[2], a.T = key->dimensions()[3];
+  a.H = out->dimensions()[2] / a.D;
+  a.query = qkv.typed_data(), a.new_key = a.query + a.H * a.D, a.new_value = a.new_key + a.G * a.D;
+  a.query_width = a.new_width = width;
+  a.key = key->typed_data(), a.value = value->typed_data();
+  a.positions = positions.typed_data();
+  a.bias = given(bias), a.bias_width = bias.dimensions()[1];
+  a.turns = given(turns), a.query_norm = given(query_norm), a.key_norm = given(key_norm);
+  a.scale = scale, a.epsilon = epsilon;
+  a.out = out->typed_data();
+  const int64_t furthest = *std::max_element(a.positions, a.positions + B);
+  attend(pool, a, B, std::min(a.T, furthest + S));
+  return ffi::Error::Success();
+}
+
+// Attention of query [B, S, H D] to an input, whose keys and values were made at prefill.
+static ffi::Error attend_input(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query, ffi::Buffer<ffi::F32> key,
+                               ffi::Buffer<ffi::F32> value, ffi::Buffer<ffi::S32> lengths, ffi::ResultBuffer<ffi::F32> out,
+                               float scale) {
+  const int64_t B = key.dimensions()[0];
+  Attention a{};
+  a.S = query.dimensions()[1], a.G = key.dimensions()[1], a.D = key.dimensions()[2], a.T = key.dimensions()[3];
+  a.H = query.dimensions()[2] / a.D;
+  a.query = query.typed_data(), a.query_width = query.dimensions()[2];
+  a.key = key.typed_data(), a.value = value.typed_data();  // read only, as nothing is new
+  a.lengths = lengths.typed_data();
+  a.scale = scale;
+  a.out = out->typed_data();
+  attend(pool, a, B, *std::max_element(a.lengths, a.lengths + B));
+  return ffi::Error::Success();
+}
+
+// Attention of an input to itself, in both directions. qkv is [B, L, 3 H D], the bias [H, 2 L - 1].
+static ffi::Error attend_itself(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> qkv, ffi::Buffer<ffi::S32> lengths,
+                                ffi::Buffer<ffi::F32> bias, ffi::ResultBuffer<ffi::F32> out, int32_t head_dim, float scale) {
+  const int64_t B = qkv.dimensions()[0], L = qkv.dimensions()[1], width = out->dimensions()[2];
+  Attention a{};
+  a.S = L, a.D = head_dim, a.H = a.G = width / head_dim, a.T = (L + kKeys - 1) / kKeys * kKeys;
+  a.query = qkv.typed_data(), a.new_key = a.query + width, a.new_value = a.new_key + width;
+  a.query_width = a.new_width = 3 * width;
+  const std::unique_ptr<float[]> key(new float[B * width * a.T]), value(new float[B * width * a.T]);
+  a.key = key.get(), a.value = value.get();
+  a.lengths = lengths.typed_data();
+  a.bias = given(bias), a.bias_width = bias.dimensions()[1], a.bias_ahead = L - 1;
+  a.scale = scale;
+  a.out = out->typed_data();
+  attend(pool, a, B, L);
+  return ffi::Error::Success();
+}
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_product, product,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::U32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int32_t>("kind"));
+                                  .Attr<int32_t>("kind")
+                                  .Attr<float>("epsilon")
+                                  .Attr<int32_t>("activation")
+                                  .Attr<bool>("gated"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_columns, columns,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
@@ -166,6 +266,40 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_columns, columns,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int32_t>("kind")
                                   .Attr<int32_t>("outputs"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_attend_cache, attend_cache,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("scale")
+                                  .Attr<float>("epsilon"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_attend_input, attend_input,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("scale"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_attend_itself, attend_itself,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int32_t>("head_dim")
+                                  .Attr<float>("scale"));
 
 // Makes the named instruction set the one of all later calls; null where this machine lacks it. "" names none: the one in use.
 extern "C" const char* specbeam_select(const char* name) {

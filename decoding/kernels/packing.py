@@ -18,6 +18,7 @@ import mmap
 import threading
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -28,7 +29,7 @@ BLOCKS = {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q5_0": (32, 22), "Q4_K": (256, 14
 KINDS = (*FLOATS, *BLOCKS)  # in the order of `Kind` in product.h
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["words"], meta_fields=["kind", "inputs", "outputs"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["words"], meta_fields=["kind", "inputs", "outputs", "gated"])
 @dataclasses.dataclass(frozen=True)
 class PackedWeight:
     """A weight [inputs, outputs] in the form that `product` reads; a pytree with one leaf.
@@ -36,12 +37,14 @@ class PackedWeight:
     Attributes:
       words: uint32[panels, words, 48], as above.
       kind: one of KINDS.
+      gated: two weights of outputs / 2 columns each, the gate's first; each begins with a panel of its own.
     """
 
     words: jax.Array
     kind: str
     inputs: int
     outputs: int
+    gated: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,6 +108,14 @@ def pack_blocks(blocks, kind: str) -> PackedWeight:
     else:
         blocks = np.pad(blocks, [(0, 0), (0, 0), (0, -nbytes % 4)])
     return PackedWeight(_panels(_words(blocks.reshape(outputs, -1))), kind, inputs, outputs)
+
+
+def gate(first: PackedWeight, second: PackedWeight) -> PackedWeight:
+    """A gated weight of two of one shape and kind."""
+    if (first.kind, first.shape) != (second.kind, second.shape):
+        raise ValueError(f"a gate's weights are {first.kind} {first.shape} and {second.kind} {second.shape}; they must agree")
+    words = jnp.concatenate([first.words, second.words])
+    return PackedWeight(words, first.kind, first.inputs, 2 * first.outputs, gated=True)
 
 
 def _words(columns: np.ndarray) -> np.ndarray:

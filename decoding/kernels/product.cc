@@ -11,6 +11,8 @@
 #include "product.h"
 
 #include <cstring>
+
+#include "ends.h"
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
 #endif
@@ -222,7 +224,7 @@ constexpr Unpack kUnpack[] = {nullptr, unpack_bfloat16, unpack_int8, unpack_q8_0
 void product_floats(const Call& call, int64_t panel, int64_t first, int64_t rows) {
   const Weight& weight = call.weight;
   const uint32_t* words = weight.panel(panel);
-  const int64_t inputs = weight.inputs, columns = min(kColumns, weight.outputs - panel * kColumns);
+  const int64_t inputs = weight.inputs, column = (panel - call.first_panel) * kColumns;
   alignas(64) float chunk[kChunk * kColumns];
   alignas(64) float sums[kBlockRows * kColumns];
   for (; rows > 0; first += kBlockRows, rows -= kBlockRows) {
@@ -242,8 +244,7 @@ void product_floats(const Call& call, int64_t panel, int64_t first, int64_t rows
       }
       accumulate<Floats>(call.x + first * inputs + k, inputs, block, w, steps, sums, ahead);
     }
-    for (int64_t r = 0; r < block; ++r)
-      memcpy(call.y + (first + r) * weight.outputs + panel * kColumns, sums + r * kColumns, columns * sizeof(float));
+    for (int64_t r = 0; r < block; ++r) finish(call, first + r, column, sums + r * kColumns);
   }
 }
 
@@ -252,7 +253,7 @@ void product_bytes(const Call& call, int64_t panel, int64_t first, int64_t rows)
   constexpr int64_t kQuads = 128;
   const Weight& weight = call.weight;
   const uint32_t* words = weight.panel(panel);
-  const int64_t inputs = quads(weight.inputs), columns = min(kColumns, weight.outputs - panel * kColumns);
+  const int64_t inputs = quads(weight.inputs), column = (panel - call.first_panel) * kColumns;
   alignas(64) int32_t sums[kBlockRows * kColumns];
   for (; rows > 0; first += kBlockRows, rows -= kBlockRows) {
     const int64_t block = min(rows, kBlockRows);
@@ -263,12 +264,16 @@ void product_bytes(const Call& call, int64_t panel, int64_t first, int64_t rows)
       accumulate<Ints>(call.quantised + first * inputs + k, inputs, block, w, min(kQuads, inputs - k), sums, ahead);
     }
     for (int64_t r = 0; r < block; ++r) {
-      float* y = call.y + (first + r) * weight.outputs + panel * kColumns;
-      for (int64_t c = 0; c < columns; ++c) {
-        const float scale = load<float>(words + c) * call.units[first + r];
-        y[c] = scale * static_cast<int32_t>(sums[r * kColumns + c] - 128u * words[kColumns + c]);
+      if (call.units[first + r] != call.units[first + r]) {
+        product_floats(call, panel, first + r, 1);
+        continue;
       }
-      if (call.units[first + r] != call.units[first + r]) product_floats(call, panel, first + r, 1);
+      alignas(64) float scaled[kColumns];
+      for (int64_t c = 0; c < kColumns; ++c) {
+        const float scale = load<float>(words + c) * call.units[first + r];
+        scaled[c] = scale * static_cast<int32_t>(sums[r * kColumns + c] - 128u * words[kColumns + c]);
+      }
+      finish(call, first + r, column, scaled);
     }
   }
 }
@@ -317,12 +322,16 @@ void column(const Weight& weight, int64_t column, float* out) {
 
 }  // namespace
 
+#define ATTEND_(target) attend_##target
+#define ATTEND(target) ATTEND_(target)
+void ATTEND(TARGET)(const Attention&, int64_t task, float* scratch);  // attention.cc
+
 #define NAME(target) NAME_(target)
 #define NAME_(target) #target
 #if defined(__AVX512VNNI__)
-extern const Target TARGET = {NAME(TARGET), true, product, quantise, column};
+extern const Target TARGET = {NAME(TARGET), true, product, normalise, quantise, column, ATTEND(TARGET)};
 #else
-extern const Target TARGET = {NAME(TARGET), false, product, quantise, column};
+extern const Target TARGET = {NAME(TARGET), false, product, normalise, quantise, column, ATTEND(TARGET)};
 #endif
 
 }  // namespace specbeam

@@ -18,10 +18,24 @@ struct Weight {
   const uint32_t* panel(int64_t i) const { return words + i * panel_size; }
 };
 
+enum Activation : int32_t { kIdentity, kRelu, kGelu, kGeluNew, kSilu };  // __init__.py names them in this order
+
+struct Norm {
+  const float *scale, *shift;  // [inputs]; without a scale there is no norm, without a shift it is RMS
+  float epsilon;
+};
+
 struct Call {
   Weight weight;
-  const float* x;  // [rows, inputs]
-  float* y;        // [rows, outputs]
+  const float* x;       // [rows, inputs]
+  float* y;             // [rows, width]
+  int64_t width;        // columns of y
+  int64_t first_panel;  // the one that has y's first columns
+  // What becomes of a sum: bias [width] is added, then it is activated, multiplied by what y holds, added to residual
+  // [rows, width].
+  const float *bias, *residual;
+  Activation activation;
+  bool multiply;
   // Where int8 is summed in int32, else null: rows as unsigned bytes, four to a word, and what a unit of each is worth;
   // a row that bytes cannot hold (NaN, infinite or vanishing) is worth NaN and is summed in float32.
   const int32_t* quantised;
@@ -31,14 +45,19 @@ struct Call {
 // A row of int8 activations has this many words.
 constexpr int64_t quads(int64_t inputs) { return (inputs + 3) / 4; }
 
+struct Attention;
+
 struct Target {
   const char* name;
   bool integer_sums;
   // y[first : first + rows, columns of the panel] of a call.
   void (*product)(const Call&, int64_t panel, int64_t first, int64_t rows);
+  void (*normalise)(const float* x, int64_t inputs, const Norm&, float* out);
   void (*quantise)(const float* x, int64_t inputs, int32_t* quantised, float* unit);
   // One column of the weight as float32[inputs].
   void (*column)(const Weight&, int64_t column, float* out);
+  // One row's heads that share the g-th of G heads of keys, task = row G + g; see attention.h.
+  void (*attend)(const Attention&, int64_t task, float* scratch);
 };
 
 }  // namespace specbeam

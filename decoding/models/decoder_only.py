@@ -15,21 +15,9 @@ import numpy as np
 from flax import nnx
 
 from decoding import compilation
-from decoding.models.base import (
-    ACTIVATIONS,
-    MASKED,
-    Shape,
-    State,
-    attend_existing,
-    merge_heads,
-    rms_norm,
-    split_fused,
-    split_heads,
-    state_length,
-    write_cache,
-)
-from decoding.models.linear import Linear, embed, head_logits, tied_logits, weight
-from decoding.models.relative import causal_bias
+from decoding.models.attention import Cache, Heads, Where, attend_cache, where
+from decoding.models.base import Shape, State
+from decoding.models.linear import Linear, RowNorm, embed, head_logits, is_packed, tied_logits, weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +122,9 @@ class Norm(nnx.Module):
         if kind == "layer":
             self.bias = nnx.Param(jnp.zeros((width,), dtype))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if self.kind == "rms":
-            return rms_norm(x, self.scale[...], self.epsilon)
-        x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
-        normed = centred * inverse * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
-        return normed.astype(x.dtype)
+    @property
+    def row_norm(self) -> RowNorm:
+        return RowNorm(self.scale, self.bias if self.kind == "layer" else None, self.epsilon)
 
 
 class Block(nnx.Module):
@@ -174,73 +157,37 @@ class Block(nnx.Module):
             dtype=dtype,
             axes=(None, "feed_forward"),
             parts=((config.d_ff, 1),) * fans,
+            gated=config.gated,
         )
         self.wo = Linear(
             rngs, config.d_ff, width, bias=config.feed_forward_bias, dtype=dtype, axes=("feed_forward", None)
         )
 
-    def query_key_value(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, S, d_model] at positions int32[B, S] -> query [B, H, S, D], key and value [B, G, S, D]."""
+    def __call__(self, x: jax.Array, cache: Cache, place: Where) -> tuple[jax.Array, Cache]:
+        """x [B, S, d_model] at positions `place`: the block's output and the cache with them."""
         config = self.config
-        query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        hidden = self.qkv(self.attention_norm(x))
-        query, key, value = split_fused(hidden, (query_width, kv_width, kv_width), config.attention_shards)
-        query, key = split_heads(query, config.num_heads), split_heads(key, config.num_kv_heads)
+        norms = {}
         if config.qk_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
-        if config.position == "rotary":
-            query, key = (rotate(heads, positions, config.rotary) for heads in (query, key))
-        if config.scale_attention:
-            query = query * config.head_dim**-0.5
-        return query, key, split_heads(value, config.num_kv_heads)
-
-    def feed_forward(self, x: jax.Array) -> jax.Array:
-        act = ACTIVATIONS[self.config.activation]
-        hidden = self.wi(self.feed_forward_norm(x))
-        if self.config.gated:
-            gate, up = split_fused(hidden, (self.config.d_ff,) * 2, self.config.feed_forward_shards)
-            hidden = act(gate) * up
-        else:
-            hidden = act(hidden)
-        return x + self.wo(hidden)
-
-
-def rotate(heads: jax.Array, positions: jax.Array, rotary: Rotary) -> jax.Array:
-    """Rotates the two halves of each head [B, H, S, D] by its position int32[B, S]."""
-    angles = positions[:, None, :, None].astype(jnp.float32) * rotary.frequencies(heads.shape[-1])
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(heads.dtype)
-
-
-def grouped_attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array
-) -> jax.Array:
-    """Attention in which H / G query heads share a key head: the sharing heads are folded into the query's length.
-
-    Args:
-      query: [B, H, S, D].
-      key, value: [B, G, T, D].
-      bias: float32[B, 1 or H, S, T].
-      existing: int32[], see `attend_existing`.
-
-    Returns:
-      [B, H, S, D].
-    """
-    batch, heads, steps, width = query.shape
-    groups, length = key.shape[1], key.shape[2]
-    if groups == heads:
-        return attend_existing(query, key, value, bias, existing)
-    shared = heads // groups
-    bias = jnp.broadcast_to(bias, (batch, heads, steps, length)).reshape(batch, groups, shared * steps, length)
-    folded = query.reshape(batch, groups, shared * steps, width)
-    return attend_existing(folded, key, value, bias, existing).reshape(batch, heads, steps, width)
+            scales = dict(query_norm=self.query_norm.scale[...], key_norm=self.key_norm.scale[...])
+            norms = dict(**scales, epsilon=config.norm_epsilon)
+        heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim, config.attention_shards)
+        qkv = self.qkv(x, norm=self.attention_norm.row_norm)
+        scale = config.head_dim**-0.5 if config.scale_attention else 1.0
+        attended, cache = attend_cache(qkv, cache, place, heads, scale=scale, **norms)
+        x = self.out(attended, residual=x)
+        hidden = self.wi(
+            x,
+            norm=self.feed_forward_norm.row_norm,
+            activation=config.activation,
+            gate_pieces=config.feed_forward_shards if config.gated else 0,
+        )
+        return self.wo(hidden, residual=x), cache
 
 
 class DecoderOnly(nnx.Module):
     """A decoder-only model that meets `decoding.models.base.LanguageModel`.
 
-    State: `{"self": [{"k", "v": [B, G, T, head_dim]}] * layers}`.
+    State: `{"self": [Cache of T positions] * layers}`, see `decoding.models.attention`.
     """
 
     encoder_decoder = False
@@ -249,7 +196,8 @@ class DecoderOnly(nnx.Module):
         self.config, self.dtype = config, jnp.dtype(dtype)
         self.vocab_size, self.start_id, self.eos_id = config.vocab_size, config.start_id, config.eos_id
         new = functools.partial(weight, rngs, fan_in=config.d_model, dtype=dtype)
-        self.embedding = new(config.vocab_size, config.d_model, axes=("vocabulary", None))
+        role = "tied" if config.tied else ""
+        self.embedding = new(config.vocab_size, config.d_model, axes=("vocabulary", None), role=role)
         if config.position == "learned":
             self.positions = new(config.max_positions, config.d_model)
         if config.position == "relative":
@@ -257,7 +205,7 @@ class DecoderOnly(nnx.Module):
         self.blocks = nnx.List([Block(config, rngs, dtype) for _ in range(config.num_layers)])
         self.norm = Norm(config.norm, config.d_model, config.norm_epsilon, dtype)
         if not config.tied:
-            self.head = new(config.d_model, config.vocab_size, axes=("vocabulary",))
+            self.head = new(config.d_model, config.vocab_size, axes=("vocabulary",), role="product")
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         """Raises:
@@ -270,8 +218,8 @@ class DecoderOnly(nnx.Module):
                 f"inputs of {input_length} tokens and {max_positions} decoder positions need {length} positions; "
                 f"the model has {config.max_positions}: lower decoding.input_buckets or decoding.max_decode_tokens"
             )
-        shape = (batch, config.num_kv_heads, state_length(length), config.head_dim)
-        return {"self": [{"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in self.blocks]}
+        heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
+        return {"self": [Cache.zeros(batch, heads, length, dtype, is_packed(block.qkv.kernel)) for block in self.blocks]}
 
     def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
         """Keys and values of a prompt.  What lies beyond its length is written over before it is attended to."""
@@ -284,31 +232,29 @@ class DecoderOnly(nnx.Module):
         x, state = self._run(tokens, positions, state)
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
-        x = self.norm(x)
-        return (tied_logits(x, self.embedding) if self.config.tied else head_logits(x, self.head)), state
+        norm = self.norm.row_norm
+        logits = tied_logits(x, self.embedding, norm) if self.config.tied else head_logits(x, self.head, norm)
+        return logits, state
 
     def _run(self, tokens: jax.Array, positions: jax.Array, state: State) -> tuple[jax.Array, State]:
         """Blocks over int32[B, S] tokens from `positions` on: [B, S, d_model] before the last norm, and the state."""
         config, steps = self.config, tokens.shape[1]
-        length = state["self"][0]["k"].shape[2]
-        places, existing = positions[:, None] + np.arange(steps), jnp.max(positions) + steps
         x = embed(tokens, self.embedding)
         if config.position == "learned":
             # Rows that are done may stand anywhere; only places that are never read can be out of range.
-            x = x + embed(jnp.minimum(places, config.max_positions - 1), self.positions)
-        if config.position == "relative":
-            bias = causal_bias(
-                self.relative[...], positions, steps, length, max_distance=config.relative_max_distance
-            )
-        else:
-            bias = jnp.where(np.arange(length) <= places[:, :, None], 0.0, MASKED)[:, None]
-        caches = []
+            places = jnp.minimum(positions[:, None] + np.arange(steps), config.max_positions - 1)
+            x = x + embed(places, self.positions)
+        caches, place = [], where(
+            state["self"][0],
+            positions,
+            steps,
+            table=self.relative[...] if config.position == "relative" else None,
+            max_distance=config.relative_max_distance,
+            frequencies=config.rotary.frequencies(config.head_dim) if config.position == "rotary" else None,
+        )
         for block, cache in zip(self.blocks, state["self"]):
-            query, key, value = block.query_key_value(x, places)
-            cache = {"k": write_cache(cache["k"], key, positions), "v": write_cache(cache["v"], value, positions)}
+            x, cache = block(x, cache, place)
             caches.append(cache)
-            attended = grouped_attend(query, cache["k"], cache["v"], bias, existing)
-            x = block.feed_forward(x + block.out(merge_heads(attended)))
         return x, {"self": caches}
 
     def logits(self, decoder_tokens, encoder_tokens=None, encoder_lengths=None) -> jax.Array:

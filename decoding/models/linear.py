@@ -4,9 +4,15 @@ A weight is an `nnx.Param`; what it holds is known to this module alone.  Everyt
 config, so that a weight may be held in another form than a plain array.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from decoding import kernels
+from decoding.kernels import PackedWeight
+from decoding.models.base import ACTIVATIONS, rms_norm, split_fused
 
 
 def weight(
@@ -16,47 +22,128 @@ def weight(
     dtype,
     axes: tuple[str | None, ...] = (),
     parts: tuple[tuple[int, int], ...] = (),
+    role: str = "",
+    gated: bool = False,
 ) -> nnx.Param:
     """A randomly initialised parameter of standard deviation fan_in ** -0.5.
 
     Args:
+      role: "product" where `project` or `head_logits` reads it, "tied" where `tied_logits` does; only these are packed, see
+        `decoding.models.resident`.
+      gated: whether its columns are a gate's and as many more.
       axes: logical axes of the last axes of the shape, see `decoding.sharding.RULES`; others are whole on every device.
       parts: where the columns are fused of several projections, (units, columns of a unit) of each: heads and their
         width, or columns and 1.
     """
     value = (jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5).astype(dtype)
-    return nnx.Param(value, axes=axes, parts=parts)
+    return nnx.Param(value, axes=axes, parts=parts, role=role, gated=gated)
 
 
-def project(x: jax.Array, weight: nnx.Param) -> jax.Array:
-    """x [..., in] times a weight [in, out]: [..., out] in x's dtype."""
-    return x @ weight.get_value()
+class RowNorm(NamedTuple):
+    """A norm over the last axis, before a projection.
+
+    Attributes:
+      scale: of the features.
+      bias: added after it, which makes it a layer norm; None for an RMS norm.
+      epsilon: added to the variance or mean square.
+    """
+
+    scale: nnx.Param
+    bias: nnx.Param | None
+    epsilon: float
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Computed in float32, returned in x's dtype."""
+        if self.bias is None:
+            return rms_norm(x, self.scale[...], self.epsilon)
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
+        normed = centred * inverse * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return normed.astype(x.dtype)
+
+
+def project(
+    x: jax.Array,
+    weight: nnx.Param,
+    *,
+    norm: RowNorm | None = None,
+    bias: nnx.Param | None = None,
+    activation: str | None = None,
+    gate_pieces: int = 0,
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """x [..., in] times a weight [in, out], with what comes before and after it: [..., out] in x's dtype.
+
+    Args:
+      norm: of x.
+      bias: [out].
+      activation: a name in ACTIVATIONS.
+      gate_pieces: not 0 where the columns are a gate's and as many more, in so many pieces (`split_fused`): the result is
+        activation(gate) * rest.
+      residual: added last.
+    """
+    value = weight.get_value()
+    if isinstance(value, PackedWeight):
+        ends = None if norm is None else (norm.scale[...], None if norm.bias is None else norm.bias[...], norm.epsilon)
+        return kernels.product(
+            x,
+            value,
+            norm=ends,
+            bias=None if bias is None else bias[...],
+            activation=activation,
+            residual=residual,
+        )
+    x = (x if norm is None else norm(x)) @ value
+    if bias is not None:
+        x = x + bias[...]
+    if gate_pieces:
+        gate, rest = split_fused(x, (x.shape[-1] // 2,) * 2, gate_pieces)
+        x = ACTIVATIONS[activation](gate) * rest
+    elif activation:
+        x = ACTIVATIONS[activation](x)
+    return x if residual is None else residual + x
 
 
 def embed(tokens: jax.Array, table: nnx.Param) -> jax.Array:
-    """Rows of a table [N, d]: int32[...] -> [..., d] in the table's dtype."""
-    return table.get_value()[tokens]
+    """Rows of a table [N, d]: int32[...] -> [..., d] in the table's dtype, float32 where it is packed."""
+    value = table.get_value()
+    return kernels.rows(value, tokens) if isinstance(value, PackedWeight) else value[tokens]
 
 
-def head_logits(x: jax.Array, weight: nnx.Param) -> jax.Array:
-    """Logits by a head of its own: x [B, S, d] and a weight [d, V] -> float32[B, S, V]."""
-    return jnp.einsum("bsd,dv->bsv", x, weight.get_value(), preferred_element_type=jnp.float32)
+def head_logits(x: jax.Array, weight: nnx.Param, norm: RowNorm, scale: float = 1.0) -> jax.Array:
+    """Logits by a head of its own: x [B, S, d], normed and scaled, and a weight [d, V] -> float32[B, S, V]."""
+    return _logits(x, weight, norm, scale, "bsd,dv->bsv")
 
 
-def tied_logits(x: jax.Array, table: nnx.Param) -> jax.Array:
-    """Logits by the input embedding: x [B, S, d] and a table [V, d] -> float32[B, S, V]."""
-    return jnp.einsum("bsd,vd->bsv", x, table.get_value(), preferred_element_type=jnp.float32)
+def tied_logits(x: jax.Array, table: nnx.Param, norm: RowNorm, scale: float = 1.0) -> jax.Array:
+    """Logits by the input embedding: x [B, S, d], normed and scaled, and a table [V, d] -> float32[B, S, V]."""
+    return _logits(x, table, norm, scale, "bsd,vd->bsv")
+
+
+def _logits(x, weight, norm, scale, axes) -> jax.Array:
+    x, value = norm(x), weight.get_value()
+    x = x if scale == 1.0 else x * scale
+    if isinstance(value, PackedWeight):
+        return kernels.product(x, value)
+    return jnp.einsum(axes, x, value, preferred_element_type=jnp.float32)
+
+
+def is_packed(weight: nnx.Param) -> bool:
+    """Whether products with it are those of `decoding.kernels`."""
+    return isinstance(weight.get_value(), PackedWeight)
 
 
 class Linear(nnx.Module):
-    """x @ kernel [+ bias]; `axes` and `parts` as of `weight`."""
+    """x @ kernel [+ bias]; `axes`, `parts` and `gated` as of `weight`."""
 
-    def __init__(self, rngs: nnx.Rngs, into: int, out: int, *, bias: bool, dtype, axes, parts=()):
-        self.kernel = weight(rngs, into, out, fan_in=into, dtype=dtype, axes=axes, parts=parts)
+    def __init__(self, rngs: nnx.Rngs, into: int, out: int, *, bias: bool, dtype, axes, parts=(), gated: bool = False):
+        metadata = dict(axes=axes, parts=parts, role="product", gated=gated)
+        self.kernel = weight(rngs, into, out, fan_in=into, dtype=dtype, **metadata)
         if bias:
             self.bias = nnx.Param(jnp.zeros((out,), dtype), axes=axes[-1:], parts=parts)
         self.has_bias = bias
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = project(x, self.kernel)
-        return x + self.bias[...] if self.has_bias else x
+    def __call__(self, x: jax.Array, **around) -> jax.Array:
+        """`project`, with its bias and what else is `around` it."""
+        return project(x, self.kernel, bias=self.bias if self.has_bias else None, **around)

@@ -50,11 +50,24 @@ def causal_bias(
     Returns:
       float32[B, H, S, T].
     """
-    buckets = relative_buckets(
-        -np.arange(max_positions)[::-1], bidirectional=False, num_buckets=weights.shape[0], max_distance=max_distance
-    )
-    table = weights.astype(jnp.float32)[buckets].T
+    table = distance_table(weights, max_positions, max_distance=max_distance)
     table = jnp.pad(table, ((0, 0), (0, max_positions)), constant_values=MASKED)
     starts = jnp.maximum(max_positions - 1 - (positions[:, None] + np.arange(steps)), 0)
     window = lambda start: jax.lax.dynamic_slice(table, (0, start), (table.shape[0], max_positions))
     return jax.vmap(jax.vmap(window))(starts).transpose(0, 2, 1, 3)
+
+
+def distance_table(weights: jax.Array, max_positions: int, *, max_distance: int) -> jax.Array:
+    """Bias by how far back a key lies, the farthest first: [num_buckets, H] -> float32[H, T]."""
+    buckets = relative_buckets(
+        -np.arange(max_positions)[::-1], bidirectional=False, num_buckets=weights.shape[0], max_distance=max_distance
+    )
+    return weights.astype(jnp.float32)[buckets].T
+
+
+def both_ways_table(weights: jax.Array, length: int, *, max_distance: int) -> jax.Array:
+    """Bias of a key that lies i - (L - 1) places after the query: [num_buckets, H] -> float32[H, 2 L - 1]."""
+    buckets = relative_buckets(
+        np.arange(1 - length, length), bidirectional=True, num_buckets=weights.shape[0], max_distance=max_distance
+    )
+    return weights.astype(jnp.float32)[buckets].T

@@ -9,29 +9,19 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from decoding import compilation
-from decoding.models.base import (
-    ACTIVATIONS,
-    MASKED,
-    Shape,
-    State,
-    attend,
-    attend_existing,
-    merge_heads,
-    rms_norm,
-    split_fused,
-    split_heads,
-    state_length,
-    write_cache,
-)
-from decoding.models.linear import embed, head_logits, project, tied_logits, weight
-from decoding.models.relative import causal_bias, relative_buckets
+from decoding.models.attention import Cache, Heads, attend_cache, attend_input, attend_itself, where
+from decoding.models.base import Shape, State
+from decoding.models.linear import RowNorm, embed, head_logits, is_packed, project, tied_logits, weight
+from decoding.models.relative import both_ways_table
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,32 +103,34 @@ class FeedForward(nnx.Module):
             dtype=dtype,
             axes=("feed_forward",),
             parts=((config.d_ff, 1),) * fans,
+            role="product",
+            gated=config.gated,
         )
-        self.wo = weight(
-            rngs, config.d_ff, config.d_model, fan_in=config.d_ff, dtype=dtype, axes=("feed_forward", None)
-        )
+        wo = dict(fan_in=config.d_ff, dtype=dtype, axes=("feed_forward", None), role="product")
+        self.wo = weight(rngs, config.d_ff, config.d_model, **wo)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        act = ACTIVATIONS[self.config.activation]
-        hidden = project(rms_norm(x, self.norm[...], self.config.layer_norm_epsilon), self.wi)
-        if self.config.gated:
-            gate, linear = split_fused(hidden, (self.config.d_ff,) * 2, self.config.feed_forward_shards)
-            hidden = act(gate) * linear
-        else:
-            hidden = act(hidden)
-        return x + project(hidden, self.wo)
+        config = self.config
+        hidden = project(
+            x,
+            self.wi,
+            norm=RowNorm(self.norm, None, config.layer_norm_epsilon),
+            activation=config.activation,
+            gate_pieces=config.feed_forward_shards if config.gated else 0,
+        )
+        return project(hidden, self.wo, residual=x)
 
 
 def _into_heads(config: T5Config, fans: int, rngs: nnx.Rngs, dtype) -> nnx.Param:
     """[d_model, fans * H * d_kv], fused of `fans` projections."""
     parts = ((config.num_heads, config.d_kv),) * fans
     shape = (config.d_model, fans * config.attention_width)
-    return weight(rngs, *shape, fan_in=config.d_model, dtype=dtype, axes=("heads",), parts=parts)
+    return weight(rngs, *shape, fan_in=config.d_model, dtype=dtype, axes=("heads",), parts=parts, role="product")
 
 
 def _out_of_heads(config: T5Config, rngs: nnx.Rngs, dtype) -> nnx.Param:
     inner = config.attention_width
-    return weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype, axes=("heads", None))
+    return weight(rngs, inner, config.d_model, fan_in=inner, dtype=dtype, axes=("heads", None), role="product")
 
 
 class SelfAttention(nnx.Module):
@@ -150,11 +142,9 @@ class SelfAttention(nnx.Module):
         self.qkv = _into_heads(config, 3, rngs, dtype)
         self.out = _out_of_heads(config, rngs, dtype)
 
-    def query_key_value(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, S, d_model] -> query, key, value, each [B, H, S, d_kv]."""
-        hidden = project(rms_norm(x, self.norm[...], self.config.layer_norm_epsilon), self.qkv)
-        parts = split_fused(hidden, (self.config.attention_width,) * 3, self.config.attention_shards)
-        return tuple(split_heads(part, self.config.num_heads) for part in parts)
+    def query_key_value(self, x: jax.Array) -> jax.Array:
+        """x [B, S, d_model] -> query, key and value side by side, [B, S, 3 H d_kv]."""
+        return project(x, self.qkv, norm=RowNorm(self.norm, None, self.config.layer_norm_epsilon))
 
 
 class CrossAttention(nnx.Module):
@@ -184,8 +174,8 @@ class DecoderLayer(nnx.Module):
 class T5(nnx.Module):
     """An encoder-decoder model that meets `decoding.models.base.LanguageModel`.
 
-    State: `{"lengths": int32[B], "cross": [{"k", "v": [B, H, L, d_kv]}] * layers,
-    "self": [{"k", "v": [B, H, T, d_kv]}] * layers}`.
+    State: `{"lengths": int32[B], "cross": [Cache of L positions] * layers, "self": [Cache of T positions] *
+    layers}`, see `decoding.models.attention`.
     """
 
     encoder_decoder = True
@@ -194,7 +184,8 @@ class T5(nnx.Module):
         self.config, self.dtype = config, jnp.dtype(dtype)
         self.vocab_size, self.start_id, self.eos_id = config.vocab_size, config.start_id, config.eos_id
         new = functools.partial(weight, rngs, dtype=dtype)
-        self.embedding = new(config.vocab_size, config.d_model, fan_in=1, axes=("vocabulary", None))
+        role = "tied" if config.tied else ""
+        self.embedding = new(config.vocab_size, config.d_model, fan_in=1, axes=("vocabulary", None), role=role)
         self.encoder_bias = new(*bias_shape(config, config.num_layers), fan_in=config.d_model, axes=("heads",))
         self.decoder_bias = new(*bias_shape(config, config.num_decoder_layers), fan_in=config.d_model, axes=("heads",))
         self.encoder = nnx.List([EncoderLayer(config, rngs, dtype) for _ in range(config.num_layers)])
@@ -202,29 +193,30 @@ class T5(nnx.Module):
         self.decoder = nnx.List([DecoderLayer(config, rngs, dtype) for _ in range(config.num_decoder_layers)])
         self.decoder_norm = nnx.Param(jnp.ones((config.d_model,), dtype))
         if not config.tied:
-            self.head = new(config.d_model, config.vocab_size, fan_in=config.d_model, axes=("vocabulary",))
+            head = dict(fan_in=config.d_model, axes=("vocabulary",), role="product")
+            self.head = new(config.d_model, config.vocab_size, **head)
+
+    @property
+    def _heads(self) -> Heads:
+        config = self.config
+        return Heads(config.num_heads, config.num_heads, config.d_kv, config.attention_shards)
+
+    def _norm(self, scale: nnx.Param) -> RowNorm:
+        return RowNorm(scale, None, self.config.layer_norm_epsilon)
 
     def encode(self, inputs: jax.Array, lengths: jax.Array) -> jax.Array:
-        """inputs int32[P, L], lengths int32[P] -> encodings [P, L, d_model] in the parameters' dtype."""
-        config, length = self.config, inputs.shape[1]
-        span = np.arange(length)
-        buckets = relative_buckets(
-            span[None, :] - span[:, None],
-            bidirectional=True,
-            num_buckets=config.relative_attention_num_buckets,
-            max_distance=config.relative_attention_max_distance,
-        )
-        mask = jnp.where(span[None, :] < lengths[:, None], 0.0, MASKED)[:, None, None, :]
-        biases = self._biases(
-            self.encoder_bias, lambda table: table.astype(jnp.float32)[buckets].transpose(2, 0, 1)[None] + mask
+        """inputs int32[P, L], lengths int32[P] -> encodings [P, L, d_model] in the parameters' dtype, before their norm."""
+        config, own = self.config, is_packed(self.encoder[0].attention.qkv)
+        table = functools.partial(
+            both_ways_table, length=inputs.shape[1], max_distance=config.relative_attention_max_distance
         )
         x = embed(inputs, self.embedding)
-        for layer, bias in zip(self.encoder, biases):
-            attended = attend(*layer.attention.query_key_value(x), bias)
-            x = layer.feed_forward(x + project(merge_heads(attended), layer.attention.out))
-        return rms_norm(x, self.encoder_norm[...], config.layer_norm_epsilon)
+        for layer, bias in zip(self.encoder, self._biases(self.encoder_bias, table)):
+            attended = attend_itself(layer.attention.query_key_value(x), lengths, bias, self._heads, own)
+            x = layer.feed_forward(project(attended, layer.attention.out, residual=x))
+        return x
 
-    def _biases(self, tables: nnx.Param, make: Callable[[jax.Array], jax.Array]) -> Iterable[jax.Array]:
+    def _biases(self, tables: nnx.Param, make: Callable[[jax.Array], T]) -> Iterable[T]:
         """`make` of every layer's table; computed once where the layers share one."""
         if self.config.bias_per_layer:
             return [make(table) for table in tables[...]]
@@ -233,11 +225,10 @@ class T5(nnx.Module):
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         config, dtype = self.config, self.dtype
 
-        def keys_and_values(length: int):
-            shape = (batch, config.num_heads, state_length(length), config.d_kv)
-            return [
-                {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for _ in range(config.num_decoder_layers)
-            ]
+        own = is_packed(self.decoder[0].attention.qkv)
+
+        def keys_and_values(length: int) -> list[Cache]:
+            return [Cache.zeros(batch, self._heads, length, dtype, own) for _ in range(config.num_decoder_layers)]
 
         return {
             "lengths": jnp.ones((batch,), jnp.int32),
@@ -246,48 +237,37 @@ class T5(nnx.Module):
         }
 
     def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
-        encoded = self.encode(inputs, lengths)
+        encoded, norm = self.encode(inputs, lengths), self._norm(self.encoder_norm)
         cross = []
         for layer in self.decoder:
-            widths = (self.config.attention_width,) * 2
-            key, value = split_fused(project(encoded, layer.cross.kv), widths, self.config.attention_shards)
-            cross.append({"k": split_heads(key, self.config.num_heads), "v": split_heads(value, self.config.num_heads)})
+            fused = project(encoded, layer.cross.kv, norm=norm)
+            cross.append(Cache.of(fused, self._heads, is_packed(layer.cross.kv)))
         return {"lengths": lengths, "cross": cross}
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
     ) -> tuple[jax.Array, State]:
         config, steps = self.config, tokens.shape[1]
-        existing, inputs = jnp.max(positions) + steps, jnp.max(state["lengths"])
-        length, max_distance = state["self"][0]["k"].shape[2], config.relative_attention_max_distance
-        self_biases = self._biases(
-            self.decoder_bias, lambda table: causal_bias(table, positions, steps, length, max_distance=max_distance)
+        places = self._biases(
+            self.decoder_bias,
+            lambda table: where(
+                state["self"][0], positions, steps, table=table, max_distance=config.relative_attention_max_distance
+            ),
         )
-        span = np.arange(state["cross"][0]["k"].shape[2])
-        cross_bias = jnp.where(span[None, :] < state["lengths"][:, None], 0.0, MASKED)[:, None, None, :]
         x = embed(tokens, self.embedding)
         caches = []
-        for layer, cross, cache, self_bias in zip(self.decoder, state["cross"], state["self"], self_biases):
-            query, key, value = layer.attention.query_key_value(x)
-            cache = {"k": write_cache(cache["k"], key, positions), "v": write_cache(cache["v"], value, positions)}
+        for layer, cross, cache, place in zip(self.decoder, state["cross"], state["self"], places):
+            attended, cache = attend_cache(layer.attention.query_key_value(x), cache, place, self._heads)
             caches.append(cache)
-            attended = attend_existing(query, cache["k"], cache["v"], self_bias, existing)
-            x = x + project(merge_heads(attended), layer.attention.out)
-            query = project(rms_norm(x, layer.cross.norm[...], config.layer_norm_epsilon), layer.cross.query)
-            query = split_heads(query, config.num_heads)
-            attended = attend_existing(query, cross["k"], cross["v"], cross_bias, inputs)
-            x = layer.feed_forward(x + project(merge_heads(attended), layer.cross.out))
+            x = project(attended, layer.attention.out, residual=x)
+            query = project(x, layer.cross.query, norm=self._norm(layer.cross.norm))
+            attended = attend_input(query, cross, state["lengths"], self._heads)
+            x = layer.feed_forward(project(attended, layer.cross.out, residual=x))
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
-        return self._logits(x), state | {"self": caches}
-
-    def _logits(self, x: jax.Array) -> jax.Array:
-        """x [B, S, d_model] before the final norm -> float32[B, S, V]."""
-        config = self.config
-        x = rms_norm(x, self.decoder_norm[...], config.layer_norm_epsilon)
-        if config.scale_decoder_outputs:
-            x = x * config.d_model**-0.5
-        return tied_logits(x, self.embedding) if config.tied else head_logits(x, self.head)
+        ends = dict(norm=self._norm(self.decoder_norm), scale=config.d_model**-0.5 if config.scale_decoder_outputs else 1.0)
+        logits = tied_logits(x, self.embedding, **ends) if config.tied else head_logits(x, self.head, **ends)
+        return logits, state | {"self": caches}
 
     def logits(self, decoder_tokens, encoder_tokens, encoder_lengths) -> jax.Array:
         """Teacher-forced logits.

@@ -36,7 +36,7 @@ def _random(seed: int, *shape: int) -> np.ndarray:
 
 
 def _product(x, weight, real=None) -> np.ndarray:
-    return np.asarray(kernels.product(jnp.asarray(x), weight, real))
+    return np.asarray(kernels.product(jnp.asarray(x), weight, real=real))
 
 
 def _dense(weight: kernels.PackedWeight) -> np.ndarray:

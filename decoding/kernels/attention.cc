@@ -1,0 +1,140 @@
+// Attention of the newest positions of every row over the keys and values that the row has, and nothing else.
+//
+// A tile is up to four queries that share a head of keys: they share every load of a key and of a value, and sixteen keys are
+// scored at once. Each score is a sum over D and each output a sum over keys, both in rising order, one query independent of the
+// others, so that its bits depend neither on S nor on the rows beside it.
+//
+// Compiled once for each instruction set, as product.cc is and under the same rule: no templates of the standard library.
+#include "attention.h"
+
+#include "product.h"
+#include "vector.h"
+
+namespace specbeam {
+namespace {
+
+using namespace sixteen;
+
+constexpr int kQueries = 4;
+static_assert(kKeys == 2 * kLanes, "two vectors of keys are scored at once");
+template <class T> constexpr T min(T a, T b) { return a < b ? a : b; }
+template <class T> constexpr T max(T a, T b) { return a > b ? a : b; }
+
+struct Query {
+  const float* bias;  // of key 0; null where there is none
+  int64_t keys;       // it sees the first so many
+  float* out;         // [D]
+};
+
+// `scores` has room for kQueries rows of `stride`, and may be written up to the next multiple of kKeys.
+template <int R>
+void tile(const float* q, const Query* queries, const float* key, int64_t key_stride, const float* value, int64_t D,
+          float* scores, int64_t stride) {
+  int64_t most = 0, fewest = queries[0].keys;
+  for (int r = 0; r < R; r++) most = max(most, queries[r].keys), fewest = min(fewest, queries[r].keys);
+
+  Floats peak[R], total[R];
+  for (int r = 0; r < R; r++) peak[r] = splat(-__builtin_inff()), total[r] = Floats{};
+  for (int64_t t = 0; t < most; t += kKeys) {
+    Floats sums[R][2] = {};
+    for (int64_t d = 0; d < D; d++) {
+      const Floats first = load(key + d * key_stride + t), second = load(key + d * key_stride + t + kLanes);
+      for (int r = 0; r < R; r++) sums[r][0] += q[r * D + d] * first, sums[r][1] += q[r * D + d] * second;
+    }
+    for (int r = 0; r < R; r++)
+      for (int half = 0; half < 2; half++) {
+        const int64_t at = t + half * kLanes, left = queries[r].keys - at;
+        Floats score = sums[r][half];
+        if (queries[r].bias && left >= kLanes) score += load(queries[r].bias + at);
+        if (queries[r].bias && left > 0 && left < kLanes) score += load_some(queries[r].bias + at, left, 0);
+        score = choose(lanes() < int32_t(min(max<int64_t>(left, 0), kLanes)), score, splat(-__builtin_inff()));
+        peak[r] = choose(score > peak[r], score, peak[r]);
+        store(scores + r * stride + at, score);
+      }
+  }
+  float inverse[R];
+  for (int r = 0; r < R; r++) {
+    const Floats best = splat(highest(peak[r]));
+    for (int64_t t = 0; t < queries[r].keys; t += kLanes) {
+      const Floats weight = exponential(load(scores + r * stride + t) - best);
+      total[r] += weight;
+      store(scores + r * stride + t, weight);
+    }
+    inverse[r] = 1.0f / sum(total[r]);
+  }
+  for (int64_t d = 0; d < D; d += kKeys) {
+    const int64_t width = min(kKeys, D - d), low = min(width, kLanes), high = width - low;
+    Floats sums[R][2] = {};
+    const auto add = [&](int64_t t, int from, int to) {
+      const float* at = value + t * D + d;
+      const Floats first = low == kLanes ? load(at) : load_some(at, low, 0);
+      const Floats second = high == kLanes ? load(at + kLanes) : load_some(at + low, high, 0);
+      for (int r = from; r < to; r++) {
+        const float weight = scores[r * stride + t];
+        sums[r][0] += weight * first, sums[r][1] += weight * second;
+      }
+    };
+    for (int64_t t = 0; t < fewest; t++) add(t, 0, R);
+    for (int r = 0; r < R; r++) {
+      for (int64_t t = fewest; t < queries[r].keys; t++) add(t, r, r + 1);
+      const Floats first = sums[r][0] * inverse[r], second = sums[r][1] * inverse[r];
+      std::memcpy(queries[r].out + d, &first, sizeof(float) * low);
+      std::memcpy(queries[r].out + d + low, &second, sizeof(float) * high);
+    }
+  }
+}
+
+// A head [D] as it meets keys: normed (RMS, where there is a scale), then its halves turned by cosines and sines [D / 2] each.
+void prepare(const float* head, int64_t D, const float* norm, float epsilon, const float* turn, float scale, float* out) {
+  float inverse = 1.0f;
+  if (norm) {
+    float squares = 0;
+    for (int64_t d = 0; d < D; d++) squares += head[d] * head[d];
+    inverse = 1.0f / __builtin_sqrtf(squares / D + epsilon);
+  }
+  for (int64_t d = 0; d < D; d++) out[d] = norm ? head[d] * inverse * norm[d] : head[d];
+  for (int64_t d = 0; turn && d < D / 2; d++) {
+    const float first = out[d], second = out[d + D / 2], cosine = turn[d], sine = turn[d + D / 2];
+    out[d] = first * cosine - second * sine;
+    out[d + D / 2] = second * cosine + first * sine;
+  }
+  for (int64_t d = 0; d < D; d++) out[d] *= scale;
+}
+
+}  // namespace
+
+#define ATTEND_(target) attend_##target
+#define ATTEND(target) ATTEND_(target)
+
+// One row's heads that share the g-th of keys; task = b G + g.
+void ATTEND(TARGET)(const Attention& a, int64_t task, float* scratch) {
+  const int64_t S = a.S, D = a.D, T = a.T, shared = a.H / a.G, b = task / a.G, g = task % a.G;
+  const int64_t position = a.positions ? min<int64_t>(max<int64_t>(a.positions[b], 0), T - S) : 0;  // as XLA clamps
+  float *key = a.key + task * D * T, *value = a.value + task * T * D;
+  float *q = scratch, *turned = q + shared * S * D, *scores = turned + D;
+  for (int64_t s = 0; a.new_key && s < S; s++) {
+    const int64_t at = (b * S + s) * a.new_width + g * D, t = position + s;
+    prepare(a.new_key + at, D, a.key_norm, a.epsilon, a.turns ? a.turns + t * D : nullptr, 1.0f, turned);
+    for (int64_t d = 0; d < D; d++) key[d * T + t] = turned[d];
+    memcpy(value + t * D, a.new_value + at, D * sizeof(float));
+  }
+  for (int64_t i = 0; i < shared * S; i++) {
+    const int64_t head = g * shared + i / S, s = i % S;
+    const float* turn = a.turns ? a.turns + (position + s) * D : nullptr;
+    prepare(a.query + (b * S + s) * a.query_width + head * D, D, a.query_norm, a.epsilon, turn, a.scale, q + i * D);
+  }
+  for (int64_t i = 0; i < shared * S; i += kQueries) {
+    Query queries[kQueries];
+    const int64_t rows = min<int64_t>(kQueries, shared * S - i);
+    for (int64_t r = 0; r < rows; r++) {
+      const int64_t head = g * shared + (i + r) / S, s = (i + r) % S;
+      queries[r].keys = a.lengths ? a.lengths[b] : position + s + 1;
+      queries[r].bias = a.bias ? a.bias + (head + 1) * a.bias_width - 1 - a.bias_ahead - (position + s) : nullptr;
+      queries[r].out = a.out + ((b * S + s) * a.H + head) * D;
+    }
+    constexpr decltype(&tile<1>) tiles[] = {tile<1>, tile<2>, tile<3>, tile<4>};
+    tiles[rows - 1](q + i * D, queries, key, T, value, D, scores, T);
+  }
+}
+
+}  // namespace specbeam

@@ -1,0 +1,33 @@
+// What dispatch.cc knows of attention; attention.cc says how it is computed.
+#pragma once
+#include <cstdint>
+
+namespace specbeam {
+
+constexpr int64_t kKeys = 32;  // keys are read so many at a time: room for keys is a multiple of it
+
+// S queries of each of B rows meet the keys that their row has. H heads of queries share G heads of keys, all of width D.
+struct Attention {
+  int64_t S, H, G, D;
+  // Position s of row b lies at (b S + s) * width, a head every D floats. Keys and values that are new come from there too;
+  // null where there are none, as in attention to an input.
+  const float *query, *new_key, *new_value;
+  int64_t query_width, new_width;
+  float* key;    // [B, G, D, T]: transposed, so that neighbouring keys meet one query without a sum across lanes
+  float* value;  // [B, G, T, D]
+  int64_t T;
+  const int32_t* positions;  // [B]: of the row's first query, where new keys are written; null for 0
+  const int32_t* lengths;    // [B]: every query sees so many keys; null where each sees those up to its own position
+  // Optional. bias [H, bias_width], by distance, the farthest key first: at key t for the query at position p it is
+  // bias[bias_width - 1 - bias_ahead - p + t]. turns [positions, D]: cosines and sines of the halves of a head. norms [D].
+  const float* bias;
+  int64_t bias_width, bias_ahead;
+  const float *turns, *query_norm, *key_norm;
+  float scale, epsilon;
+  float* out;  // [B, S, H, D]
+};
+
+// Floats that a task needs as scratch.
+constexpr int64_t attention_scratch(const Attention& a) { return a.H / a.G * a.S * a.D + a.D + 4 * a.T; }
+
+}  // namespace specbeam

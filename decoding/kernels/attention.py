@@ -1,0 +1,79 @@
+"""Attention on processors, called through `jax.ffi`: attention.cc.
+
+Keys lie transposed, [B, G, D, T], and T is a multiple of KEYS. What a row's queries see ends where the row ends, so that work
+follows what exists, and there are no masks. H / G query heads share a head of keys.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoding.kernels import optional, targets
+
+KEYS = 32  # as kKeys in attention.h
+
+
+def room(length: int) -> int:
+    """Keys that a cache for `length` positions has room for."""
+    return -(-length // KEYS) * KEYS
+
+
+def attend_cache(
+    qkv: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    positions: jax.Array,
+    *,
+    scale: float = 1.0,
+    bias: jax.Array | None = None,
+    turns: jax.Array | None = None,
+    query_norm: jax.Array | None = None,
+    key_norm: jax.Array | None = None,
+    epsilon: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Causal attention of S new positions, whose keys and values are written into the cache, in place, first.
+
+    Args:
+      qkv: float32[B, S, (H + 2 G) D], queries, keys and values, each head by head.
+      key: float32[B, G, D, T].
+      value: float32[B, G, T, D].
+      positions: int32[B], of the first new one.
+      scale: of the scores.
+      bias: float32[H, T], added to the score of a key at distance T - 1 - i: the farthest first.
+      turns: float32[T, D], cosines and sines of every position's angles, half and half: queries and keys are rotated.
+      query_norm, key_norm: float32[D], scales of an RMS norm with `epsilon` over each head, before it is rotated.
+
+    Returns:
+      float32[B, S, H D], and the cache.
+    """
+    batch, steps, width = qkv.shape
+    groups, head = key.shape[1:3]
+    shapes = [(batch, steps, width - 2 * groups * head), key.shape, value.shape]
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    call = jax.ffi.ffi_call(targets()["attend_cache"], results, input_output_aliases={1: 1, 2: 2})
+    extras = [optional(array) for array in (bias, turns, query_norm, key_norm)]
+    return tuple(call(qkv, key, value, positions, *extras, scale=np.float32(scale), epsilon=np.float32(epsilon)))
+
+
+def attend_input(query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array, *, scale: float = 1.0) -> jax.Array:
+    """Attention of queries float32[B, S, H D] to the first `lengths` int32[B] of keys and values as above: [B, S, H D]."""
+    call = jax.ffi.ffi_call(targets()["attend_input"], jax.ShapeDtypeStruct(query.shape, jnp.float32))
+    return call(query, key, value, lengths, scale=np.float32(scale))
+
+
+def attend_itself(
+    qkv: jax.Array, lengths: jax.Array, *, head_dim: int, scale: float = 1.0, bias: jax.Array | None = None
+) -> jax.Array:
+    """Attention of inputs to themselves, in both directions.
+
+    Args:
+      qkv: float32[B, L, 3 H D].
+      lengths: int32[B].
+      bias: float32[H, 2 L - 1], added to the score of a key that lies i - (L - 1) places after the query.
+
+    Returns:
+      float32[B, L, H D].
+    """
+    batch, length, width = qkv.shape
+    call = jax.ffi.ffi_call(targets()["attend_itself"], jax.ShapeDtypeStruct((batch, length, width // 3), jnp.float32))
+    return call(qkv, lengths, optional(bias), head_dim=np.int32(head_dim), scale=np.float32(scale))

@@ -1,0 +1,237 @@
+"""Attention over the keys and values that rows have, in one of two forms: XLA's, for accelerators, and `decoding.kernels`'.
+
+A `Cache` knows its form.  Both write new keys and values at every row's own position and attend to what lies before; what is
+at or beyond it is garbage by definition.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from decoding.kernels import attention as kernels
+from decoding.models.base import (
+    MASKED,
+    attend,
+    attend_existing,
+    merge_heads,
+    rms_norm,
+    split_fused,
+    split_heads,
+    state_length,
+    write_cache,
+)
+from decoding.models.relative import causal_bias, distance_table
+
+
+class Heads(NamedTuple):
+    """How a fused projection's columns are heads.
+
+    Attributes:
+      queries, keys: their numbers, H and G; H / G query heads share a key head.
+      width: D.
+      pieces: that the columns lie in, see `split_fused`.
+    """
+
+    queries: int
+    keys: int
+    width: int
+    pieces: int = 1
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["key", "value"], meta_fields=["own"])
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of rows.
+
+    Attributes:
+      key: [B, G, T, D]; [B, G, D, T] in the form of `decoding.kernels`.
+      value: [B, G, T, D].
+      own: whether it has that form.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    own: bool
+
+    @classmethod
+    def zeros(cls, rows: int, heads: Heads, length: int, dtype, own: bool) -> "Cache":
+        """With room for `length` positions."""
+        length = kernels.room(length) if own else state_length(length)
+        shape = (rows, heads.keys, length, heads.width)
+        return cls(jnp.zeros(_transposed(shape) if own else shape, dtype), jnp.zeros(shape, dtype), own)
+
+    @classmethod
+    def of(cls, fused: jax.Array, heads: Heads, own: bool) -> "Cache":
+        """Of keys and values side by side, [B, L, 2 G D]."""
+        parts = split_fused(fused, (heads.keys * heads.width,) * 2, heads.pieces)
+        key, value = (split_heads(part, heads.keys) for part in parts)
+        if own:  # whose keys are read in whole blocks
+            room = ((0, 0), (0, 0), (0, kernels.room(key.shape[2]) - key.shape[2]), (0, 0))
+            key, value = jnp.pad(key, room).swapaxes(2, 3), jnp.pad(value, room)
+        return cls(key, value, own)
+
+    @property
+    def length(self) -> int:
+        """Positions that there is room for, T."""
+        return self.value.shape[2]
+
+
+def _transposed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:2], shape[3], shape[2])
+
+
+class Where(NamedTuple):
+    """Where the S new positions of rows stand, made once for all layers by `where`; which fields there are, is the cache's.
+
+    Attributes:
+      positions: int32[B], of the first.
+      bias: as an operand of the cache's form, or None.
+      turns: float32[T, D] or, of XLA's form, [B, 1, S, D]: cosines and sines of rotary positions, or None.
+    """
+
+    positions: jax.Array
+    bias: jax.Array | None
+    turns: jax.Array | None
+
+
+def where(
+    cache: Cache,
+    positions: jax.Array,
+    steps: int,
+    *,
+    table: jax.Array | None = None,
+    max_distance: int = 0,
+    frequencies: np.ndarray | None = None,
+) -> Where:
+    """
+    Args:
+      cache: any layer's.
+      positions: int32[B], of the first new position of each row.
+      steps: S.
+      table: [buckets, H], T5's bias by distance, up to `max_distance`.
+      frequencies: float32[D / 2] of rotary positions, radians per position.
+    """
+    length = cache.length
+    if cache.own:
+        bias = None if table is None else distance_table(table, length, max_distance=max_distance)
+        turns = None
+        if frequencies is not None:
+            turns = jnp.asarray(_turns(np, np.arange(length, dtype=np.float32)[:, None] * frequencies))
+        return Where(positions, bias, turns)
+    places = positions[:, None] + np.arange(steps)
+    if table is not None:
+        bias = causal_bias(table, positions, steps, length, max_distance=max_distance)
+    else:
+        bias = jnp.where(np.arange(length) <= places[:, :, None], 0.0, MASKED)[:, None]
+    turns = None
+    if frequencies is not None:
+        turns = _turns(jnp, places[:, None, :, None].astype(jnp.float32) * frequencies)
+    return Where(positions, bias, turns)
+
+
+def _turns(xp, angles):
+    return xp.concatenate([xp.cos(angles), xp.sin(angles)], axis=-1)
+
+
+def attend_cache(
+    qkv: jax.Array,
+    cache: Cache,
+    place: Where,
+    heads: Heads,
+    *,
+    scale: float = 1.0,
+    query_norm: jax.Array | None = None,
+    key_norm: jax.Array | None = None,
+    epsilon: float = 0.0,
+) -> tuple[jax.Array, Cache]:
+    """Causal attention of the newest positions.
+
+    Args:
+      qkv: [B, S, (H + 2 G) D], queries, keys and values of the S positions.
+      cache: of the layer.
+      place: from `where`.
+      scale: of the scores.
+      query_norm, key_norm: [D], scales of RMS norms over each head, before it is rotated.
+
+    Returns:
+      [B, S, H D] and the cache with the S positions written.
+    """
+    if cache.own:
+        norms = dict(query_norm=query_norm, key_norm=key_norm, epsilon=epsilon)
+        operands = (qkv, cache.key, cache.value, place.positions)
+        attended, key, value = kernels.attend_cache(*operands, scale=scale, bias=place.bias, turns=place.turns, **norms)
+        return attended, Cache(key, value, own=True)
+    widths = (heads.queries * heads.width, *(heads.keys * heads.width,) * 2)
+    query, key, value = split_fused(qkv, widths, heads.pieces)
+    query, key, value = split_heads(query, heads.queries), split_heads(key, heads.keys), split_heads(value, heads.keys)
+    if query_norm is not None:
+        query, key = rms_norm(query, query_norm, epsilon), rms_norm(key, key_norm, epsilon)
+    if place.turns is not None:
+        query, key = rotate(query, place.turns), rotate(key, place.turns)
+    query = query if scale == 1.0 else query * scale
+    cache = Cache(
+        write_cache(cache.key, key, place.positions), write_cache(cache.value, value, place.positions), own=False
+    )
+    existing = jnp.max(place.positions) + qkv.shape[1]
+    return merge_heads(grouped_attend(query, cache.key, cache.value, place.bias, existing)), cache
+
+
+def attend_input(query: jax.Array, cache: Cache, lengths: jax.Array, heads: Heads) -> jax.Array:
+    """Attention of queries [B, S, H D] to an input's first `lengths` int32[B] keys and values: [B, S, H D]."""
+    if cache.own:
+        return kernels.attend_input(query, cache.key, cache.value, lengths)
+    mask = jnp.where(np.arange(cache.length)[None, :] < lengths[:, None], 0.0, MASKED)[:, None, None, :]
+    query = split_heads(query, heads.queries)
+    return merge_heads(attend_existing(query, cache.key, cache.value, mask, jnp.max(lengths)))
+
+
+def attend_itself(qkv: jax.Array, lengths: jax.Array, bias: jax.Array, heads: Heads, own: bool) -> jax.Array:
+    """Attention of inputs [B, L, 3 H D] to themselves in both directions: [B, L, H D].
+
+    Args:
+      lengths: int32[B].
+      bias: float32[H, 2 L - 1], added to the score of a key that lies i - (L - 1) places after the query.
+      own: whether `decoding.kernels` computes it.
+    """
+    if own:
+        return kernels.attend_itself(qkv, lengths, head_dim=heads.width, bias=bias)
+    span = np.arange(qkv.shape[1])
+    mask = jnp.where(span[None, :] < lengths[:, None], 0.0, MASKED)[:, None, None, :]
+    square = bias[:, span[None, :] - span[:, None] + len(span) - 1]
+    parts = split_fused(qkv, (heads.queries * heads.width,) * 3, heads.pieces)
+    return merge_heads(attend(*(split_heads(part, heads.queries) for part in parts), square[None] + mask))
+
+
+def rotate(heads: jax.Array, turns: jax.Array) -> jax.Array:
+    """Rotates the two halves of each head [B, H, S, D] by its position's angles: cosines and sines [B, 1, S, D]."""
+    cos, sin = jnp.split(turns, 2, axis=-1)
+    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(heads.dtype)
+
+
+def grouped_attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array
+) -> jax.Array:
+    """Attention in which H / G query heads share a key head: the sharing heads are folded into the query's length.
+
+    Args:
+      query: [B, H, S, D].
+      key, value: [B, G, T, D].
+      bias: float32[B, 1 or H, S, T].
+      existing: int32[], see `attend_existing`.
+
+    Returns:
+      [B, H, S, D].
+    """
+    batch, heads, steps, width = query.shape
+    groups, length = key.shape[1], key.shape[2]
+    if groups == heads:
+        return attend_existing(query, key, value, bias, existing)
+    shared = heads // groups
+    bias = jnp.broadcast_to(bias, (batch, heads, steps, length)).reshape(batch, groups, shared * steps, length)
+    folded = query.reshape(batch, groups, shared * steps, width)
+    return attend_existing(folded, key, value, bias, existing).reshape(batch, heads, steps, width)
