@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Hashable
 
 import jax
+import platformdirs
 
 from decoding import xla_flags
 
@@ -48,8 +49,7 @@ def keep_programs(directory: str | None = None) -> str:
     """
     directory = directory or jax.config.jax_compilation_cache_dir
     if not directory:
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        directory = os.path.join(caches, "specbeam", "programs")
+        directory = os.path.join(platformdirs.user_cache_dir("specbeam"), "programs")
     jax.config.update("jax_compilation_cache_dir", directory)
     # Many programs of small models compile in under a second, JAX's threshold, and there are dozens.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import platformdirs
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-w"]
@@ -87,15 +88,10 @@ def load() -> ctypes.CDLL:
     failures = []
     for compiler in compilers():
         try:
-            return ctypes.CDLL(str(build(compiler, _cache())))
+            return ctypes.CDLL(str(build(compiler, platformdirs.user_cache_path("specbeam") / "kernels")))
         except (BuildError, OSError) as error:
             failures.append(str(error))
     raise BuildError("; ".join(failures) or "no C++ compiler was found (c++, g++, clang++, or the package ziglang)")
-
-
-def _cache() -> Path:
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(caches) / "specbeam" / "kernels"
 
 
 def sources_key() -> str:

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import tempfile
 
+import platformdirs
+
 from pipeline.clusters import flink_runner
 from pipeline.settings import ConfigError
 
@@ -67,5 +69,5 @@ def fetch(cache: pathlib.Path) -> pathlib.Path:
 
 def default_cache() -> pathlib.Path:
     """Where Flink's jars are kept: $SPECBEAM_FLINK_CACHE, else below the user's own cache directory."""
-    own = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "specbeam" / "flink"
+    own = platformdirs.user_cache_path("specbeam") / "flink"
     return pathlib.Path(os.environ.get("SPECBEAM_FLINK_CACHE") or own).expanduser()

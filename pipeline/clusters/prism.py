@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
+import platformdirs
 from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptions, PortableOptions, PrismRunnerOptions
 from apache_beam.runners.portability.prism_runner import PrismRunner
 from apache_beam.version import __version__ as beam_version
@@ -33,8 +34,7 @@ _BUILD_COMMAND = "python -m pipeline.clusters.prism build"
 
 def default_folder() -> str:
     """Where binaries of this Beam's version are kept."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(caches, "specbeam", "prism", beam_version)
+    return os.path.join(platformdirs.user_cache_dir("specbeam"), "prism", beam_version)
 
 
 def build(folder: str) -> str:
