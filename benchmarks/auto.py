@@ -28,7 +28,7 @@ import decoding
 import decoding.engine
 from benchmarks.engine import INPUT_TOKENS, NEW_TOKENS, ROOT, repeated
 from benchmarks.machine import describe
-from benchmarks.measure import Run, seconds_per_token, timed
+from benchmarks.measure import TimedRun, seconds_per_token, timed
 from benchmarks.workloads import read_sentences
 from decoding.adaptive import GammaPolicy
 from pipeline.benchmarking.paired import Ratio
@@ -70,11 +70,11 @@ def measure_setting(target, draft, inputs, batch: int, temperature: float, repea
 
     order = np.random.default_rng(0)
 
-    def repeat(names: list[str], number: int) -> list[Run]:
+    def repeat(names: list[str], number: int) -> list[TimedRun]:
         runs = []
         for name in order.permutation(names):
             seconds, cpu_seconds, outputs = timed(lambda name=name: run(name))
-            runs.append(Run(name, batch, number, seconds, cpu_seconds, sum(map(len, outputs))))
+            runs.append(TimedRun(name, batch, number, seconds, cpu_seconds, sum(map(len, outputs))))
         return runs
 
     names, picking = [str(gamma) for gamma in auto.config.gammas], []

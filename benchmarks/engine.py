@@ -25,7 +25,7 @@ import numpy as np
 
 import decoding
 from benchmarks.machine import describe
-from benchmarks.measure import Run, seconds_per_token, timed
+from benchmarks.measure import TimedRun, seconds_per_token, timed
 from benchmarks.workloads import read_sentences
 from pipeline.benchmarking.paired import Ratio, interleaved
 
@@ -71,7 +71,7 @@ def measure_refill(target, inputs: list[list[int]], slots: int, repeats: int) ->
     for repeat, order in interleaved([list(systems)], repeats, seed=0):
         for system in order:
             seconds, cpu_seconds, outputs[system] = timed(systems[system])
-            runs.append(Run(system, slots, repeat, seconds, cpu_seconds, sum(map(len, outputs[system]))))
+            runs.append(TimedRun(system, slots, repeat, seconds, cpu_seconds, sum(map(len, outputs[system]))))
     speeds = {name: seconds_per_token(runs, name, slots) for name in systems}
     ratio = Ratio.of(speeds["fixed"], speeds["refill"])
     return {

@@ -13,7 +13,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class TimedRun:
     """One timed run of a system over the whole workload of a batch size."""
 
     system: str
@@ -51,7 +51,7 @@ def timed(call: Callable[[], list[list[int]]]) -> tuple[float, float, list[list[
     return time.perf_counter() - start, time.process_time() - cpu_start, result
 
 
-def seconds_per_token(runs: Sequence[Run], system: str, batch: int) -> list[float]:
+def seconds_per_token(runs: Sequence[TimedRun], system: str, batch: int) -> list[float]:
     """Seconds per generated token of one cell, repeat by repeat, the dropped first one left out.
 
     Two cells' are compared with `pipeline.benchmarking.paired.Ratio.of(base, system)`: how many times faster the system is.

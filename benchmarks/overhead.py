@@ -58,7 +58,7 @@ class Size:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class TimedJob:
     """One timed job.
 
     Attributes:
@@ -130,7 +130,7 @@ def write_input(path: Path, examples: int) -> None:
     path.write_text("".join(lines[i % len(lines)] for i in range(examples)), encoding="utf-8")
 
 
-def run_job(runner: str, workers: int, repeat: int, size: Size, folder: Path) -> Job:
+def run_job(runner: str, workers: int, repeat: int, size: Size, folder: Path) -> TimedJob:
     """Runs one job in a process of its own.
 
     Raises:
@@ -179,7 +179,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], stream: IO[str]
 
 def account(
     runner: str, workers: int, repeat: int, size: Size, shards: Sequence[Shard], began: float, ended: float
-) -> Job:
+) -> TimedJob:
     """Where a job's time went, from when each shard was decoded and from when its process began and ended."""
     first, last = min(shard.began for shard in shards), max(shard.ended for shard in shards)
     cost = size.examples_per_shard * size.seconds_per_example
@@ -188,7 +188,7 @@ def account(
     for _, change in events:
         running += change
         most = max(most, running)
-    return Job(
+    return TimedJob(
         runner,
         workers,
         repeat,
@@ -201,7 +201,7 @@ def account(
     )
 
 
-def table(jobs: Sequence[Job], size: Size) -> str:
+def table(jobs: Sequence[TimedJob], size: Size) -> str:
     """Markdown: a row per runner and number of workers, medians with extremes over repeats."""
     lines = [
         "| runner | workers | ideal, s | wall, s | wall over ideal | start, s | per shard, ms | end, s | at once | processes |",

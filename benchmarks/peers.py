@@ -91,13 +91,13 @@ def compare(workload: workloads.Workload, chosen: dict[str, systems.System], arg
     """Runs every system at every batch size, interleaved, and returns all timings, their summary and the agreement."""
     remotes = {name: systems.Remote(system, workload, arguments.threads) for name, system in chosen.items()}
     cells = [(name, batch) for name, system in chosen.items() for batch in arguments.batches if system.runs(batch)]
-    runs: list[measure.Run] = []
+    runs: list[measure.TimedRun] = []
     outputs: dict[tuple[str, int], systems.Tokens] = {}
     changed: set[tuple[str, int]] = set()
     schedule = interleaved([cells], arguments.repeats, arguments.seed)
     for repeat, name, batch in ((repeat, *cell) for repeat, order in schedule for cell in order):
         seconds, cpu_seconds, rows = remotes[name].run(batch)
-        runs.append(measure.Run(name, batch, repeat, seconds, cpu_seconds, sum(map(len, rows))))
+        runs.append(measure.TimedRun(name, batch, repeat, seconds, cpu_seconds, sum(map(len, rows))))
         if outputs.setdefault((name, batch), rows) != rows:
             changed.add((name, batch))
         print(f"{workload.name}: run {len(runs)} of {len(cells) * (arguments.repeats + 1)}: {chosen[name].title}, "

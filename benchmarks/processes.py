@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.engine import INPUT_TOKENS, ROOT, config_for, repeated
-from benchmarks.measure import Run, seconds_per_token, timed
+from benchmarks.measure import TimedRun, seconds_per_token, timed
 from benchmarks.workloads import read_sentences
 from pipeline.benchmarking.paired import Ratio, interleaved
 
@@ -77,7 +77,7 @@ def measure(target: str, inputs: list[list[int]], ids: list[str], slots: int, re
         for repeat, order in interleaved([list(systems)], repeats, seed=0):
             for name in order:
                 seconds, cpu_seconds, outputs[name] = timed(lambda name=name: systems[name].decode(inputs, ids))
-                runs.append(Run(name, slots, repeat, seconds, cpu_seconds, sum(map(len, outputs[name]))))
+                runs.append(TimedRun(name, slots, repeat, seconds, cpu_seconds, sum(map(len, outputs[name]))))
     finally:
         for system in systems.values():
             system.close()

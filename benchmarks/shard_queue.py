@@ -50,7 +50,7 @@ class Costs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class SimulatedJob:
     """What is simulated.
 
     Attributes:
@@ -119,7 +119,7 @@ class Outcome:
 class Worker:
     """One worker's timeline, from its own random numbers."""
 
-    def __init__(self, job: Job, number: int, seed: np.random.SeedSequence):
+    def __init__(self, job: SimulatedJob, number: int, seed: np.random.SeedSequence):
         durations, uptimes = seed.spawn(2)
         self._durations, self._uptimes = np.random.default_rng(durations), np.random.default_rng(uptimes)
         slow = number < round(job.slow_share * job.workers)
@@ -176,7 +176,7 @@ class Worker:
         return over, True
 
 
-def simulate(job: Job) -> Outcome:
+def simulate(job: SimulatedJob) -> Outcome:
     """Runs `job`."""
     seeds = np.random.SeedSequence(job.seed).spawn(job.workers)
     workers = [Worker(job, number, seed) for number, seed in enumerate(seeds)]
@@ -192,7 +192,7 @@ def simulate(job: Job) -> Outcome:
     return _account(job, workers, finished, summary)
 
 
-def _end(job: Job, workers: Sequence[Worker], queued: int) -> float:
+def _end(job: SimulatedJob, workers: Sequence[Worker], queued: int) -> float:
     """Runs the last `queued` shards event by event. Returns when the last one is done."""
     finished = 0.0
     events = [(worker.clock, number, "free") for number, worker in enumerate(workers)]
@@ -219,7 +219,7 @@ def _end(job: Job, workers: Sequence[Worker], queued: int) -> float:
     return finished
 
 
-def _account(job: Job, workers: Sequence[Worker], finished: float, summary: float) -> Outcome:
+def _account(job: SimulatedJob, workers: Sequence[Worker], finished: float, summary: float) -> Outcome:
     makespan, parts = finished + summary, job.parts
     total = makespan * job.workers
     worked = sum(worker.worked for worker in workers) / sum(parts.values())

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.shard_queue import Costs, Job, Outcome, drain_occupancy, simulate
+from benchmarks.shard_queue import Costs, Outcome, SimulatedJob, drain_occupancy, simulate
 
 SHARDS = (16, 64, 256, 1024, 4096, 16384)
 PREEMPTIONS_PER_HOUR = {"never": 0.0, "1 a day": 1 / 24, "1 in 6 h": 1 / 6, "1 an hour": 1.0}
@@ -79,7 +79,7 @@ def sweep(scenario: Scenario, texts, *, examples: int, workers: int, spread: flo
     for shard in SHARDS:
         occupancy = drain_occupancy(texts, shard, scenario.slots)
         for name, per_hour in PREEMPTIONS_PER_HOUR.items():
-            job = Job(
+            job = SimulatedJob(
                 examples=examples,
                 shard=shard,
                 workers=workers,

@@ -76,7 +76,7 @@ class Programs:
         self._placement.check_slots(config.num_slots)
         self._graphs, params = zip(*(nnx.split(model) for model in models))
         # A flat list crosses into a program in C++; nnx's own tree would be flattened in Python at every call.
-        self._params, self._structure = jax.tree.flatten(self._placement.settle(params))
+        self._params, self._structure = jax.tree.flatten(self._placement.replicate(params))
         self.compiler = Compiler()
         self._add()
 

@@ -168,7 +168,7 @@ class Placement:
                 f"decoding.num_slots is {num_slots}; allowed: multiples of {self.groups}, the mesh's axis 'data'"
             )
 
-    def settle(self, params):
+    def replicate(self, params):
         """Parameters that are not on the mesh, as those of a draft loaded without it, copied to every device of it."""
         if self.mesh is None:
             return params

@@ -5,8 +5,8 @@ from benchmarks import measure
 from pipeline.benchmarking.paired import Ratio
 
 
-def runs(system: str, seconds: list[float], tokens: int = 10, batch: int = 1) -> list[measure.Run]:
-    return [measure.Run(system, batch, repeat, s, s, tokens) for repeat, s in enumerate(seconds)]
+def runs(system: str, seconds: list[float], tokens: int = 10, batch: int = 1) -> list[measure.TimedRun]:
+    return [measure.TimedRun(system, batch, repeat, s, s, tokens) for repeat, s in enumerate(seconds)]
 
 
 def test_the_first_repeat_is_dropped_and_time_is_per_token():

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import known_cost, overhead, stages
 from benchmarks.known_cost import Shard
-from benchmarks.overhead import Job, Size
+from benchmarks.overhead import Size, TimedJob
 
 
 def test_the_ideal_is_decoding_alone_in_whole_waves():
@@ -28,7 +28,7 @@ def test_where_a_job_s_time_went():
 
 def test_table_of_overhead():
     size = Size(shards=4, examples_per_shard=4, seconds_per_example=0.5)
-    job = lambda repeat, wall: Job("processes", 2, repeat, wall, 3.0, 1.5, 0.25, 2, 2)
+    job = lambda repeat, wall: TimedJob("processes", 2, repeat, wall, 3.0, 1.5, 0.25, 2, 2)
     rows = overhead.table([job(0, 8.0), job(1, 12.0), job(2, 9.0)], size).splitlines()
     assert len(rows) == 3
     assert rows[2].startswith("| local processes | 2 | 4.0 | 9.0 (8.0 to 12.0) | 2.25 (2.00 to 3.00) | 3.0 (3.0 to 3.0) ")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks import shard_queue
-from benchmarks.shard_queue import Costs, Job, drain_occupancy, simulate
+from benchmarks.shard_queue import Costs, SimulatedJob, drain_occupancy, simulate
 
 
-def job(**changes) -> Job:
+def job(**changes) -> SimulatedJob:
     settings = dict(examples=1000, shard=10, workers=4, costs=Costs(decode=0.5))
-    return Job(**(settings | changes))
+    return SimulatedJob(**(settings | changes))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_replacements_cost_their_restart_and_loading():
     assert found.makespan / count == pytest.approx(expected_seconds(5.0, rate, 10.0), rel=0.03)
 
 
-def plain(job: Job) -> tuple[float, int, float]:
+def plain(job: SimulatedJob) -> tuple[float, int, float]:
     """Event by event from the beginning: when the last shard was done, attempts lost, and seconds lost."""
     seeds = [seed.spawn(2) for seed in np.random.SeedSequence(job.seed).spawn(job.workers)]
     draws, ups = ([np.random.default_rng(pair[i]) for pair in seeds] for i in (0, 1))
