@@ -16,7 +16,7 @@ import apache_beam as beam
 import numpy as np
 
 from decoding.config import ACCEPTED, RESAMPLED
-from transforms.aggregate import NUM_REPLICATES, poisson_weights
+from transforms.statistics.intervals import NUM_REPLICATES, poisson_weights
 
 LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 LEVELS = 7  # nested subsets of the texts: all, a half, a quarter, ...

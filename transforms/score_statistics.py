@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from decoding.scoring import TextScores
-from transforms.aggregate import INTERVAL, LEVEL, bootstrap_interval
 from transforms.analysis import Columns, Sums, Texts
+from transforms.statistics.intervals import INTERVAL, LEVEL, bootstrap_interval
 
 ALPHA_DEFINITION = "over the text: mean of sum_x min(p(x), q(x)) over the tokens at which the draft proposes something"
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
-from scipy.special import stdtrit
 
-LEVEL = 0.95
+from transforms.statistics.intervals import half_width
+
 METHOD = "geometric mean over repeats of the ratio within a repeat; Student's t interval of the mean log ratio"
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Ratio:
         count, mean = len(logs), float(np.mean(logs))
         if count < 2:
             return cls(math.exp(mean), None, None, count)
-        margin = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * float(np.std(logs, ddof=1)) / math.sqrt(count)
+        margin = float(half_width(np.var(logs, ddof=1) / count, count - 1))
         return cls(math.exp(mean), math.exp(mean - margin), math.exp(mean + margin), count)
 
     def __format__(self, digits: str) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import fdtrc, stdtrit
+from scipy.special import fdtrc, ndtri
 
 from decoding import theory
-from transforms.aggregate import LEVEL, NUM_REPLICATES, bootstrap_interval
 from transforms.analysis import LAGS, LEVELS, RANK_LABELS, Sums
+from transforms.statistics.intervals import LEVEL, NUM_REPLICATES, bootstrap_freedom, bootstrap_interval, half_width
 
 Estimate = dict[str, float | None]
 
@@ -199,14 +199,14 @@ class Series:
         independent = float(ratio(self.sums.fraction("beta^2"), self.sums.count("beta#"))[0] - values[0] ** 2) / positions
         if variance <= 0 or independent <= 0:
             return None
-        t = float(stdtrit(1 / (1 / (self.examples - 1) + 1 / (NUM_REPLICATES - 1)), (1 + LEVEL) / 2))
-        half_width, normal = t * math.sqrt(variance), float(stdtrit(1e9, (1 + LEVEL) / 2))
+        width = float(half_width(variance, bootstrap_freedom(self.examples, NUM_REPLICATES)))
+        normal = float(ndtri((1 + LEVEL) / 2))
         needed = lambda wanted: math.ceil(positions * variance * (normal / wanted) ** 2)
         texts = float(self.sums.count("texts")[0])
         return {
             "positions": int(positions),
             "texts": int(texts),
-            "half_width": half_width,
+            "half_width": width,
             "half_width_if_independent": normal * math.sqrt(independent),
             "design_effect": variance / independent,
             "effective_tokens": positions * independent / variance,
@@ -241,7 +241,7 @@ def wald_test(differences: np.ndarray, examples: float) -> dict | None:
     """Tests that replicated differences, float64[d, 1 + R], are 0. None where there is too little to tell."""
     replicates = differences[:, 1:][:, np.isfinite(differences[:, 1:]).all(axis=0)]
     size = len(differences)
-    freedom = 1 / (1 / (examples - 1) + 1 / (replicates.shape[1] - 1)) if examples > 1 and replicates.shape[1] > 1 else 0
+    freedom = bootstrap_freedom(examples, replicates.shape[1]) if examples > 1 and replicates.shape[1] > 1 else 0
     if size == 0 or freedom <= size:
         return None
     covariance = np.atleast_2d(np.cov(replicates)) * examples / (examples - 1)
@@ -332,6 +332,6 @@ def time_ratio(timings: Sequence[Mapping[str, Any]]) -> dict | None:
     speedup = {"mean": math.exp(log), "low": None, "high": None}
     if len(parts) == 2 and variance > 0:
         freedom = variance**2 / sum(share**2 / n for share, n in parts)
-        margin = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
+        margin = float(half_width(variance, freedom))
         speedup |= {"low": math.exp(log - margin), "high": math.exp(log + margin)}
     return {"speedup": speedup, **counts}

@@ -13,8 +13,9 @@ from decoding import DecodingConfig, Generation
 from pipeline.runners import LOCAL_RUNNER
 from tests.pipeline.fakes import fake_generation
 from transforms import aggregate
-from transforms.aggregate import CombineStatistics, DecodedText, Statistics, poisson_weights, shard_statistics
+from transforms.aggregate import CombineStatistics, DecodedText, Statistics, shard_statistics
 from transforms.records import example_error
+from transforms.statistics.intervals import poisson_weights
 
 CONFIG = DecodingConfig(gamma=3, max_decode_tokens=20)
 

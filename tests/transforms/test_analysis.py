@@ -12,8 +12,9 @@ from apache_beam.testing.util import assert_that
 from decoding import theory
 from pipeline.runners import LOCAL_RUNNER
 from transforms import analysis
-from transforms.aggregate import NUM_REPLICATES, CombineStatistics, poisson_weights
+from transforms.aggregate import CombineStatistics
 from transforms.analysis import Sums, Texts
+from transforms.statistics.intervals import NUM_REPLICATES, poisson_weights
 
 RANKS = np.arange(50) % 5
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr, stdtrit
 
-from transforms.aggregate import LEVEL, bootstrap_interval, poisson_weights
+from transforms.statistics.intervals import LEVEL, bootstrap_interval, poisson_weights
 
 TEXTS, JOBS_PER_SET, SETS = 100, 100, 40
 BETWEEN, WITHIN, CORRELATION, LONGEST = 0.6, 1.0, 0.7, 60

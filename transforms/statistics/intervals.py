@@ -1,0 +1,80 @@
+"""Intervals: Student's t, and a bootstrap over examples that merges.
+
+Tokens of one example are not independent, so that what is resampled is examples. It is a Poisson bootstrap: in replicate
+r, example e counts w(e, r) ~ Poisson(1) times, with w hashed from the example's id. A replicate is then a few sums,
+shards merge by adding them, and no example has to be seen twice. `bootstrap_interval` makes the interval of the
+replicates.
+"""
+
+import hashlib
+
+import numpy as np
+from scipy.special import expit, logit, stdtrit
+
+NUM_REPLICATES = 200
+LEVEL = 0.95
+INTERVAL = f"Poisson bootstrap over examples, {NUM_REPLICATES} replicates, Student's t on the log-odds scale"
+
+# Distribution function of Poisson(1) at 0, 1, 2, ...: beyond 18 lies less than 1e-17.
+_POISSON_CDF = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 19)]))
+
+
+def poisson_weights(example_id: str, replicates: int = NUM_REPLICATES) -> np.ndarray:
+    """int64[replicates], each Poisson(1), a function of the id alone."""
+    seed = np.frombuffer(hashlib.blake2b(example_id.encode(), digest_size=8).digest(), np.uint64)
+    with np.errstate(over="ignore"):  # splitmix64: the r-th output of a generator seeded with the id's hash
+        z = seed + np.arange(1, replicates + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    uniform = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.searchsorted(_POISSON_CDF, uniform, side="right").astype(np.int64)
+
+
+def half_width(variance: np.ndarray | float, freedom: np.ndarray | float) -> np.ndarray | float:
+    """Half of the interval at LEVEL of an estimate with such a variance: Student's t, with `freedom`, of standard errors."""
+    return stdtrit(freedom, (1 + LEVEL) / 2) * np.sqrt(variance)
+
+
+def bootstrap_freedom(examples: np.ndarray | float, replicates: np.ndarray | float) -> np.ndarray | float:
+    """Degrees of freedom of a variance over replicates: both numbers limit how well it is known. Each is at least 2."""
+    return 1 / (1 / (examples - 1) + 1 / (replicates - 1))
+
+
+def bootstrap_interval(
+    value: np.ndarray | float, replicates: np.ndarray, examples: np.ndarray | float, *, proportion: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the interval at LEVEL from bootstrap replicates.
+
+    The replicates' standard deviation, corrected by n / (n - 1), times Student's t, whose degrees of freedom count the
+    examples and the replicates. Over simulated jobs of 100 clustered texts it covers the truth in 95 of 100, where the
+    percentiles of 200 replicates do in 93.5 to 94 (tests/transforms/test_coverage.py).
+
+    Args:
+      value: float64[...], the estimates.
+      replicates: float64[..., R], their replicates; NaN where a replicate has no data.
+      examples: how many examples each estimate rests on.
+      proportion: the estimates are within [0, 1], and so shall the interval be: it is made on the log-odds scale. At 0 and
+        1 themselves, where no replicate differs, it is Clopper and Pearson's for as many examples without an exception.
+
+    Returns:
+      low and high, float64[...]. Where there are fewer than two examples or replicates nothing is known: NaN, or 0 and 1
+      for a proportion.
+    """
+    value, replicates, n = np.asarray(value, np.float64), np.asarray(replicates, np.float64), np.asarray(examples, np.float64)
+    known = np.sum(~np.isnan(replicates), axis=-1)
+    enough = (n >= 2) & (known >= 2)
+    n, known = np.where(enough, n, 2.0), np.where(enough, known, 2)
+    centre = np.nansum(replicates, axis=-1, keepdims=True) / known[..., None]
+    variance = np.nansum((replicates - centre) ** 2, axis=-1) / (known - 1) * n / (n - 1)
+    margin = np.where(enough, half_width(variance, bootstrap_freedom(n, known)), np.nan)
+    low, high = value - margin, value + margin
+    if proportion:
+        inside = (value > 0) & (value < 1)
+        p = np.where(inside, value, 0.5)
+        odds, width = logit(p), margin / (p * (1 - p))
+        edge = ((1 - LEVEL) / 2) ** (1 / n)
+        low = np.where(inside, expit(odds - width), np.where(value > 0, edge, 0.0))
+        high = np.where(inside, expit(odds + width), np.where(value > 0, 1.0, 1 - edge))
+        low, high = np.where(enough, low, 0.0), np.where(enough, high, 1.0)
+    return low, high
