@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 import decoding
 from decoding.version import __version__
-from pipeline.benchmarking import paired
 from pipeline.benchmarking.inputs import Inputs, read_inputs, used_buckets
+from pipeline.benchmarking.paired import METHOD
 from pipeline.benchmarking.results import (
     RESULTS,
     describe_machine,
@@ -44,6 +44,7 @@ from pipeline.preflight import CheckedModels, check_models
 from pipeline.settings import ConfigError, JobConfig
 from pipeline.terminal import make_console
 from transforms.folder import FolderError
+from transforms.statistics.intervals import LEVEL
 from transforms.storage import OutputFolder
 
 _LINE_SECONDS = 30.0
@@ -106,7 +107,7 @@ def measure(
             "input_buckets": base.input_buckets,
             "resident_input_tokens": base.max_input_tokens,
         },
-        "interval": {"level": paired.LEVEL, "method": paired.METHOD},
+        "interval": {"level": LEVEL, "method": METHOD},
     }
     # The config's own values of what is varied played no part.
     for name in VARIED:

@@ -156,9 +156,19 @@ def continue_run(
         given_up = {shard for shard in begun if attempts.given_up(folder, shard, plan.num_shards, launch.id)}
         pending = tuple(shard for shard in pending if shard not in given_up)
     return Run(
-        config, folder, plan, models, manifest.fingerprint, pending, len(opened.committed), len(begun),
-        not opened.unfinished, launch.id, parts, statistics,
-    )  # fmt: skip
+        config=config,
+        folder=folder,
+        plan=plan,
+        models=models,
+        fingerprint=manifest.fingerprint,
+        pending=pending,
+        committed=len(opened.committed),
+        begun=len(begun),
+        finished=not opened.unfinished,
+        launch=launch.id,
+        parts=parts,
+        statistics=statistics,
+    )
 
 
 def known_plan(opened: OpenedFolder) -> Plan | None:

@@ -40,11 +40,11 @@ def run(config: JobConfig, options: PlanOptions) -> dict:
     job = slice_job(config, options)
     which = "job" if options.prepare else options.programs
     if options.num_slots is None:
-        job, found, programs = most_slots(job, which)
+        job, held, programs = most_slots(job, which)
     else:
-        found, programs = needs(job, which)
+        held, programs = needs(job, which)
     limit = job.limit
-    short = found.total - limit
+    short = held.total - limit
     result = {
         "topology": job.topology.name,
         "chips": job.mesh.size,
@@ -52,7 +52,7 @@ def run(config: JobConfig, options: PlanOptions) -> dict:
         "num_slots": job.config.num_slots,
         "draft": "none" if job.draft is None else "split" if sharding.mesh_of(job.draft) else "on every chip",
         "undivided": sharding.undivided(job.target.config, job.mesh),
-        "memory": dataclasses.asdict(found) | {"total": found.total, "limit": limit, "fits": short <= 0},
+        "memory": dataclasses.asdict(held) | {"total": held.total, "limit": limit, "fits": short <= 0},
         "predicted": predict(job, options),
         "programs": {
             name if isinstance(name, str) else " ".join(map(str, name)): _program(name, program, job.caches)
@@ -70,8 +70,8 @@ def run(config: JobConfig, options: PlanOptions) -> dict:
 
 def _program(name, program, caches) -> dict:
     """What is known of one compiled program."""
-    found = program.memory_analysis()
-    told = {"argument_bytes": found.argument_size_in_bytes, "temporary_bytes": found.temp_size_in_bytes}
+    stats = program.memory_analysis()
+    told = {"argument_bytes": stats.argument_size_in_bytes, "temporary_bytes": stats.temp_size_in_bytes}
     if name[0] == "chunk":
         read = hlo.Program(program.as_text())
         traffic = read.collectives()
@@ -113,9 +113,9 @@ def main(argv: Sequence[str]) -> int:
         if options.topology is None:
             return 0
     if options.topology is None:
-        for one in result["passes"]:
-            beside = f", roofline {milliseconds(one['roofline'])}, ratio {one['ratio']:.2f}" if "ratio" in one else ""
-            print(f"{one['model']} over {one['positions']}: {milliseconds(one['seconds'])}{beside}")
+        for row in result["passes"]:
+            beside = f", roofline {milliseconds(row['roofline'])}, ratio {row['ratio']:.2f}" if "ratio" in row else ""
+            print(f"{row['model']} over {row['positions']}: {milliseconds(row['seconds'])}{beside}")
         print(", ".join(f"{name} {value}" for name, value in result.items() if name != "passes"))
         return 0
     report(result, console)

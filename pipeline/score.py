@@ -110,9 +110,16 @@ def prepare(command: CommandLine, device: dict | None, launch: Launch) -> ScoreR
         text=source.facts,
     )
     run = continue_run(
-        opened, fresh, config, source.plan, models, allow_code_change=command.allow_code_change, launch=launch,
-        parts=storage.SCORES, statistics=ScoreStatistics,
-    )  # fmt: skip
+        opened,
+        fresh,
+        config,
+        source.plan,
+        models,
+        allow_code_change=command.allow_code_change,
+        launch=launch,
+        parts=storage.SCORES,
+        statistics=ScoreStatistics,
+    )
     settings = ScoreSettings(
         target=config.model.target,
         drafts=tuple(named_drafts(config).items()),
@@ -124,8 +131,8 @@ def prepare(command: CommandLine, device: dict | None, launch: Launch) -> ScoreR
         max_ngram=config.model.prompt_lookup_max_ngram,
         min_ngram=config.model.prompt_lookup_min_ngram,
     )
-    return ScoreRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(Run)},
-                    source=source, settings=settings)  # fmt: skip
+    known = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run)}
+    return ScoreRun(**known, source=source, settings=settings)
 
 
 def named_drafts(config: JobConfig) -> dict[str, str]:
@@ -224,16 +231,16 @@ def _references(config: JobConfig, models: CheckedModels, opened) -> Source:
 
 def _identity(config: JobConfig, models: CheckedModels, drafts: Mapping[str, dict], source: Source) -> dict:
     settings = {name: getattr(config.decoding, name) for name in (*SAMPLING, *_LENGTHS)}
+    read = {"vocab_size": models.vocab_size, "tokenizer": models.tokenizer_sha256, "dtype": config.model.dtype}
     identity = {
         "job": "score",
         "text": source.identity,
-        "model": {**models.identity, "vocab_size": models.vocab_size, "tokenizer": models.tokenizer_sha256,
-                  "dtype": config.model.dtype},
+        "model": {**models.identity, **read},
         "drafts": drafts,
         "decoding": settings,
         "score": {"lenience": config.score.lenience, "batch_tokens": config.score.batch_tokens},
         "code": code_digest(),
-    }  # fmt: skip
+    }
     return json.loads(json.dumps(identity))
 
 

@@ -8,8 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.benchmarking.paired import LEVEL
 from pipeline.benchmarking.settings import Setting, slots
+from transforms.statistics.intervals import LEVEL
 
 
 def print_results(console: Console, results: Mapping[str, Any]) -> None:

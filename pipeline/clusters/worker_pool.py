@@ -43,9 +43,14 @@ class WorkerPool(BeamFnExternalWorkerPoolServicer):
             with open(reader, "rb") as begun:
                 with open(writer, "wb") as told:  # closed here, so that it ends with the worker
                     process = subprocess.Popen(
-                        [WORKER, f"--id={name}", *urls], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                        env={**os.environ, BEGUN: str(told.fileno())}, pass_fds=[told.fileno()], errors="replace",
-                    )  # fmt: skip
+                        [WORKER, f"--id={name}", *urls],
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                        errors="replace",
+                        env={**os.environ, BEGUN: str(told.fileno())},
+                        pass_fds=[told.fileno()],
+                    )
                 self._worker_processes[name] = process
                 last: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
                 copying = threading.Thread(target=_copy, args=(process.stderr, last), daemon=True)

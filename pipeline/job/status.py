@@ -67,8 +67,8 @@ class Status(logging.Handler):
     def _flush(self) -> None:
         with self._guard:
             for text in self._unsaid if not self._held else ():
-                print(f"\r\x1b[K{text} ..." if self.is_terminal else text, end="" if self.is_terminal else "\n",
-                      file=self._stream, flush=True)  # fmt: skip
+                line = f"\r\x1b[K{text} ..." if self.is_terminal else f"{text}\n"
+                print(line, end="", file=self._stream, flush=True)
                 self._said, self._shown = time.monotonic(), True
             self._unsaid = []
 

@@ -97,11 +97,11 @@ def devices(topology: Topology) -> list:
 
     options = {"chip_config_name": topology.chip.config} if topology.chip.config else {}
     try:
-        found = topologies.get_topology_desc(topology.name, "tpu", **options).devices
+        described = topologies.get_topology_desc(topology.name, "tpu", **options).devices
     except Exception as error:
         raise ConfigError(
             f"--topology is {topology.name!r}, which libtpu refuses: {' '.join(str(error).split())[:300]}; allowed: whole "
             "hosts, that is shapes divisible by 2x2 (2x2x1)"
         ) from error
-    assert len(found) == topology.chips, (topology, len(found))
-    return list(found)
+    assert len(described) == topology.chips, (topology, len(described))
+    return list(described)

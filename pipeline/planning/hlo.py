@@ -50,8 +50,8 @@ class Instruction:
     @property
     def operand(self) -> str:
         """Name of the first one."""
-        found = _OPERAND.search(self.line.split(f" {self.opcode}(", 1)[1])
-        return found[1] if found else ""
+        first = _OPERAND.search(self.line.split(f" {self.opcode}(", 1)[1])
+        return first[1] if first else ""
 
     @property
     def called(self) -> list[str]:
@@ -92,12 +92,12 @@ class Program:
                     current = self.computations.setdefault(head[2], [])
                     self.entry = head[2] if head[1] else self.entry
                 continue
-            if found := _INSTRUCTION.match(line):
+            if match := _INSTRUCTION.match(line):
                 shapes = tuple(
-                    _shape(dtype, dims, layout) for dtype, dims, layout in _SHAPE.findall(found[3])
+                    _shape(dtype, dims, layout) for dtype, dims, layout in _SHAPE.findall(match[3])
                 )
-                current.append(Instruction(found[2], found[4], shapes, line, bool(found[1])))
-                self._shapes[found[2]] = shapes
+                current.append(Instruction(match[2], match[4], shapes, line, bool(match[1])))
+                self._shapes[match[2]] = shapes
 
     def loop_body(self) -> str:
         """The body of the program's largest loop: a chunk's iteration. Raises ValueError where there is none."""

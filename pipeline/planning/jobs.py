@@ -61,11 +61,11 @@ def job_programs(target, draft, config: DecodingConfig, vocab_size: int | None, 
       vocab_size: as of `Generator`.
       baseline: some shards are decoded plainly, by a generator of their own.
     """
-    found = dict(Generator.lowered(target, draft, config, vocab_size))
+    lowered = dict(Generator.lowered(target, draft, config, vocab_size))
     if baseline:
         plain = Generator.lowered(target, None, dataclasses.replace(config, gamma=0), vocab_size)
-        found |= {("plain", *([name] if isinstance(name, str) else name)): lower for name, lower in plain.items()}
-    return found
+        lowered |= {("plain", *([name] if isinstance(name, str) else name)): lower for name, lower in plain.items()}
+    return lowered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,11 +196,11 @@ def most_slots(job: SliceJob, which: str) -> tuple[SliceJob, memory.Memory, dict
 
     for _ in range(_TRIES):
         slots = memory.largest(functools.partial(fits, slope=slope), step) or groups
-        found, programs = needs(job.at(slots), which)
-        if found.total <= limit or slots <= step:
+        held, programs = needs(job.at(slots), which)
+        if held.total <= limit or slots <= step:
             break
-        slope = (found.temporary - first) / (slots - step)
-    return job.at(slots), found, programs
+        slope = (held.temporary - first) / (slots - step)
+    return job.at(slots), held, programs
 
 
 def advice(job: SliceJob, short: int) -> str:

@@ -33,7 +33,7 @@ def predict(job: SliceJob, options: PlanOptions) -> dict:
     draft = seconds(job.draft, 1) if job.draft is not None else 0.0
     rate = lambda gamma: theory.expected_tokens(options.alpha, gamma) / (gamma * draft + seconds(job.target, gamma + 1))
     best = max(range(_LONGEST + 1) if job.draft is not None else [0], key=rate)
-    found = {
+    predicted = {
         "target_seconds": plain,
         "verify_seconds": seconds(job.target, gamma + 1),
         "draft_seconds": draft,
@@ -49,9 +49,9 @@ def predict(job: SliceJob, options: PlanOptions) -> dict:
     used = job.mesh.size
     if options.price:
         for name in ("", "plain_"):
-            hours = 1e6 / found[f"{name}tokens_per_second"] / 3600
-            found[f"{name}cost_per_million_tokens"] = options.price * used * hours
-    return found
+            hours = 1e6 / predicted[f"{name}tokens_per_second"] / 3600
+            predicted[f"{name}cost_per_million_tokens"] = options.price * used * hours
+    return predicted
 
 
 def measured(config: JobConfig, options: PlanOptions) -> dict:
@@ -81,10 +81,10 @@ def measured(config: JobConfig, options: PlanOptions) -> dict:
             positions=sorted(set(widths)),
         )
         example = np.full(decoding_config.max_input_tokens, max(model.eos_id, 2) + 1).tolist()
-        found = timer.seconds(example, decoding_config.max_decode_tokens, sorted(set(widths)))
+        timed = timer.seconds(example, decoding_config.max_decode_tokens, sorted(set(widths)))
         for width in sorted(set(widths)):
-            seconds[name, width] = found[width]
-            one = {"model": name, "positions": width, "seconds": found[width]}
+            seconds[name, width] = timed[width]
+            row = {"model": name, "positions": width, "seconds": timed[width]}
             if chip:
                 mesh = jax.sharding.AbstractMesh((1, 1), ("data", "model"))
                 work = roofline.step_work(
@@ -96,8 +96,8 @@ def measured(config: JobConfig, options: PlanOptions) -> dict:
                     max_decode_tokens=decoding_config.max_decode_tokens,
                     max_positions=room,
                 )
-                one |= {"roofline": work.seconds(chip, 1), "ratio": found[width] / work.seconds(chip, 1)}
-            result["passes"].append(one)
+                row |= {"roofline": work.seconds(chip, 1), "ratio": timed[width] / work.seconds(chip, 1)}
+            result["passes"].append(row)
     if ("draft", 1) in seconds:
         c = seconds["draft", 1] / seconds["target", 1]
         cost = seconds["target", gamma + 1] / seconds["target", 1]
