@@ -99,7 +99,7 @@ def measure_setting(target, draft, inputs, batch: int, temperature: float, repea
         "best": best,
         "ratio": [ratio.mean, ratio.low, ratio.high],
         "gammas_of_auto": used,
-        "costs": {gamma: seconds for (_, gamma), seconds in auto.costs.items()},
+        "costs": dict(auto.costs),
         "runs": [[r.system, r.repeat, r.seconds, r.cpu_seconds, r.tokens] for r in runs],
     }
 

@@ -10,11 +10,12 @@ the next one is drafted, from what was emitted before, so it cannot bias the sam
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-# seconds per iteration of the whole batch, by (longest input in tokens, γ)
-Costs = Mapping[tuple[int, int], float]
+# seconds per iteration of the whole batch, by γ
+Costs = Mapping[int, float]
 
 # The acceptance believed in before anything was seen, and how many guesses that belief weighs.
 _PRIOR_ALPHA, _PRIOR_WEIGHT = 0.7, 16.0
@@ -28,8 +29,7 @@ _PROBE_AFTER, PROBE_ITERATIONS = 24, 2
 class GammaPolicy:
     """Chooses γ for one run of the engine; starts afresh with each."""
 
-    def __init__(self, costs: Mapping[int, float]):
-        """costs: seconds per iteration of each γ, for the run's bucket."""
+    def __init__(self, costs: Costs):
         self._costs = dict(costs)
         places = max(self._costs)
         self._accepted = np.zeros(places)
@@ -66,14 +66,18 @@ class GammaPolicy:
 
 
 def encode_costs(costs: Costs) -> dict[str, float]:
-    """Costs as a JSON object, for a manifest."""
-    return {f"{bucket}/{gamma}": seconds for (bucket, gamma), seconds in sorted(costs.items())}
+    """Costs as a JSON object, by γ."""
+    return {str(gamma): seconds for gamma, seconds in sorted(costs.items())}
 
 
-def decode_costs(encoded: Mapping[str, float]) -> dict[tuple[int, int], float]:
-    """Inverse of `encode_costs`."""
-    costs = {}
-    for key, seconds in encoded.items():
-        bucket, gamma = key.split("/")
-        costs[int(bucket), int(gamma)] = float(seconds)
-    return costs
+def decode_costs(encoded: Any) -> dict[int, float]:
+    """Inverse of `encode_costs`; reads what older versions wrote as well, [longest input, γ, seconds] each.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    try:
+        pairs = encoded.items() if isinstance(encoded, Mapping) else ((gamma, seconds) for _, gamma, seconds in encoded)
+        return {int(gamma): float(seconds) for gamma, seconds in pairs}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"costs are no numbers by γ: {error}") from error

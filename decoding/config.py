@@ -15,6 +15,23 @@ if typing.TYPE_CHECKING:
 # Axes of a mesh of devices: groups of slots, and the devices that a model is split over.
 DATA, MODEL = "data", "model"
 
+# Glossary.  These words mean the same in code, docs and reports.
+#
+# What a token of a generation was:
+#   accepted    a drafted token that the target agreed with
+#   corrected   the target's token in the place of the first drafted one that it rejected
+#   bonus       the target's token after all drafted ones were accepted
+#   plain       the target's token where nothing was drafted
+#
+# Where and when:
+#   position    a place in the decoder's inputs, from 0
+#   iteration   one call of the target for a row: γ drafted positions and one more; it emits 1 to γ + 1 tokens
+#   chunk       the iterations of one call of a compiled program
+#   row         one generation in the making: one sample of one example
+#   slot        a place in the batch, which rows pass through one after the other
+#   shard       the examples that are read, decoded, committed, retried and resumed together
+#   part        the file that a committed shard is, and all that is known of it
+
 # Per-token sources of a Generation.
 RESAMPLED, ACCEPTED, BONUS, PLAIN = 0, 1, 2, 3
 

@@ -1,8 +1,18 @@
 """The engine: `num_slots` rows decode together, finished rows make room for waiting ones.
 
-A compiled *chunk* runs iterations on device until enough rows are done; the host then harvests finished rows, writes
-prefilled examples into the free slots, and goes on.  Waiting examples are encoded in full batches of their own
-bucket and staged while the chunk before still runs, so prefill never waits for slots and slots rarely for prefill.
+The life of a row, one generation of one example; words are those of `decoding.config`'s glossary:
+
+1. It waits: examples are ordered by their content alone, longest first (`_Run._order`).
+2. It is staged with others of its length bucket, and a program prefills them together, encoder or prompt, while the
+   chunk before still runs (`_stage`).  So prefill never waits for slots, and slots rarely for prefill.
+3. It gets a slot: its prefilled state is copied into the slot's, and its position, budget and key are written into the
+   slot's packed row (`_fill`).  From here on it is an `Occupant`.
+4. A chunk is run, up to `chunk_iterations` iterations on device: drafting, one target call, verification, emission
+   (`programs.Programs._chunk`, which loops over `speculative`).  With γ = "auto" the policy chose γ before anything was
+   drafted, and a draft that γ = 0 left behind is fed first what it missed (`_introduce`, `_catch_up`).
+5. The chunk stops when enough rows are done, and the host gets all it emitted in one transfer.
+6. The row is harvested: its part of the log is put to what it emitted before (`_harvest`).  If it is done, `harvest`
+   makes a `Generation` of that, and the slot is free; else it is in the next chunk.
 
 Nothing in a row's result depends on what shares the batch with it: its random key comes from its example id, its
 position from itself, and everything at or beyond its position is masked.
@@ -23,7 +33,7 @@ from decoding.drafts.base import Draft
 from decoding.harvest import Occupant, generation, guesses
 from decoding.models.base import LanguageModel
 from decoding.programs import DRAFT, TARGET, Programs, measure_costs
-from decoding.rows import Emission, idle_rows, new_row
+from decoding.rows import DONE, POSITION, Emission, idle_rows, new_row
 from decoding.sampling import row_key
 
 
@@ -70,7 +80,7 @@ class Generator:
           target: the model whose distribution the output has.
           draft: proposes tokens; may be None where γ is 0.
           config: settings.
-          costs: for γ = "auto", seconds per iteration by (longest input, γ) as in `self.costs` of an earlier
+          costs: for γ = "auto", seconds per iteration by γ as in `self.costs` of an earlier
             Generator, so that a job chooses the same γ on every worker; measured here where None.
           vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's: the logits of later
             ones are cut off in both.  None for all, and then target and draft must have as many.
@@ -89,9 +99,8 @@ class Generator:
         self.costs: Costs = {}
         if len(config.gammas) > 1:
             self.costs = measure_costs(self._programs) if costs is None else costs
-            choices = [(config.max_input_tokens, gamma) for gamma in config.gammas]
-            if missing := [choice for choice in choices if choice not in self.costs]:
-                raise ValueError(f"costs lack the (longest input, gamma) pairs {missing}; they have {sorted(self.costs)}")
+            if missing := [gamma for gamma in config.gammas if gamma not in self.costs]:
+                raise ValueError(f"costs lack the gammas {missing}; they have {sorted(self.costs)}")
 
     @staticmethod
     def lowered(
@@ -184,7 +193,7 @@ class _Run:
         self._results: list[Generation | None] = [None] * (len(inputs) * config.num_samples)
         self._policy: GammaPolicy | None = None
         if len(config.gammas) > 1:
-            self._policy = GammaPolicy({gamma: costs[config.max_input_tokens, gamma] for gamma in config.gammas})
+            self._policy = GammaPolicy({gamma: costs[gamma] for gamma in config.gammas})
 
     def to_the_end(self) -> tuple[list[Generation], EngineReport]:
         """Decodes everything."""
@@ -319,10 +328,10 @@ class _Run:
         block = max(self._config.gammas) + 1
         while True:
             tokens = np.zeros((len(self._packed), block), np.int32)
-            positions = self._packed[:, 2].copy()
+            positions = self._packed[:, POSITION].copy()
             behind = False
             for slot, occupant in self._occupants.items():
-                position = int(self._packed[slot, 2])
+                position = int(self._packed[slot, POSITION])
                 missing = position - 1 - occupant.drafted
                 if missing > 0:
                     behind = True
@@ -343,7 +352,7 @@ class _Run:
             occupant.chunks.append(Emission(*(array[:, slot] for array in log)))
             if gamma > 0:
                 # One less than the position: after full acceptance the draft never saw its own last token.
-                occupant.drafted = max(int(self._packed[slot, 2]) - 1, 0)
-            if self._packed[slot, 4]:
+                occupant.drafted = max(int(self._packed[slot, POSITION]) - 1, 0)
+            if self._packed[slot, DONE]:
                 self._results[occupant.item] = generation(occupant, self._programs.eos_id, now)
                 del self._occupants[slot]

@@ -19,7 +19,7 @@ from decoding.adaptive import Costs
 from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
 from decoding.drafts.base import Draft, as_draft, fitted
-from decoding.models.base import LanguageModel
+from decoding.models.base import LanguageModel, install
 from decoding.rows import WIDTH, new_row, pack, unpack
 from decoding.sampling import row_key
 from decoding.sharding import Placement, mesh_of
@@ -139,7 +139,7 @@ class Programs:
                 prefill = functools.partial(self._prefill, which)
                 (staged,) = place.states([model], [jax.eval_shape(prefill, *arguments)])
                 add((_PREFILL[which], bucket), place.jit(prefill, staged), *arguments)
-                insert = place.jit(_insert, state, donate_argnums=0)
+                insert = place.jit(install, state, donate_argnums=0)
                 add((_INSERT[which], bucket), insert, state, staged, slots, slots)
         for gamma in config.gammas:
             chunk, used = functools.partial(self._chunk, gamma), _used(states, gamma)
@@ -198,24 +198,6 @@ def _used(states, gamma: int):
     return states if gamma else states[:1]
 
 
-def _insert(state, staged, source: jax.Array, slots: jax.Array):
-    """Writes staged rows `source[i]` into slots `slots[i]`; out-of-range slots are dropped.
-
-    Staged leaves may be shorter than the resident ones along any axis but the first, and are written at the origin.
-    """
-
-    def write(resident, new):
-        window = (slots, *(slice(0, size) for size in new.shape[1:]))
-        return resident.at[window].set(new[source], mode="drop")
-
-    def merge(resident, new):
-        if isinstance(new, dict):
-            return resident | {name: merge(resident[name], new[name]) for name in new}
-        return jax.tree.map(write, resident, new)
-
-    return merge(state, staged)
-
-
 def measure_costs(programs: Programs) -> Costs:
     """Seconds per iteration of every γ, all rows decoding.
 
@@ -239,9 +221,9 @@ def measure_costs(programs: Programs) -> Costs:
 
     costs, began = {}, time.perf_counter()
     for number in range(_COST_ROUNDS[1] + 1):
-        measured = {(config.max_input_tokens, gamma): seconds(gamma) for gamma in config.gammas}
+        measured = {gamma: seconds(gamma) for gamma in config.gammas}
         if number:  # the first round touches memory for the first time
-            costs = {choice: min(measured[choice], costs.get(choice, np.inf)) for choice in measured}
+            costs = {gamma: min(measured[gamma], costs.get(gamma, np.inf)) for gamma in measured}
         if number >= _COST_ROUNDS[0] and time.perf_counter() - began > _COST_SECONDS:
             break
     return costs

@@ -39,7 +39,9 @@ class Rows(NamedTuple):
         return Noise(self.keys, self.position)
 
 
-WIDTH = 7
+# Columns of packed rows.  The two words of a row's key are the last.
+PREVIOUS, LAST, POSITION, REMAINING, DONE, KEY = range(6)
+WIDTH = KEY + 2
 
 
 def pack(rows: Rows) -> jax.Array:
@@ -51,14 +53,21 @@ def pack(rows: Rows) -> jax.Array:
 
 def unpack(packed: jax.Array) -> Rows:
     """int32[B, WIDTH] -> Rows."""
-    keys = jax.lax.bitcast_convert_type(packed[:, 5:7], jnp.uint32)
-    return Rows(packed[:, 0], packed[:, 1], packed[:, 2], packed[:, 3], packed[:, 4] != 0, keys)
+    keys = jax.lax.bitcast_convert_type(packed[:, KEY:], jnp.uint32)
+    return Rows(
+        previous=packed[:, PREVIOUS],
+        last=packed[:, LAST],
+        position=packed[:, POSITION],
+        remaining=packed[:, REMAINING],
+        done=packed[:, DONE] != 0,
+        keys=keys,
+    )
 
 
 def idle_rows(batch: int) -> np.ndarray:
     """Packed rows that are all done: int32[B, WIDTH]."""
     packed = np.zeros((batch, WIDTH), np.int32)
-    packed[:, 4] = 1
+    packed[:, DONE] = 1
     return packed
 
 

@@ -23,7 +23,7 @@ from jax.scipy.special import entr
 from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
 from decoding.drafts.base import Draft, fitted
-from decoding.models.base import LanguageModel
+from decoding.models.base import LanguageModel, install
 from decoding.rows import Rows
 from decoding.sampling import argmax, log_prob, standardize
 
@@ -275,7 +275,7 @@ class Scorer:
         rows, length = batch.tokens.shape
         fed, start = self._decoder_inputs(batch)
         state = model.init_state(rows, batch.inputs.shape[1], length)
-        state = _install(state, model.prefill(batch.inputs, batch.lengths))
+        state = install(state, model.prefill(batch.inputs, batch.lengths))
         return model.step(fed, start, state)[0]
 
     def _proposals(self, draft: Draft, batch: _Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -290,7 +290,7 @@ class Scorer:
         before = fed[:, 0] if self._encoder_decoder else before
         previous = jnp.concatenate([before[:, None], fed[:, :-1]], axis=1)
         state = draft.init_state(rows, batch.inputs.shape[1], length + 1)  # a proposal lies behind the last token
-        state = _install(state, draft.prefill(batch.inputs, batch.lengths))
+        state = install(state, draft.prefill(batch.inputs, batch.lengths))
         # Random numbers for those who draw, from the text alone: padding is 0 and adds nothing.
         keys = [jnp.sum(part * (1 + 2 * np.arange(part.shape[1])), axis=1) for part in (batch.inputs, batch.tokens)]
         keys = jnp.stack(keys, axis=1).astype(jnp.uint32)
@@ -309,11 +309,3 @@ class Scorer:
 def _stack(values: list[jax.Array], like: jax.Array) -> jax.Array:
     """[B, T] arrays as [B, T, L], L possibly 0."""
     return jnp.stack(values, axis=-1) if values else jnp.zeros((*like.shape, 0), like.dtype)
-
-
-def _install(resident, new):
-    """A resident state with a prefilled one, whose axes are at most as long, written at its origin."""
-    if isinstance(new, dict):
-        return resident | {name: _install(resident[name], new[name]) for name in new}
-    write = lambda old, fresh: jax.lax.dynamic_update_slice(old, fresh, (0,) * old.ndim)
-    return jax.tree.map(write, resident, new)

@@ -7,12 +7,10 @@ end of the run they move into the manifest.
 import dataclasses
 import json
 
+from decoding.adaptive import Costs, decode_costs, encode_costs
 from transforms import storage
 from transforms.folder import FolderError, read_manifest
 from transforms.storage import OutputFolder
-
-Costs = dict[tuple[int, int], float]
-"""Seconds per iteration by (input bucket, γ)."""
 
 NAME = f"{storage.ATTEMPTS}/costs.json"
 
@@ -27,9 +25,9 @@ def read(folder: OutputFolder) -> Costs | None:
     if frozen is None and folder.exists(NAME):
         frozen, name = _read_measured(folder), NAME
     try:
-        return None if frozen is None else {(int(bucket), int(gamma)): float(seconds) for bucket, gamma, seconds in frozen}
-    except (TypeError, ValueError) as error:
-        raise FolderError(f"{name} of {folder.root!r} cannot be used: its costs are no numbers: {error}") from error
+        return None if frozen is None else decode_costs(frozen)
+    except ValueError as error:
+        raise FolderError(f"{name} of {folder.root!r} cannot be used: {error}") from error
 
 
 def _read_measured(folder: OutputFolder):
@@ -44,7 +42,7 @@ def _read_measured(folder: OutputFolder):
 
 def freeze(folder: OutputFolder, costs: Costs) -> Costs:
     """Offers `costs` as the run's. Returns the ones that it has from now on."""
-    data = json.dumps([[*key, seconds] for key, seconds in sorted(costs.items())]).encode()
+    data = json.dumps(encode_costs(costs)).encode()
     return costs if folder.create(NAME, data) else read(folder)
 
 

@@ -54,7 +54,7 @@ class Manifest:
     num_shards: int
     num_records: int | None = None
     plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    costs: list | None = None
+    costs: dict | list | None = None
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     device: Mapping[str, Any] | None = None
     code_changes: list = dataclasses.field(default_factory=list)
@@ -137,7 +137,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "num_shards": (int,),
     "num_records": (int, _NONE),
     "device": (dict, _NONE),
-    "costs": (list, _NONE),
+    "costs": (dict, list, _NONE),
 }
 
 

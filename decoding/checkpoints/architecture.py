@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from decoding import sharding
+from decoding.checkpoints.presets import PRESETS
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import LanguageModel, Shape
-from decoding.models.presets import PRESETS
 from decoding.registry import FAMILIES
 
 

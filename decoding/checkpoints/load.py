@@ -45,7 +45,7 @@ def find_checkpoint(path: str, architecture: str | Mapping | None = None) -> Che
       path: a directory of Hugging Face (config.json and safetensors, possibly split with an index), of T5X
         (`checkpoint_<step>` or its parent, whose newest step is taken) or of `pipeline.convert` (Orbax), or a .gguf
         file; local or gs://.
-      architecture: where the checkpoint has no config, as T5X's have none: the name of a preset (`decoding.models.
+      architecture: where the checkpoint has no config, as T5X's have none: the name of a preset (`decoding.checkpoints.
         presets`) or a dict of Hugging Face's config keys. Where it has one, both must agree.
 
     Raises:

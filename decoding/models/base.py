@@ -28,6 +28,29 @@ ACTIVATIONS = {
 State = Any  # a pytree whose leaves all have the batch as their first axis
 
 
+def install(
+    resident: State, prefilled: State, rows: jax.Array | None = None, slots: jax.Array | None = None
+) -> State:
+    """A resident state with prefilled rows written into its own, at the origin of every axis but the first.
+
+    Args:
+      resident: as from `LanguageModel.init_state`.
+      prefilled: as from `LanguageModel.prefill`; its leaves are at most as long along every axis but the first.
+      rows, slots: int32[N] each: row rows[i] is written into slot slots[i], which is out of range where there is none.
+        None where there is a row for every slot, in order, or one for all of them.
+    """
+
+    def write(old, new):
+        if rows is None:
+            return jax.lax.dynamic_update_slice(old, jnp.broadcast_to(new, (len(old), *new.shape[1:])), (0,) * old.ndim)
+        window = (slots, *(slice(0, size) for size in new.shape[1:]))
+        return old.at[window].set(new[rows], mode="drop")
+
+    if isinstance(prefilled, dict):
+        return resident | {name: install(resident[name], new, rows, slots) for name, new in prefilled.items()}
+    return jax.tree.map(write, resident, prefilled)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
     """The shape of a model: what the config of every family has, and answers for all who ask about its family.
@@ -120,7 +143,7 @@ class LanguageModel(Protocol):
 
         Returns:
           A subtree of `init_state`'s tree whose leaves are [P, ...] with every other axis at most as long as
-          there: it is written at the origin of a slot's row.
+          there: `install` writes it at the origin of a slot's row.
         """
 
     def step(

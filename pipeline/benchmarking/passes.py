@@ -10,7 +10,6 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from decoding.compilation import Compiler
-from decoding.models.base import LanguageModel, State
+from decoding.models.base import LanguageModel, State, install
 from decoding.sampling import argmax
 from pipeline.benchmarking.paired import Ratio
 
@@ -75,7 +74,7 @@ class PassTimer:
     def _filled_state(self, params, inputs: jax.Array, lengths: jax.Array) -> State:
         model = self._model(params)
         state = model.init_state(self._num_slots, self._input_bucket, self._max_positions)
-        return _write(state, model.prefill(inputs, lengths))
+        return install(state, model.prefill(inputs, lengths))
 
     def _run(self, params, state: State, tokens: jax.Array, passes: jax.Array, first: jax.Array, span: jax.Array):
         """`passes` passes that start at positions spread evenly over first .. first + span - 1."""
@@ -130,15 +129,6 @@ class PassTimer:
         tokens, state = self._programs[width](self._params, state, tokens, *counts)
         jax.block_until_ready((tokens, state))
         return state, time.perf_counter() - started
-
-
-def _write(state: Any, row: Any) -> Any:
-    """`state` with the one prefilled `row` in every slot, at the origin of each leaf's other axes."""
-    if isinstance(row, dict):
-        return state | {name: _write(state[name], row[name]) for name in row}
-    return jax.tree.map(
-        lambda all_, one: all_.at[(slice(None), *(slice(0, size) for size in one.shape[1:]))].set(one), state, row
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from decoding import sharding
-from decoding.models.presets import PRESETS
+from decoding.checkpoints.presets import PRESETS
 from pipeline.planning import chips
 from pipeline.settings import ConfigError, JobConfig, parse_command_line
 from pipeline.settings.flags import Parser

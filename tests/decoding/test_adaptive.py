@@ -1,8 +1,11 @@
 """The policy of γ = "auto" by itself: what it chooses from which costs and which acceptances."""
 
-import numpy as np
+import json
 
-from decoding.adaptive import GammaPolicy
+import numpy as np
+import pytest
+
+from decoding.adaptive import GammaPolicy, decode_costs, encode_costs
 
 
 def probes(policy: GammaPolicy, chunks: int, accepted: float) -> list[int]:
@@ -50,3 +53,13 @@ def test_the_choice_maximises_tokens_per_second_over_all_gammas():
     rates = {gamma: sum(alpha**i for i in range(gamma + 1)) / cost for gamma, cost in costs.items()}
     assert abs(alpha - 0.9) < 1e-3 and max(rates, key=rates.get) == 5
     assert policy.choose() == (5, False), rates
+
+
+def test_costs_in_json_and_those_of_older_versions():
+    costs = {0: 0.5, 3: 0.75, 10: 1.0}
+    assert encode_costs(costs) == {"0": 0.5, "3": 0.75, "10": 1.0}
+    assert decode_costs(json.loads(json.dumps(encode_costs(costs)))) == costs
+    assert decode_costs([[512, 0, 0.5], [512, 3, 0.75], [512, 10, 1.0]]) == costs
+    for wrong in ({"0": "fast"}, {"0": None}, [1, 2], [[512, 0]], 3):
+        with pytest.raises(ValueError, match="costs are no numbers by γ"):
+            decode_costs(wrong)

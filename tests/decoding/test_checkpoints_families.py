@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 import decoding
 from decoding import CheckpointError
 from decoding.checkpoints.architecture import parse_config
+from decoding.checkpoints.presets import PRESETS
 from decoding.models.decoder_only import Rotary
-from decoding.models.presets import PRESETS
 from tests import tiny_t5
 
 LLAMA = {

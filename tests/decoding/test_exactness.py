@@ -130,7 +130,7 @@ def sample_while_gamma_changes(pair, monkeypatch, rounds: int, choices=(0, 1, 3,
         input_buckets=(4,),
         chunk_iterations=1,
     )
-    engine = Generator(*pair, config, costs={(4, gamma): 1.0 for gamma in choices})
+    engine = Generator(*pair, config, costs=dict.fromkeys(choices, 1.0))
     rows, report = engine.generate_with_report([INPUTS], ["example"])
     assert set(report.gammas) == set(choices)
     return rows

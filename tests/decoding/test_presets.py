@@ -12,7 +12,7 @@ from flax import nnx
 
 from decoding.checkpoints.architecture import abstract_model
 from decoding.checkpoints.fill import parameter_shapes
-from decoding.models.presets import PRESETS
+from decoding.checkpoints.presets import PRESETS
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs" / "models.md"
 EMBEDDINGS = ("embedding", "positions", "head")

@@ -33,7 +33,7 @@ class FakeReport:
 class FakeGenerator:
     def __init__(self, config, eos_id=1, poisoned=(), broken=False, costs=None, delay_secs=0.0, deadly=()):
         # Never the same twice, as measurements are.
-        self.costs = costs or {(b, g): time.perf_counter() for b in config.input_buckets for g in config.gammas}
+        self.costs = costs or {gamma: time.perf_counter() for gamma in config.gammas}
         self.config, self.eos_id, self._poisoned, self._broken = config, eos_id, poisoned, broken
         self._delay_secs, self._deadly = delay_secs, deadly
 

@@ -104,7 +104,7 @@ def test_costs_of_gamma_auto_are_frozen_in_the_manifest(command, tmp_path):
     run(command("--config.decoding.gamma=auto"))
     out = tmp_path / "out"
     frozen = json.loads((out / "manifest.json").read_text())["costs"]
-    assert [entry[:2] for entry in frozen] == [[bucket, gamma] for bucket in (64, 128) for gamma in (0, 1, 2, 3, 5, 7)]
+    assert list(frozen) == ["0", "1", "2", "3", "5", "7"]
     assert not [name for name in files(out) if name.startswith("attempts")]
 
 

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from decoding.models.presets import PRESETS
+from decoding.checkpoints.presets import PRESETS
 from pipeline import plan
 from pipeline.planning import chips
 
