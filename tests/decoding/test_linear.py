@@ -46,9 +46,9 @@ def test_weights_reach_nobody_but_the_door(family, golden, monkeypatch):
     seen, products = set(), {name: getattr(linear, name) for name in PRODUCTS}
 
     def unpacked(product):
-        def call(x, weight):
+        def call(x, weight, *args, **keywords):
             seen.add(id(weight))
-            return product(x, nnx.Param(weight.get_value().array))
+            return product(x, nnx.Param(weight.get_value().array), *args, **keywords)
 
         return call
 
@@ -63,9 +63,9 @@ def test_weights_reach_nobody_but_the_door(family, golden, monkeypatch):
 def test_products():
     rng = np.random.default_rng(1)
     x, weight = rng.normal(size=(2, 3, 4)).astype(np.float32), rng.normal(size=(4, 5)).astype(np.float32)
-    expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64)
+    expected, plain = np.asarray(x, np.float64) @ np.asarray(weight, np.float64), lambda x: x
     np.testing.assert_allclose(linear.project(x, nnx.Param(jnp.asarray(weight))), expected, atol=1e-6)
-    np.testing.assert_allclose(linear.head_logits(x, nnx.Param(jnp.asarray(weight))), expected, atol=1e-6)
-    np.testing.assert_allclose(linear.tied_logits(x, nnx.Param(jnp.asarray(weight.T))), expected, atol=1e-6)
+    np.testing.assert_allclose(linear.head_logits(x, nnx.Param(jnp.asarray(weight)), plain), expected, atol=1e-6)
+    np.testing.assert_allclose(linear.tied_logits(x, nnx.Param(jnp.asarray(weight.T)), plain), expected, atol=1e-6)
     table = nnx.Param(jnp.asarray(weight))
     np.testing.assert_array_equal(linear.embed(np.array([[3, 0], [1, 1]]), table), weight[[[3, 0], [1, 1]]])
