@@ -154,8 +154,7 @@ class Generation:
 
     Attributes:
       tokens: int32[T], EOS included when reached.
-      source: int8[T]: 0 target resample after a rejection, 1 accepted draft, 2 bonus after full acceptance,
-        3 plain target step with nothing drafted.
+      source: int8[T], what each token was: 0 corrected, 1 accepted, 2 bonus, 3 plain; see the glossary.
       iteration: int32[T], from 0.
       beta: float32[T], Σ_x min(p(x), q(x)) (Theorem 3.5) where a draft distribution was examined, else NaN; p and q
         are standardised (section 2.2); under lenience it is Σ_x min(p(x) / l, q(x)).
