@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from decoding.config import DecodingConfig
-from decoding.models.base import LanguageModel, State
+from decoding.models.base import LanguageModel, State, eos_ids
 from decoding.rows import Emission, Rows, emit
 from decoding.verification import rule_for
 
@@ -14,5 +14,5 @@ def iterate(
     """Decodes one token per row."""
     logits, state = target.step(rows.last[:, None], rows.position, state)
     next_token = rule_for(config).plain(logits[:, 0], rows.noise)
-    rows, emission = emit(rows, logits, jnp.zeros_like(rows.last), next_token, target.eos_id)
+    rows, emission = emit(rows, logits, jnp.zeros_like(rows.last), next_token, eos_ids(target))
     return state, rows, emission

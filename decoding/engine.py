@@ -354,5 +354,5 @@ class _Run:
                 # One less than the position: after full acceptance the draft never saw its own last token.
                 occupant.drafted = max(int(self._packed[slot, POSITION]) - 1, 0)
             if self._packed[slot, DONE]:
-                self._results[occupant.item] = generation(occupant, self._programs.eos_id, now)
+                self._results[occupant.item] = generation(occupant, self._programs.eos_ids, now)
                 del self._occupants[slot]

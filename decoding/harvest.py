@@ -42,7 +42,7 @@ def guesses(log: Emission, gamma: int) -> tuple[np.ndarray, np.ndarray]:
     return accepted, accepted + rejected
 
 
-def generation(occupant: Occupant, eos_id: int, now: float) -> Generation:
+def generation(occupant: Occupant, eos_ids: tuple[int, ...], now: float) -> Generation:
     """Joins what a row emitted chunk by chunk; chunks may differ in γ."""
     places = max(log.tokens.shape[1] for log in occupant.chunks)
 
@@ -65,7 +65,7 @@ def generation(occupant: Occupant, eos_id: int, now: float) -> Generation:
         draft_logprob=joined("draft_logprob")[valid],
         gammas=joined("proposed")[ran].astype(np.int16),
         accepted=np.count_nonzero((source == ACCEPTED) & valid, axis=1)[ran].astype(np.int16),
-        finish_reason="eos" if tokens[-1] == eos_id else "length",
+        finish_reason="eos" if tokens[-1] in eos_ids else "length",
         decode_seconds=now - occupant.since,
     )
 

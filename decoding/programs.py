@@ -19,7 +19,9 @@ from decoding.adaptive import Costs
 from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
 from decoding.drafts.base import Draft, as_draft, fitted
-from decoding.models.base import LanguageModel, install
+from decoding.models.base import LanguageModel, eos_ids, install
+from decoding.models.forced import with_forced_tokens
+from decoding.models.positions import check_positions
 from decoding.rows import WIDTH, new_row, pack, unpack
 from decoding.sampling import row_key
 from decoding.sharding import Placement, mesh_of
@@ -56,7 +58,7 @@ class Programs:
 
     Attributes:
       config: settings.
-      eos_id, start_id, vocab_size, encoder_decoder: the models', as in `LanguageModel`.
+      eos_ids, start_id, vocab_size, encoder_decoder: the models', as in `LanguageModel`.
       compiler: has the programs to be lowered, until they are compiled.
     """
 
@@ -67,8 +69,11 @@ class Programs:
         if draft is None and config.gammas != (0,):
             raise ValueError(f"decoding.gamma is {config.gamma!r} without a draft model; allowed: 0")
         target, draft = fitted(target, draft, vocab_size)
+        for name, model in (("the model", target), ("the draft", draft)):
+            check_positions(name, model, config)
+        target = with_forced_tokens(target, config)
         self.config = config
-        self.eos_id, self.start_id, self.vocab_size = target.eos_id, target.start_id, target.vocab_size
+        self.eos_ids, self.start_id, self.vocab_size = eos_ids(target), target.start_id, target.vocab_size
         self.encoder_decoder = target.encoder_decoder
         # γ = 0 alone never calls the draft, so it is neither prefilled nor kept.
         models = (target,) if config.gammas == (0,) else (target, as_draft(draft))

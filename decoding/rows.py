@@ -96,7 +96,7 @@ class Emission(NamedTuple):
     proposed: jax.Array
 
 
-def emit(rows: Rows, target_logits: jax.Array, accepted: jax.Array, next_token: jax.Array, eos_id: int,
+def emit(rows: Rows, target_logits: jax.Array, accepted: jax.Array, next_token: jax.Array, eos_ids: tuple[int, ...],
          proposal=None, beta: jax.Array | None = None) -> tuple[Rows, Emission]:
     """Advances rows by an accepted prefix and its next token, cut at EOS and at the budget.
 
@@ -105,7 +105,7 @@ def emit(rows: Rows, target_logits: jax.Array, accepted: jax.Array, next_token: 
       target_logits: float32[B, G, V], raw.
       accepted: int32[B], n.
       next_token: int32[B].
-      eos_id: the token that ends a row.
+      eos_ids: the tokens that end a row.
       proposal: `verification.Proposal` with γ = G - 1 tokens, or None when nothing was drafted.
       beta: float32[B, γ], with a proposal.
     """
@@ -129,7 +129,7 @@ def emit(rows: Rows, target_logits: jax.Array, accepted: jax.Array, next_token: 
         else:
             logprob = log_prob(proposal.logits, tokens[:, :-1])
         draft_logprob = jnp.where(examined, jnp.pad(logprob, pad), jnp.nan)
-    ends = (tokens == eos_id) & (place <= accepted[:, None])
+    ends = jnp.isin(tokens, jnp.asarray(eos_ids, jnp.int32)) & (place <= accepted[:, None])
     at_eos = jnp.where(jnp.any(ends, axis=1), jnp.argmax(ends, axis=1) + 1, places + 1)
     count = jnp.minimum(jnp.minimum(accepted + 1, at_eos), rows.remaining)
     count = jnp.where(rows.done, 0, count).astype(jnp.int32)

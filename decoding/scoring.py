@@ -24,6 +24,8 @@ from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
 from decoding.drafts.base import Draft, fitted
 from decoding.models.base import LanguageModel, install
+from decoding.models.forced import with_forced_tokens
+from decoding.models.positions import check_positions
 from decoding.rows import Rows
 from decoding.sampling import argmax, log_prob, standardize
 
@@ -118,8 +120,10 @@ class Scorer:
         Raises:
           ValueError: a draft does not fit the target.
         """
+        for name, model in {"the model": target, **drafts}.items():
+            check_positions(name, model, config)
         drafts = {name: fitted(target, draft, vocab_size)[1] for name, draft in drafts.items()}
-        target, _ = fitted(target, None, vocab_size)
+        target = with_forced_tokens(fitted(target, None, vocab_size)[0], config)
         self.config, self.lenience = config, tuple(lenience)
         self._start_id, self._encoder_decoder = target.start_id, target.encoder_decoder
         self._vocab_size, self._batch_tokens = target.vocab_size, batch_tokens

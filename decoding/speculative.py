@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from decoding.config import DecodingConfig
 from decoding.drafts.base import Draft
-from decoding.models.base import LanguageModel, State
+from decoding.models.base import LanguageModel, State, eos_ids
 from decoding.rows import Emission, Rows, emit
 from decoding.verification import rule_for
 
@@ -23,5 +23,5 @@ def iterate(
     tokens = jnp.concatenate([rows.last[:, None], proposal.tokens], axis=1)
     logits, target_state = target.step(tokens, rows.position, target_state)
     verdict = rule_for(config).verify(logits, proposal, rows.noise)
-    rows, emission = emit(rows, logits, verdict.accepted, verdict.next_token, target.eos_id, proposal, verdict.beta)
+    rows, emission = emit(rows, logits, verdict.accepted, verdict.next_token, eos_ids(target), proposal, verdict.beta)
     return target_state, draft_state, rows, emission

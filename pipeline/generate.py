@@ -86,7 +86,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
         )
         read = ReadShards(output, read_settings(run)).with_resource_hints(**hints)
         decode = DecodeShards(handler).with_resource_hints(**hints)
-        commit = CommitShards(output, tokenizer=models.tokenizer, eos_id=models.eos_id, fingerprint=run.fingerprint)
+        commit = CommitShards(output, tokenizer=models.tokenizer, eos_ids=models.eos_ids, fingerprint=run.fingerprint)
         read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> read
         decoded = read.shards | "Decode" >> decode | "Commit" >> commit.with_resource_hints(**hints)
         outcomes = (decoded.committed, read[ReadShards.FAILED], decoded[CommitShards.FAILED])

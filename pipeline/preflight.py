@@ -25,7 +25,7 @@ class CheckedModels:
     Attributes:
       tokenizer: file of the tokeniser.
       tokenizer_sha256: its identity.
-      eos_id: ends a generation.
+      eos_ids: each ends a generation.
       input_eos_id: appended to every input; None for decoder-only models.
       identity: what tells these models' weights from others, for the fingerprint.
       chat_template: makes prompts of texts; None for none.
@@ -35,7 +35,7 @@ class CheckedModels:
 
     tokenizer: str
     tokenizer_sha256: str
-    eos_id: int
+    eos_ids: tuple[int, ...]
     input_eos_id: int | None
     identity: dict
     vocab_size: int | None = None
@@ -60,12 +60,8 @@ def check_models(config: JobConfig) -> CheckedModels:
     target = _inspect("model.target", config.model.target)
     path = config.model.tokenizer or config.model.target
     tokenizer = _load_tokenizer("model.tokenizer", path)
-    pieces = tokenizer.pieces()
-    if len(pieces) > target.vocab_size:
-        raise ConfigError(
-            f"model.tokenizer is {path!r} with {len(pieces)} pieces; allowed: at most the target's vocabulary of "
-            f"{target.vocab_size}"
-        )
+    pieces = _known_pieces("model.tokenizer", path, tokenizer, target.vocab_size)
+    _check_positions("model.target", config, target)
     draft = None
     if config.model.draft:
         draft = check_draft("model.draft", config.model.draft, config.model, target, pieces)
@@ -84,13 +80,35 @@ def check_models(config: JobConfig) -> CheckedModels:
     return CheckedModels(
         tokenizer=found,
         tokenizer_sha256=tokenizer.sha256,
-        eos_id=target.eos_id,
+        eos_ids=target.eos_ids,
         input_eos_id=target.eos_id if target.encoder_decoder else None,
         identity=identity,
         vocab_size=vocab_size,
         chat_template=_check_chat_template(config, target, found),
         empty_id=_check_empty(config, target),
     )
+
+
+def _known_pieces(setting: str, path: str, tokenizer: Tokenizer, vocab_size: int) -> list[str]:
+    """The pieces that a model has rows for.
+
+    Tokens added beyond them, such as a padding token that no input has, do no harm; a record that contains one is that
+    record's error. A vocabulary that is larger by itself belongs to another model.
+    """
+    if tokenizer.size > vocab_size:
+        raise ConfigError(
+            f"{setting} is {path!r} with {tokenizer.size} pieces; allowed: at most the target's vocabulary of {vocab_size}"
+        )
+    return tokenizer.pieces()[:vocab_size]
+
+
+def _check_positions(setting: str, config: JobConfig, info: decoding.CheckpointInfo) -> None:
+    longest, most = config.decoding.max_input_tokens, config.decoding.max_decode_tokens
+    if info.max_positions and longest + most > info.max_positions:
+        raise ConfigError(
+            f"decoding.input_buckets is up to {longest} and decoding.max_decode_tokens {most}; allowed: {info.max_positions} "
+            f"together, the positions of {setting}"
+        )
 
 
 def _check_chat_template(config: JobConfig, target: decoding.CheckpointInfo, tokenizer: str) -> chat.ChatTemplate | None:
@@ -100,10 +118,11 @@ def _check_chat_template(config: JobConfig, target: decoding.CheckpointInfo, tok
     if target.encoder_decoder:
         raise ConfigError(f'input.chat_template is {setting!r}; allowed: "" for an encoder-decoder model')
     try:
-        template = chat.find_template(tokenizer) if setting == chat.OWN else chat.ChatTemplate(setting)
+        template = dataclasses.replace(chat.find_template(tokenizer, setting), date=config.input.chat_date or None)
         chat.render(template, [{"role": "user", "content": "A text."}])
-    except (chat.ChatError, ValueError) as error:
-        raise ConfigError(f"input.chat_template is {setting!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        hint = "; input.chat_date says what it shows" if "'strftime_now' is undefined" in str(error) else ""
+        raise ConfigError(f"input.chat_template is {setting!r}: {error}{hint}") from error
     return template
 
 
@@ -143,13 +162,18 @@ def check_draft(
         close = difflib.get_close_matches(draft.rsplit("/", 1)[-1], DRAFTS.names(), 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{setting} is {draft!r}: {error}{hint}") from error
-    same = ("start_id", "eos_id") if is_ngram else ("eos_id", "encoder_decoder")
-    for name in same:
-        mine, other = getattr(target, name), getattr(info, name)
-        if mine != other:
-            raise ConfigError(
-                f"{setting} is {draft!r}, whose {name} is {other}; allowed: a draft with that of {config.target!r}, {mine}"
-            )
+    name = "start_id" if is_ngram else "encoder_decoder"
+    mine, other = getattr(target, name), getattr(info, name)
+    if mine != other:
+        raise ConfigError(
+            f"{setting} is {draft!r}, whose {name} is {other}; allowed: a draft with that of {config.target!r}, {mine}"
+        )
+    ends = (info.eos_id,) if is_ngram else info.eos_ids
+    if not set(ends) & set(target.eos_ids):
+        raise ConfigError(
+            f"{setting} is {draft!r}, whose eos_id is {' or '.join(map(str, ends))}; allowed: a draft with an end token of "
+            f"{config.target!r}, {' or '.join(map(str, target.eos_ids))}"
+        )
     if is_ngram:
         known = info.about.get("pieces_sha256") == pieces_sha256(pieces)
         if not known and "pieces_sha256" in info.about:
@@ -184,7 +208,7 @@ def shared_vocab_size(
       ConfigError: the setting is more than a model has, or would cut a special token off.
     """
     sizes = [target.vocab_size, *(draft.vocab_size for draft in drafts)]
-    special = max(target.start_id, target.eos_id) + 1
+    special = max(target.start_id, *target.eos_ids) + 1
     if config.vocab_size:
         if not special <= config.vocab_size <= min(sizes):
             raise ConfigError(
@@ -234,8 +258,8 @@ def model_identity(path: str, info: decoding.CheckpointInfo) -> dict:
 
     A launch must not read 44 GB, nor 500 files block by block: see `_digest`.
     """
-    config = storage.join(path, "config.json")
-    files = [*([config] if storage.exists(config) else []), *info.weight_files]
+    configs = [storage.join(path, name) for name in ("config.json", "generation_config.json")]
+    files = [*filter(storage.exists, configs), *info.weight_files]
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         digests = pool.map(lambda file: _digest(file, len(info.weight_files)), files)
         return {_below(path, file): digest for file, digest in zip(files, digests)}

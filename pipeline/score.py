@@ -267,7 +267,7 @@ def build_pipeline(root: beam.Pipeline, *, run: ScoreRun, factory: ScorerFactory
         else:
             read = pending | "Read" >> ReadShards(output, read_settings(run)).with_resource_hints(**hints)
             longest = run.config.decoding.max_decode_tokens
-            references = References(run.models.tokenizer, eos_id=run.models.eos_id, max_tokens=longest)
+            references = References(run.models.tokenizer, eos_id=run.models.eos_ids[0], max_tokens=longest)
             texts = read.shards | "References" >> beam.ParDo(references).with_resource_hints(**hints)
         commit = CommitScores(output, settings, fingerprint=run.fingerprint, recorded=source.recorded)
         handler = ScoreModelHandler(settings, factory, runners.worker_environment(root.options), hints)

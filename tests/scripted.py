@@ -29,10 +29,10 @@ class Scripted(nnx.Module):
 
     encoder_decoder = True
 
-    def __init__(self, table, *, start_id: int = 0, eos_id: int = 1):
+    def __init__(self, table, *, start_id: int = 0, eos_id: int = 1, eos_ids: tuple[int, ...] = ()):
         self.table = nnx.Param(jnp.asarray(table, jnp.float32))
         self.periods, self.contexts, self.vocab_size = self.table.shape
-        self.start_id, self.eos_id = start_id, eos_id
+        self.start_id, self.eos_id, self.eos_ids = start_id, eos_id, eos_ids or (eos_id,)
 
     def init_state(self, batch: int, input_length: int, max_positions: int):
         del input_length

@@ -1,7 +1,7 @@
 """Chat templates: a conversation as the prompt that an instruct model was trained on.
 
-A template is Jinja source, from the model's own files or from the config. It is rendered in a sandbox: a checkpoint is
-data, and nothing in it is executed. Time is kept out of it, so that a prompt is the same on every day.
+A template is Jinja source, from the model's own files or from the config, and is rendered as transformers does, in a
+sandbox with limits (`chat_renderer`): a checkpoint is data, and nothing in it is executed.
 
 A record's text is the one user message of a conversation, or a JSON list: of messages, {"role": ..., "content": ...},
 or of texts, which are taken as turns of alternating roles, the last one the user's.
@@ -11,10 +11,13 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 
 from decoding.checkpoints import gguf
 from transforms import storage
-from transforms.tokenize import Tokenizer, find_tokenizer, token_text, tokenizer_config
+from transforms.added_tokens import beside, read_surroundings
+from transforms.chat_renderer import Renderer, RenderError
+from transforms.tokenize import Tokenizer, find_tokenizer
 
 OWN = "model"  # in a config: the template that comes with the tokeniser
 FILE = "chat_template.jinja"
@@ -26,38 +29,68 @@ class ChatError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """A template, and what it may refer to as `bos_token` and `eos_token`."""
+    """A template, and what it may refer to.
+
+    Attributes:
+      source: Jinja.
+      bos_token, eos_token: special tokens.
+      others: further ones, name and text.
+      date: what `strftime_now` shows: YYYY-MM-DD, "" for today, None where the template shall not know a date.
+    """
 
     source: str
     bos_token: str = ""
     eos_token: str = ""
+    others: tuple[tuple[str, str], ...] = ()
+    date: str | None = ""
 
 
-def find_template(tokenizer: str) -> ChatTemplate:
-    """The template that comes with the tokeniser at `tokenizer`, a file or a directory.
+def find_template(tokenizer: str, source: str = OWN) -> ChatTemplate:
+    """A template with the special tokens of the tokeniser at `tokenizer`, a file or a directory.
+
+    Args:
+      tokenizer: path.
+      source: the template, or `OWN` for the one that comes with the tokeniser.
 
     Raises:
       ChatError: there is none.
+      TokenizerError, CheckpointError: the files that it would be in are broken.
     """
     path = find_tokenizer(tokenizer)
     if path is None:
         raise ChatError(f"no tokeniser at {tokenizer!r}, beside which a chat template could be")
-    if path.endswith(".gguf"):
-        with gguf.open_file(path, weights=False) as file:
-            source, pieces = file.get("tokenizer.chat_template"), file.get("tokenizer.ggml.tokens", [])
-            ids = [file.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")]
-        special = [pieces[i] if i is not None and i < len(pieces) else "" for i in ids]
-    else:
-        config, beside = tokenizer_config(path), storage.join(path.rpartition("/")[0], FILE)
-        source = config.get("chat_template")
-        if isinstance(source, list):  # several, by name
-            source = next((one["template"] for one in source if one["name"] == "default"), None)
-        if storage.exists(beside):
-            source = storage.read_bytes(beside).decode()
-        special = [token_text(config.get(name)) for name in ("bos_token", "eos_token")]
+    own, special = _of_gguf(path) if path.endswith(".gguf") else _of_files(path)
+    source = own if source == OWN else source
     if not source:
         raise ChatError(f"no chat template comes with {path!r}")
-    return ChatTemplate(source, *special)
+    if not isinstance(source, str):
+        raise ChatError(f"the chat template of {path!r} is a {type(source).__name__}, not a text")
+    bos, eos = (special.pop(name, "") for name in ("bos_token", "eos_token"))
+    return ChatTemplate(source, bos, eos, tuple(sorted(special.items())))
+
+
+def _of_gguf(path: str) -> tuple[str | None, dict[str, str]]:
+    with gguf.open_file(path, weights=False) as file:
+        source, pieces = file.get("tokenizer.chat_template"), file.get("tokenizer.ggml.tokens", [])
+        names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+        ids = {name: file.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    pieces = pieces if isinstance(pieces, list) else []
+    return source, {name: pieces[i] for name, i in ids.items() if type(i) is int and 0 <= i < len(pieces)}
+
+
+def _of_files(path: str) -> tuple[str | None, dict[str, str]]:
+    """As transformers: chat_template.jinja before the tokeniser's config, and of several the one called "default"."""
+    surroundings = read_surroundings(path)
+    source = surroundings.config.get("chat_template")
+    if isinstance(source, list):
+        named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
+        source = named.get("default")
+        if source is None:
+            raise ChatError(f"none of the chat templates of {path!r} is called default: {sorted(map(str, named))}")
+    file = beside(path, FILE)
+    if storage.exists(file):
+        source = storage.read_bytes(file).decode()
+    return source, surroundings.named()
 
 
 def messages_of(text: str) -> list[dict[str, str]]:
@@ -87,33 +120,18 @@ def render(template: ChatTemplate, messages: list[dict[str, str]]) -> str:
     Raises:
       ChatError: the template cannot be used, or refuses the messages.
     """
+    special = {"bos_token": template.bos_token, "eos_token": template.eos_token, **dict(template.others)}
+    variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **special}
     try:
-        return _compile(template.source).render(
-            messages=messages,
-            add_generation_prompt=True,
-            bos_token=template.bos_token,
-            eos_token=template.eos_token,
-        )
-    except ImportError as error:
-        raise ChatError(f"chat templates need the extra 'gguf' of specbeam ({error})") from error
-    except Exception as error:  # a template may raise whatever it likes
-        raise ChatError(f"the chat template fails: {type(error).__name__}: {error}") from error
+        return _renderer(os.getpid()).render(template.source, variables, template.date)
+    except RenderError as error:
+        raise ChatError(f"the chat template fails: {error}") from error
 
 
-@functools.lru_cache(maxsize=4)
-def _compile(source: str):
-    import jinja2.ext
-    import jinja2.sandbox
-
-    def refuse(message):
-        raise jinja2.TemplateError(message)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(source)
+@functools.lru_cache(maxsize=1)
+def _renderer(process: int) -> Renderer:
+    """Of this process: one that was forked has its parent's pipes, which are not its own."""
+    return Renderer()
 
 
 def encode(

@@ -9,7 +9,9 @@ import hashlib
 import json
 
 from decoding.checkpoints import gguf
-from transforms.vocabularies import LibraryTokenizer, SentencePieceTokenizer, TokenizerError
+from transforms.added_tokens import AddedToken
+from transforms.sentencepieces import SentencePieceTokenizer
+from transforms.vocabularies import LibraryTokenizer, TokenizerError
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _GPT4 = (
@@ -99,7 +101,7 @@ def _sentencepiece(file: gguf.GgufFile) -> SentencePieceTokenizer:
     model.normalizer_spec.add_dummy_prefix = file.get("tokenizer.ggml.add_space_prefix", True)
     model.normalizer_spec.remove_extra_whitespaces = False
     model.normalizer_spec.escape_whitespaces = True
-    controls = {piece: i for i, (piece, type_) in enumerate(zip(pieces, types)) if type_ == _CONTROL}
+    controls = {i: AddedToken(piece) for i, (piece, type_) in enumerate(zip(pieces, types)) if type_ == _CONTROL}
     return SentencePieceTokenizer(model.SerializeToString(), _begin(file, default=True), controls)
 
 

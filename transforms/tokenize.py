@@ -2,20 +2,21 @@
 
 This lives in `transforms` because workers tokenise and detokenise, and `decoding` deals in token ids only. Four file
 formats are read: sentencepiece (`spiece.model`, `tokenizer.model`), the tokenizers library's `tokenizer.json`, BERT's
-`vocab.txt`, and what is inside a `.gguf` file. Where a directory holds several, they are tried in this order:
-sentencepiece is what T5 was trained with.
+`vocab.txt`, and what is inside a `.gguf` file. Where a directory holds several, `tokenizer.json` goes first, as in
+transformers: it has all that the others leave to the files around them.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Protocol
 
-from transforms import gguf_vocabulary, storage
-from transforms.vocabularies import SentencePieceTokenizer, TokenizerError, from_json, from_wordpiece, panics_are_errors
+from transforms import gguf_vocabulary, sentencepieces, storage
+from transforms.added_tokens import CONFIG, AddedToken, Surroundings, is_t5, read_added, read_surroundings
+from transforms.sentencepieces import SentencePieceTokenizer
+from transforms.vocabularies import TokenizerError, from_json, from_wordpiece, panics_are_errors
 
-__all__ = ["Tokenizer", "TokenizerError", "find_tokenizer", "load_tokenizer", "tokenizer_config"]
+__all__ = ["Tokenizer", "TokenizerError", "find_tokenizer", "load_tokenizer"]
 
-NAMES = ("spiece.model", "tokenizer.model", "tokenizer.json", "vocab.txt")
+NAMES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt")
 _SUFFIXES = (".model", ".json", ".txt", ".gguf")
 
 
@@ -24,10 +25,12 @@ class Tokenizer(Protocol):
 
     Attributes:
       sha256: the tokeniser's identity in a run's fingerprint.
+      size: number of its own pieces; tokens added to them may lie beyond.
       begin: ids that belong before every text of a decoder-only model, as the file says; mostly none, or one.
     """
 
     sha256: str
+    size: int
     begin: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
@@ -49,12 +52,6 @@ def find_tokenizer(path: str) -> str | None:
         if storage.exists(candidate):
             return candidate
     return None
-
-
-def tokenizer_config(path: str) -> dict:
-    """The `tokenizer_config.json` beside a tokeniser's file; {} where there is none."""
-    beside = storage.join(path.rpartition("/")[0], "tokenizer_config.json")
-    return json.loads(storage.read_bytes(beside)) if storage.exists(beside) else {}
 
 
 def load_tokenizer(path: str) -> Tokenizer:
@@ -79,19 +76,26 @@ def load_tokenizer(path: str) -> Tokenizer:
 def _load(path: str) -> Tokenizer:
     if path.endswith(".gguf"):
         return gguf_vocabulary.from_gguf(path)
-    data = storage.read_bytes(path)
+    data, surroundings = storage.read_bytes(path), read_surroundings(path)
     if path.endswith(".json"):
-        return from_json(data)
-    config = tokenizer_config(path)
+        return from_json(data, read_added(surroundings, path, 0, {}).values(), surroundings.named().values())
     if path.endswith(".txt"):
-        return from_wordpiece(data, config.get("do_lower_case"))
-    tokenizer = SentencePieceTokenizer(data)
-    if not config.get("add_bos_token"):
-        return tokenizer
-    begin = tokenizer.pieces().index(token_text(config.get("bos_token")))
-    return SentencePieceTokenizer(data, (begin,))
+        return from_wordpiece(data, surroundings.config.get("do_lower_case"))
+    return _from_sentencepiece(path, data, surroundings)
 
 
-def token_text(token: str | dict | None) -> str:
-    """A special token of a `tokenizer_config.json`: text, or an object with its content."""
-    return (token.get("content", "") if isinstance(token, dict) else token) or ""
+def _from_sentencepiece(path: str, data: bytes, surroundings: Surroundings) -> SentencePieceTokenizer:
+    own, config = sentencepieces.controls(data), surroundings.config
+    size = SentencePieceTokenizer(data).size
+    added = {i: AddedToken(piece) for piece, i in own.items()} | read_added(surroundings, path, size, own)
+    prefix = sentencepieces.OWN
+    if config and not is_t5(surroundings, path):
+        prefix = sentencepieces.ALWAYS if config.get("legacy") else sentencepieces.FIRST
+        prefix = sentencepieces.NEVER if config.get("add_prefix_space") is False else prefix
+    begin: tuple[int, ...] = ()
+    if config.get("add_bos_token"):
+        bos = surroundings.named().get("bos_token", "<s>")
+        begin = (next((i for i, token in added.items() if token.content == bos), None),)
+        if None in begin:
+            raise TokenizerError(f"{CONFIG} says that texts begin with {bos!r}, which is not one of its special tokens")
+    return SentencePieceTokenizer(data, begin, added, prefix)

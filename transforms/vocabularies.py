@@ -4,11 +4,16 @@ import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+_MOST_TOKENS = 2**24  # beyond any vocabulary there is
 
 
 class TokenizerError(ValueError):
-    """A tokeniser that is missing, unreadable, does not fit its model, or breaks down over a text."""
+    """A tokeniser that is missing, unreadable, does not fit its model, or breaks down over a text; one line says why."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split())[:2000])
 
 
 @contextlib.contextmanager
@@ -24,44 +29,6 @@ def panics_are_errors() -> Iterator[None]:
         raise
     except BaseException as panic:  # pyo3_runtime.PanicException, which cannot be imported
         raise TokenizerError(f"the tokeniser's library panicked: {panic}") from panic
-
-
-class SentencePieceTokenizer:
-    """A `Tokenizer` over a sentencepiece model.
-
-    Args:
-      model: the bytes of its file.
-      begin: see `Tokenizer`.
-      controls: control pieces that are recognised where a text spells them out, by piece; sentencepiece itself never
-        does. What follows one is tokenised like a text of its own.
-    """
-
-    def __init__(self, model: bytes, begin: tuple[int, ...] = (), controls: Mapping[str, int] | None = None):
-        import sentencepiece
-
-        self.sha256 = hashlib.sha256(model + (repr(begin).encode() if begin else b"")).hexdigest()
-        self.begin = begin
-        self._processor = sentencepiece.SentencePieceProcessor()
-        self._processor.LoadFromSerializedProto(model)
-        self._size = self._processor.GetPieceSize()
-        self._controls = dict(controls or {})
-        longest_first = sorted(map(re.escape, self._controls), key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(longest_first) + ")").split if longest_first else lambda text: [text]
-
-    def encode(self, text: str) -> list[int]:
-        ids = []
-        for part in self._split(text):
-            if part in self._controls:
-                ids.append(self._controls[part])
-            elif part:
-                ids += self._processor.EncodeAsIds(part)
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._processor.DecodeIds([int(i) for i in ids if 0 <= i < self._size])
-
-    def pieces(self) -> list[str]:
-        return self._processor.IdToPiece(list(range(self._size)))
 
 
 class LibraryTokenizer:
@@ -92,16 +59,36 @@ class LibraryTokenizer:
             pieces[i] = piece
         return pieces
 
+    @property
+    def size(self) -> int:
+        return max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
 
-def from_json(data: bytes) -> LibraryTokenizer:
-    """The tokeniser of a `tokenizer.json`."""
+
+def from_json(data: bytes, added: Iterable = (), special: Iterable[str] = ()) -> LibraryTokenizer:
+    """The tokeniser of a `tokenizer.json`.
+
+    Args:
+      data: the file's bytes.
+      added: `AddedToken`s that the files around it know of; those that it has itself stay as they are there.
+      special: pieces that are special tokens according to these files.
+    """
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_buffer(data)
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= _MOST_TOKENS:
+        raise TokenizerError(f"it has a token {largest}; allowed: ids below {_MOST_TOKENS}")
     tokenizer.no_truncation()
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    new = [tokenizers.AddedToken(**token._asdict(), normalized=False) for token in added if token.content not in known]
+    named = [text for text in special if text not in known and tokenizer.token_to_id(text) is not None]
+    new += [tokenizers.AddedToken(text, special=True) for text in named]
+    told = "".join(map(repr, new)).encode()
+    for token in new:
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     first = next((i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare), 0)
-    return LibraryTokenizer(tokenizer, hashlib.sha256(data).hexdigest(), tuple(whole[:first]))
+    return LibraryTokenizer(tokenizer, hashlib.sha256(data + told).hexdigest(), tuple(whole[:first]))
 
 
 def from_wordpiece(data: bytes, lowercase: bool | None = None) -> LibraryTokenizer:

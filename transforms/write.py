@@ -58,13 +58,13 @@ class Row:
     prediction: str
 
 
-def rows_and_errors(shard: DecodedShard, tokenizer: Tokenizer, eos_id: int) -> tuple[list[Row], list[ExampleError]]:
+def rows_and_errors(shard: DecodedShard, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> tuple[list[Row], list[ExampleError]]:
     """All of a shard's rows, and its failed records of every stage, both in input order."""
     rows, errors = [], list(shard.tokenized.errors)
     for example, result in zip(shard.tokenized.examples, shard.results, strict=True):
         if not isinstance(result, DecodeFailure):
             try:
-                rows += [Row(example, generation, _text(generation, tokenizer, eos_id)) for generation in result]
+                rows += [Row(example, generation, _text(generation, tokenizer, eos_ids)) for generation in result]
                 continue
             except Exception as error:  # whatever a tokeniser's library raises concerns this example only
                 result = DecodeFailure(type(error).__name__, str(error))
@@ -77,9 +77,9 @@ def rows_and_errors(shard: DecodedShard, tokenizer: Tokenizer, eos_id: int) -> t
     return rows, sorted(errors, key=lambda error: error.index)
 
 
-def _text(generation: Generation, tokenizer: Tokenizer, eos_id: int) -> str:
+def _text(generation: Generation, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> str:
     tokens = generation.tokens
-    if len(tokens) and tokens[-1] == eos_id:
+    if len(tokens) and tokens[-1] in eos_ids:
         tokens = tokens[:-1]
     return tokenizer.decode(tokens.tolist())
 
@@ -124,14 +124,14 @@ def errors_digest(errors: Sequence[ExampleError]) -> str:
 
 
 def commit_shard(
-    folder: OutputFolder, shard: DecodedShard, tokenizer: Tokenizer, *, eos_id: int, fingerprint: str
+    folder: OutputFolder, shard: DecodedShard, tokenizer: Tokenizer, *, eos_ids: Sequence[int], fingerprint: str
 ) -> bool:
     """Writes a shard's errors and part. Returns False where the shard was committed already and nothing was written."""
     work = shard.tokenized.work
     part = storage.part_name(work.shard, work.num_shards)
     if folder.exists(part):
         return False
-    rows, errors = rows_and_errors(shard, tokenizer, eos_id)
+    rows, errors = rows_and_errors(shard, tokenizer, eos_ids)
     decoded = list({row.example.example_id: row.example for row in rows}.values())
     statistics = shard_statistics(
         [DecodedText(row.example.example_id, row.generation, row.prediction, row.example.targets) for row in rows],
@@ -161,17 +161,17 @@ class CommitShards(beam.PTransform):
 
     FAILED = "failed"
 
-    def __init__(self, output: str, *, tokenizer: str, eos_id: int, fingerprint: str):
+    def __init__(self, output: str, *, tokenizer: str, eos_ids: Sequence[int], fingerprint: str):
         super().__init__()
-        self._do = _CommitShard(output, tokenizer, eos_id, fingerprint)
+        self._do = _CommitShard(output, tokenizer, eos_ids, fingerprint)
 
     def expand(self, shards):
         return shards | beam.ParDo(self._do).with_outputs(self.FAILED, main="committed")
 
 
 class _CommitShard(beam.DoFn):
-    def __init__(self, output: str, tokenizer: str, eos_id: int, fingerprint: str):
-        self._output, self._tokenizer_path, self._eos_id, self._fingerprint = output, tokenizer, eos_id, fingerprint
+    def __init__(self, output: str, tokenizer: str, eos_ids: Sequence[int], fingerprint: str):
+        self._output, self._tokenizer_path, self._eos_ids, self._fingerprint = output, tokenizer, eos_ids, fingerprint
 
     def setup(self):
         self._folder = OutputFolder(self._output)
@@ -179,7 +179,7 @@ class _CommitShard(beam.DoFn):
 
     def process(self, shard: DecodedShard):
         commit = lambda: commit_shard(
-            self._folder, shard, self._tokenizer, eos_id=self._eos_id, fingerprint=self._fingerprint
+            self._folder, shard, self._tokenizer, eos_ids=self._eos_ids, fingerprint=self._fingerprint
         )
         yield settle(self._folder, shard.tokenized.work, shard.failure, commit)
 

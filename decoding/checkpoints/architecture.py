@@ -1,6 +1,7 @@
 """From the keys of a Hugging Face config to the shape of a model, and from there to the model."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -26,21 +27,51 @@ def parse_config(raw: Mapping, shown: str, tied: bool | None = None) -> Shape:
     """
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
-        raise CheckpointError(f"{shown}: model_type is {family!r}; supported: {', '.join(FAMILIES.names())}")
-    if raw.get("quantization_config"):
-        raise CheckpointError(f"{shown}: quantised weights are not supported; full or half precision ones are")
+        raise CheckpointError(f"{shown}: model_type is {family!r:.100}; supported: {', '.join(FAMILIES.names())}")
+    if quantised := raw.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+        raise CheckpointError(
+            f"{shown}: quantization_config names weights quantised with {method!r:.100}, which are not supported; float32, "
+            "float16 and bfloat16 ones are, and quantised GGUF files"
+        )
     if tied and raw.get("tie_word_embeddings") is False:
         tied = False  # so that the head is missed: without it this is not a whole model
     try:
         config = FAMILIES.get(family).parse_config(raw, shown, tied)
-        for name, token in (("end", config.eos_id), ("start", config.start_id)):
-            if token is None or not 0 <= token < config.vocab_size:
-                raise CheckpointError(f"{shown}: the {name} token is {token!r}; allowed: 0 to {config.vocab_size - 1}")
-        return config
     except KeyError as error:
         raise CheckpointError(f"{shown}: the config lacks {error}") from error
-    except (TypeError, ZeroDivisionError, AttributeError) as error:
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{shown}: the config cannot be used: {error}") from error
+    _check_values(config, shown)
+    return config
+
+
+_MOST_LAYERS, _MOST = 1000, 2**24  # beyond any model there is; what a slip of the pen may cost stays small
+_MAY_BE_ZERO = ("start_id", "pad_id", "forced_bos_id", "forced_eos_id", "max_positions")
+
+
+def _check_values(config: Shape, shown: str) -> None:
+    """Raises CheckpointError where a value is of another type than its field's, or of a size that no model has."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type is bool and type(value) is not bool:
+            allowed = "true or false"
+        elif field.type is int or (field.type == int | None and value is not None):
+            least, most = int(field.name not in _MAY_BE_ZERO), _MOST_LAYERS if field.name.endswith("layers") else _MOST
+            if type(value) is int and least <= value <= most:
+                continue
+            allowed = f"whole numbers from {least} to {most}"
+        elif field.type is float and not (type(value) in (int, float) and 0 <= value < math.inf):
+            allowed = "finite numbers from 0"
+        else:
+            continue
+        raise CheckpointError(f"{shown}: {field.name} is {value!r:.100}; allowed: {allowed}")
+    try:
+        config.check()
+    except ValueError as error:
+        raise CheckpointError(f"{shown}: {error}") from error
 
 
 def resolve(architecture: str | Mapping) -> tuple[dict, str]:

@@ -13,6 +13,8 @@ from flax import nnx
 
 from decoding.checkpoints.storage import CheckpointError
 
+_SHOWN = 8  # faults of a checkpoint
+
 
 class Tensors(Protocol):
     """The tensors of an open checkpoint.
@@ -72,7 +74,7 @@ def stream(
       The path of a parameter and its value.
 
     Raises:
-      CheckpointError: tensors are missing, unexpected or misshaped; each is listed, with both shapes.
+      CheckpointError: tensors are missing, unexpected or misshaped; the first are listed, with both shapes.
     """
     check(shown, sources, tensors.shapes, ignored)
     for path, source in sources.items():
@@ -117,18 +119,19 @@ def parameter_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 
 def check(shown: str, sources: dict[str, Source], found: dict[str, tuple[int, ...]], ignored=frozenset()) -> None:
-    """Raises CheckpointError with one line for every missing, unexpected and misshaped tensor."""
+    """Raises CheckpointError that names the missing, unexpected and misshaped tensors, of many the first ones."""
     wanted = {name: shape for source in sources.values() for name, shape in zip(source.names, source.shapes)}
-    lines = [f"missing weight {name} {list(shape)}" for name, shape in wanted.items() if name not in found]
-    lines += [
+    faults = [f"missing weight {name} {list(shape)}" for name, shape in wanted.items() if name not in found]
+    faults += [
         f"unexpected weight {name} {list(shape)}"
         for name, shape in sorted(found.items())
         if name not in wanted and name not in ignored
     ]
-    lines += [
+    faults += [
         f"{name}: the file has {list(found[name])}, the config says {list(shape)}"
         for name, shape in wanted.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
-    if lines:
-        raise CheckpointError(f"{shown} does not match its config:\n  " + "\n  ".join(lines))
+    if faults:
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise CheckpointError(f"{shown} does not match its config: {'; '.join(faults[:_SHOWN])}{more}")

@@ -146,7 +146,13 @@ def find(path: str, given: str | Mapping | None) -> Checkpoint:
       CheckpointError: not a whole GGUF file, or an architecture that is not supported.
     """
     with open_file(path, weights=False) as file:
-        raw, config = architecture.settle(read_config(file), path, given, tied="output.weight" not in file.shapes)
+        try:
+            own = read_config(file)
+        except CheckpointError:
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: the metadata cannot be used: {error}") from error
+        raw, config = architecture.settle(own, path, given, tied="output.weight" not in file.shapes)
 
     def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
         with open_file(path) as file:
@@ -166,9 +172,14 @@ def read_config(file: GgufFile) -> dict:
         raise CheckpointError(
             f"{file.path}: general.architecture is {family!r}; supported: {', '.join(ARCHITECTURES)}"
         )
-    for key in ("expert_count", "attention.sliding_window"):
-        if value := file.get(f"{family}.{key}"):
-            raise CheckpointError(f"{file.path}: {family}.{key} is {value!r}, which is not supported")
+    parts = file.get("split.count")
+    if parts and parts > 1:
+        raise CheckpointError(
+            f"{file.path} is one of the {parts} parts of a model; name a file that is whole (llama-gguf-split --merge makes it)"
+        )
+    if value := file.get(f"{family}.expert_count"):
+        raise CheckpointError(f"{file.path}: {family}.expert_count is {value!r}, which is not supported")
+    window = file.get(f"{family}.attention.sliding_window") or None
     if "token_embd.weight" not in file.shapes:
         raise CheckpointError(f"{file.path}: the weight token_embd.weight is missing")
 
@@ -198,7 +209,10 @@ def read_config(file: GgufFile) -> dict:
         "rope_theta": file.get(f"{family}.rope.freq_base", 10000.0),
         "rope_scaling": _scaling(file, family),
         "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": file.require("tokenizer.ggml.eos_token_id"),
+        "eos_token_id": [file.require("tokenizer.ggml.eos_token_id"), *filter(None, [file.get("tokenizer.ggml.eot_token_id")])],
+        "max_position_embeddings": file.get(f"{family}.context_length"),
+        "sliding_window": window,
+        "layer_types": ["sliding_attention"] if window else None,
         "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
         "tie_word_embeddings": "output.weight" not in file.shapes,
     }

@@ -4,15 +4,25 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from decoding.checkpoints import architecture, storage
+from decoding.checkpoints import architecture, special_tokens, storage
 from decoding.checkpoints.checkpoint import Checkpoint
-from decoding.checkpoints.fill import stream
+from decoding.checkpoints.families import Family
+from decoding.checkpoints.fill import Source, Tensors, stream
 from decoding.checkpoints.safetensors import SafeTensors
 from decoding.checkpoints.storage import CheckpointError
 from decoding.registry import FAMILIES
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HEAD = "lm_head.weight"
+_EMBEDDING_NAMES = ("wte.weight", "embed_tokens.weight", "shared.weight")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
+
+
+def is_hf(names: list[str]) -> bool:
+    """Whether a directory of these names has a config and weights as Hugging Face names them, whatever else lies there."""
+    weights = (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json", "flax_model.msgpack", "tf_model.h5")
+    return "config.json" in names and any(name in names for name in weights)
 
 
 def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint:
@@ -26,37 +36,77 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     Raises:
       CheckpointError: no config, an unknown architecture, or no weights in a safe format.
     """
+    refuse_other_folders(path, names)
     config_file = storage.join(path, "config.json")
-    own = storage.read_json(config_file) if "config.json" in names or given is None else None
-    if own is not None and isinstance(own.get("eos_token_id"), list) and "tokenizer_config.json" in names:
-        own["eos_token_id"] = _end_of_turn(storage.read_json(storage.join(path, "tokenizer_config.json")), own["eos_token_id"])
+    own = special_tokens.read_config(path, names) if "config.json" in names or given is None else None
     if own is not None:  # An unknown family is worth more of a message than its lack of weights.
         architecture.parse_config(own, config_file)
     files = weight_files(path, names)
     tensors = SafeTensors(files)
-    raw, config = architecture.settle(own, config_file, given, tied="lm_head.weight" not in tensors.shapes)
+    raw, config = architecture.settle(own, config_file, given, tied=_is_tied(tensors.shapes))
     family = FAMILIES.get(raw["model_type"])
     if family.sources is None:
         raise CheckpointError(f"{config_file}: a {raw['model_type']!r} is read from T5X and Orbax checkpoints, not safetensors")
     found, ignored = family.sources(config), frozenset(family.ignored(config))
-    if "wte.weight" in tensors.shapes:  # GPT-2 as OpenAI's own checkpoints name it
-        plain = lambda names: (name.removeprefix("transformer.") for name in names)
+    if not any(name.startswith(("transformer.", "model.")) for name in tensors.shapes):  # the body of a model, saved alone
+        plain = lambda names: (name.removeprefix("transformer.").removeprefix("model.") for name in names)
         found = {ours: source._replace(names=tuple(plain(source.names))) for ours, source in found.items()}
         ignored = frozenset(plain(ignored))
+    copies = _copies(family, found, tensors.shapes)
+    if copies:
+        found["embedding"] = found["embedding"]._replace(names=copies[:1])
 
     def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
-        return stream(path, found, tensors, dtype, ignored)
+        _check_copies(path, copies, tensors)
+        yield from stream(path, found, tensors, dtype, ignored | set(copies[1:]))
 
     return Checkpoint(raw, config, tuple(files), parameters)
 
 
-def _end_of_turn(tokenizer: Mapping, candidates: list[int]) -> int:
-    """Of several tokens that end a text, the one that the tokeniser names: with an instruct model it ends the answer."""
-    eos = tokenizer.get("eos_token")
-    eos = eos.get("content") if isinstance(eos, dict) else eos
-    added = tokenizer.get("added_tokens_decoder", {})
-    named = [int(i) for i, token in added.items() if token.get("content") == eos and int(i) in candidates]
-    return (named or candidates)[0]
+def _is_tied(shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
+    """Whether logits come from the embedding, as far as a file's names tell; None where it has the head only."""
+    if HEAD not in shapes:
+        return True
+    return False if any(name.endswith(_EMBEDDING_NAMES) for name in shapes) else None
+
+
+def _copies(family: Family, found: Mapping[str, Source], shapes: Mapping) -> tuple[str, ...]:
+    """Names under which a file holds the embedding, the one to take first.
+
+    What PyTorch shares, a file keeps once, under whichever name its writer came upon: MADLAD-400's have the decoder's,
+    `safetensors.torch.save_model` the first in the alphabet. The head is one of them only where it is tied.
+    """
+    if "embedding" not in found:
+        return ()
+    names = family.embedding or found["embedding"].names
+    return tuple(name for name in (*names, *([HEAD] if "head" not in found else [])) if name in shapes)
+
+
+def _check_copies(path: str, names: tuple[str, ...], tensors: Tensors) -> None:
+    """Raises CheckpointError where tensors differ that are one in our models."""
+    if len(names) < 2:
+        return
+    first = tensors.read(names[0])
+    for name in names[1:]:
+        if not np.array_equal(first, tensors.read(name)):
+            raise CheckpointError(f"{path}: {name} differs from {names[0]}; supported: one embedding for encoder and decoder")
+
+
+def refuse_other_folders(path: str, names: list[str]) -> None:
+    """Raises CheckpointError for folders that are often taken for a model's, with what to name instead."""
+    if "adapter_config.json" in names:
+        base = storage.read_json(storage.join(path, "adapter_config.json")).get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{path} holds an adapter of {base!r:.200}, not a model: merge the two (peft's merge_and_unload), name the result"
+        )
+    if "config.json" in names:
+        return
+    if "snapshots" in names or path.rstrip("/").endswith("/snapshots"):
+        folder = storage.join(path, "snapshots") if "snapshots" in names else path.rstrip("/")
+        found = ", ".join(storage.join(folder, name) for name in storage.list_names(folder))
+        raise CheckpointError(f"{path} is a folder of the hub's cache; name a snapshot in it: {found or 'it has none'}")
+    if ggufs := [storage.join(path, name) for name in names if name.endswith(".gguf")]:
+        raise CheckpointError(f"{path} has no config.json, but GGUF files; name one of them: {', '.join(ggufs)}")
 
 
 def weight_files(path: str, names: list[str]) -> list[str]:
@@ -69,15 +119,18 @@ def weight_files(path: str, names: list[str]) -> list[str]:
     Raises:
       CheckpointError: there are none; where only pickled weights exist the message says so.
     """
+    if SINGLE in names:  # an index beside it is another model's, or an older one's
+        return [storage.join(path, SINGLE)]
     if INDEX in names:
         weight_map = storage.read_json(storage.join(path, INDEX)).get("weight_map")
-        wanted = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+        wanted = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        if not all(isinstance(name, str) for name in wanted):
+            raise CheckpointError(f"{path}/{INDEX}: weight_map has values that are no file names")
+        wanted = sorted(set(wanted))
         missing = [name for name in wanted if name not in names]
         if missing or not wanted:
             raise CheckpointError(f"{path}/{INDEX} names files that are not there: {missing or 'none at all'}")
         return [storage.join(path, name) for name in wanted]
-    if SINGLE in names:
-        return [storage.join(path, SINGLE)]
-    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5"))]
+    pickled = [name for name in names if name.endswith(_PICKLED)]
     hint = f"; {pickled} are in formats that are never loaded (pickles may run code): convert them to safetensors"
     raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX}{hint if pickled else ''}")

@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from decoding.checkpoints import t5x_names
 from decoding.checkpoints.families import Family
 from decoding.checkpoints.fill import Source, as_is, linear, vectors
+from decoding.checkpoints.special_tokens import special_tokens
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import ACTIVATIONS
 from decoding.models.decoder_only import DecoderConfig, Rotary
+
+# Begin and end token of a config that names none, as transformers has them.
+_SPECIAL_DEFAULTS = {"gpt2": (None, 50256), "llama": (1, 2), "mistral": (1, 2)}
 
 _SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
 
@@ -27,14 +31,6 @@ def _activation(raw: Mapping, shown: str, key: str, default: str) -> str:
 def _tied(raw: Mapping, tied: bool | None, *, default: bool = False) -> bool:
     """What the weights say, or where they cannot be asked `tie_word_embeddings`; absent, it is Hugging Face's default."""
     return raw.get("tie_word_embeddings", default) if tied is None else tied
-
-
-def _special(raw: Mapping) -> dict[str, int]:
-    eos = raw["eos_token_id"]
-    eos = eos[0] if isinstance(eos, list) else eos
-    start = raw.get("bos_token_id")
-    pad = raw.get("pad_token_id")
-    return {"eos_id": eos, "start_id": eos if start is None else start, "pad_id": eos if pad is None else pad}
 
 
 def _gpt2_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
@@ -59,7 +55,7 @@ def _gpt2_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
         feed_forward_bias=True,
         norm_epsilon=raw.get("layer_norm_epsilon", 1e-5),
         max_positions=raw["n_positions"],
-        **_special(raw),
+        **special_tokens(raw, shown, start="bos_token_id", defaults=_SPECIAL_DEFAULTS["gpt2"]),
     )
 
 
@@ -82,16 +78,16 @@ def _lamda_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
         norm_epsilon=raw.get("rms_norm_eps", 1e-6),
         relative_buckets=raw.get("relative_attention_num_buckets", 32),
         relative_max_distance=raw.get("relative_attention_max_distance", 128),
-        **_special(raw),
+        **special_tokens(raw, shown, start="bos_token_id", defaults=(None, None)),
     )
 
 
 def _llama_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
     heads, kind = raw["num_attention_heads"], raw["model_type"]
-    # Hugging Face's default for Mistral is a window, null is none.
-    sliding = raw.get("use_sliding_window") or (kind == "mistral" and raw.get("sliding_window", 4096))
-    if sliding or set(raw.get("layer_types") or ()) - {"full_attention"}:
-        raise CheckpointError(f"{shown}: sliding-window attention is not supported; full attention is")
+    rotary = _rotary(raw, shown)
+    trained = raw.get("max_position_embeddings") or 0
+    trained = int(trained * rotary.factor) if rotary.scaling == "linear" else trained
+    limits = [limit for limit in (trained, _window(raw, shown)) if limit]
     return DecoderConfig(
         vocab_size=raw["vocab_size"],
         d_model=raw["hidden_size"],
@@ -110,9 +106,28 @@ def _llama_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
         feed_forward_bias=raw.get("mlp_bias", False),
         qk_norm=kind == "qwen3",
         norm_epsilon=raw.get("rms_norm_eps", 1e-6),
-        rotary=_rotary(raw, shown),
-        **_special(raw),
+        max_positions=min(limits, default=0),
+        rotary=rotary,
+        **special_tokens(raw, shown, start="bos_token_id", defaults=_SPECIAL_DEFAULTS.get(kind, (None, None))),
     )
+
+
+def _window(raw: Mapping, shown: str) -> int | None:
+    """How far back attention reaches, None for all the way. Texts that fit into a window never notice it."""
+    kind, window = raw["model_type"], raw.get("sliding_window", 4096)
+    if kind in ("qwen2", "qwen3"):
+        window = window if raw.get("use_sliding_window") else None
+        layers, first = raw["num_hidden_layers"], raw.get("max_window_layers", 28)
+        types = raw.get("layer_types") or ["sliding_attention" if window and first < layers else "full_attention"]
+    else:
+        types = raw.get("layer_types") or ["sliding_attention" if kind == "mistral" and window else "full_attention"]
+    if unknown := set(types) - {"full_attention", "sliding_attention"}:
+        raise CheckpointError(f"{shown}: layer_types has {sorted(unknown)!r:.100}; supported: full and sliding attention")
+    if "sliding_attention" not in types:
+        return None
+    if type(window) is not int or window < 1:
+        raise CheckpointError(f"{shown}: layers slide, and sliding_window is {window!r:.100}; allowed: a whole number from 1")
+    return window
 
 
 def _rotary(raw: Mapping, shown: str) -> Rotary:

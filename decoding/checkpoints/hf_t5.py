@@ -5,18 +5,16 @@ from collections.abc import Mapping
 from decoding.checkpoints import t5x_names
 from decoding.checkpoints.families import Family
 from decoding.checkpoints.fill import Source, as_is, linear, stacked
+from decoding.checkpoints.special_tokens import special_tokens
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import ACTIVATIONS
 from decoding.models.t5 import T5Config
 
-# Copies of the shared embedding, and a bias table of early checkpoints that the model never reads.
-IGNORED = frozenset(
-    [
-        "encoder.embed_tokens.weight",
-        "decoder.embed_tokens.weight",
-        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-    ]
-)
+# A bias table of early checkpoints that the model never reads.
+IGNORED = frozenset(["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"])
+
+# Names of the one embedding: a file may have any of them, or several.
+EMBEDDING = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
 def parse_config(raw: Mapping, shown: str, tied: bool | None) -> T5Config:
@@ -43,7 +41,6 @@ def parse_config(raw: Mapping, shown: str, tied: bool | None) -> T5Config:
         raise CheckpointError(
             f"{shown}: feed_forward_proj is {projection!r}; allowed: {allowed}, each also as gated-..."
         )
-    eos = raw.get("eos_token_id", 1)
     return T5Config(
         vocab_size=raw["vocab_size"],
         d_model=raw["d_model"],
@@ -62,9 +59,7 @@ def parse_config(raw: Mapping, shown: str, tied: bool | None) -> T5Config:
         relative_attention_num_buckets=raw.get("relative_attention_num_buckets", 32),
         relative_attention_max_distance=raw.get("relative_attention_max_distance", 128),
         layer_norm_epsilon=raw.get("layer_norm_epsilon", 1e-6),
-        start_id=raw.get("decoder_start_token_id", 0),
-        eos_id=eos[0] if isinstance(eos, list) else eos,
-        pad_id=raw.get("pad_token_id", 0),
+        **special_tokens(raw, shown, start="decoder_start_token_id", defaults=(0, 1)),
     )
 
 
@@ -78,7 +73,7 @@ def sources(config: T5Config) -> dict[str, Source]:
         return stacked([name % i for i in range(layers)], *bias) if config.bias_per_layer else as_is(name % 0, *bias)
 
     found = {
-        "embedding": as_is("shared.weight", config.vocab_size, d),
+        "embedding": as_is(EMBEDDING[0], config.vocab_size, d),
         "encoder_bias": bias_of("encoder", config.num_layers),
         "decoder_bias": bias_of("decoder", config.num_decoder_layers),
         "encoder_norm": as_is("encoder.final_layer_norm.weight", d),
@@ -113,4 +108,4 @@ def sources(config: T5Config) -> dict[str, Source]:
     return found
 
 
-FAMILY = Family(T5Config, parse_config, sources, lambda config: IGNORED, t5x_names.read_t5)
+FAMILY = Family(T5Config, parse_config, sources, lambda config: IGNORED, t5x_names.read_t5, EMBEDDING)

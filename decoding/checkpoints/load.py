@@ -27,6 +27,8 @@ class CheckpointInfo:
       start_id, eos_id, pad_id: special token ids.
       encoder_decoder: inputs go to an encoder.
       weight_files: paths of the files with weights.
+      max_positions: of inputs and outputs together, for decoder-only models; 0 for no limit.
+      eos_ids: all tokens that end a text, `eos_id` first.
     """
 
     family: str
@@ -36,6 +38,11 @@ class CheckpointInfo:
     pad_id: int
     encoder_decoder: bool
     weight_files: tuple[str, ...]
+    max_positions: int = 0
+    eos_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "eos_ids", self.eos_ids or (self.eos_id,))
 
 
 def find_checkpoint(path: str, architecture: str | Mapping | None = None) -> Checkpoint:
@@ -57,7 +64,7 @@ def find_checkpoint(path: str, architecture: str | Mapping | None = None) -> Che
     if not names:
         what = "is a file" if storage.exists(path) else "does not exist or is empty"
         raise CheckpointError(f"{path} {what}; a directory with config.json and weights, or a .gguf file, is needed")
-    for layout, matches in ((orbax, orbax.is_orbax), (t5x, t5x.is_t5x)):
+    for layout, matches in ((hf, hf.is_hf), (orbax, orbax.is_orbax), (t5x, t5x.is_t5x)):
         if matches(names):
             return layout.find(path, names, architecture)
     return hf.find(path, names, architecture)
@@ -71,10 +78,12 @@ def inspect_checkpoint(path: str, architecture: str | Mapping | None = None) -> 
         family=checkpoint.raw["model_type"],
         vocab_size=config.vocab_size,
         start_id=config.start_id,
-        eos_id=config.eos_id,
+        eos_id=config.eos_ids[0],
         pad_id=config.pad_id,
         encoder_decoder=config.encoder_decoder,
         weight_files=checkpoint.weight_files,
+        max_positions=getattr(config, "max_positions", 0),
+        eos_ids=config.eos_ids,
     )
 
 

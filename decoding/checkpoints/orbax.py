@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from decoding import sharding
-from decoding.checkpoints import architecture, storage
+from decoding.checkpoints import architecture, special_tokens, storage
 from decoding.checkpoints.arrays import Arrays
 from decoding.checkpoints.checkpoint import Checkpoint
 from decoding.checkpoints.fill import as_is, parameter_shapes, stream
@@ -41,10 +41,13 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
       CheckpointError: no config, or not a finished Orbax checkpoint.
     """
     config_file = storage.join(path, "config.json")
-    own = storage.read_json(config_file) if "config.json" in names else None
+    own = special_tokens.read_config(path, names) if "config.json" in names else None
     root = storage.join(path, FOLDER) if FOLDER in names else path
     arrays = _open(root)
     raw, config = architecture.settle(own, config_file, given, tied="head" not in arrays.shapes)
+    layers, found = config.decoder_layers, len(arrays.shapes)
+    if layers > found:
+        raise CheckpointError(f"{path} does not match its config: {found} arrays for {layers} layers")
     shapes = parameter_shapes(sharding.abstract(config))
     sources = {name: as_is(name, *shape) for name, shape in shapes.items()}
 

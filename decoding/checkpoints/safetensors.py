@@ -57,7 +57,7 @@ class SafeTensors:
                 self._read_header(file)
             except OSError as error:
                 raise CheckpointError(f"{file} cannot be read: {error}") from error
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
                 raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from error
 
     def _read_header(self, file: str) -> None:
@@ -76,7 +76,9 @@ class SafeTensors:
             if entry["dtype"] not in _DTYPES:
                 raise ValueError(f"{name} is of type {entry['dtype']!r}; supported: {', '.join(_DTYPES)}")
             dtype, shape, (start, end) = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
-            if end - start != math.prod(shape) * dtype.itemsize or start < 0:
+            if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+                raise ValueError(f"{name} of shape {list(shape)} takes bytes {start} to {end}; allowed: whole numbers from 0")
+            if end - start != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"{name} of shape {list(shape)} and type {entry['dtype']} takes bytes {start} to {end}")
             self.shapes[name] = shape
             self._places[name] = _Place(file, dtype, begin + start, begin + end)

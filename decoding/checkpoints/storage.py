@@ -9,9 +9,15 @@ from collections.abc import Iterator
 
 import fsspec
 
+_LONGEST_MESSAGE = 2000  # names and values in it come from files that may hold anything
+
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: the message names the file, what was found and what is needed."""
+    """A checkpoint that cannot be used: the message names the file, what was found and what is needed, in one line."""
+
+    def __init__(self, message: str):
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= _LONGEST_MESSAGE else line[:_LONGEST_MESSAGE] + " ...")
 
 
 def join(directory: str, name: str) -> str:
@@ -76,7 +82,7 @@ def read_json(path: str) -> dict:
             value = json.loads(file.read().decode("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; a checkpoint directory needs it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a JSON {type(value).__name__}, not an object")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from decoding.checkpoints import architecture, storage, t5x_names
+from decoding.checkpoints import architecture, special_tokens, storage, t5x_names
 from decoding.checkpoints.arrays import Arrays
 from decoding.checkpoints.checkpoint import Checkpoint
 from decoding.checkpoints.fill import stream
@@ -38,12 +38,12 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     Raises:
       CheckpointError: no finished checkpoint, no architecture, or a broken index or array.
     """
-    config_files = [storage.join(path, "config.json")] if "config.json" in names else []
+    folder, beside = path, names
     if INDEX not in names:
         path, names = _newest(path, names)
-        config_files += [storage.join(path, "config.json")] if "config.json" in names else []
-    config_file = config_files[-1] if config_files else storage.join(path, "config.json")
-    own = storage.read_json(config_file) if config_files else None
+        folder, beside = (path, names) if "config.json" in names else (folder, beside)
+    config_file = storage.join(folder, "config.json")
+    own = special_tokens.read_config(folder, beside) if "config.json" in beside else None
     raw, config = architecture.settle(own, config_file, given)
     arrays = _Target(path, names)
     family = FAMILIES.get(raw["model_type"])

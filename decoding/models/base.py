@@ -58,7 +58,7 @@ class Shape:
     Attributes:
       num_heads: of queries.
       d_ff: width of the feed-forward.
-      start_id, eos_id, pad_id: special tokens.
+      start_id, eos_ids, pad_id, forced_bos_id, forced_eos_id: special tokens, see `LanguageModel`.
       attention_shards, feed_forward_shards: pieces that the columns of fused projections lie in, see
         `decoding.sharding`; 1 unless the model is split over devices.
       encoder_decoder: as of `LanguageModel`.
@@ -69,8 +69,10 @@ class Shape:
     num_heads: int
     d_ff: int
     start_id: int = 0
-    eos_id: int = 1
+    eos_ids: tuple[int, ...] = (1,)
     pad_id: int = 0
+    forced_bos_id: int | None = None
+    forced_eos_id: int | None = None
     attention_shards: int = 1
     feed_forward_shards: int = 1
 
@@ -79,6 +81,9 @@ class Shape:
     def build(self, *, rngs: nnx.Rngs, dtype) -> "LanguageModel":
         """A randomly initialised model of this shape."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises ValueError where values contradict each other; types and ranges have been looked at."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -119,7 +124,11 @@ class LanguageModel(Protocol):
     Attributes:
       vocab_size: V, the last axis of the logits.
       start_id: the first decoder input token of an encoder-decoder model; begins a text of a decoder-only one.
-      eos_id: the token that ends a generation.
+      eos_id: ends a generation, and the inputs of an encoder-decoder model.
+      eos_ids: all tokens that end a generation, `eos_id` first. A model that has no other may lack the attribute.
+      forced_ids: the token that every text begins with, and the one that a text of the largest length ends with; None
+        for none. A model may lack the attribute.
+      max_positions: of inputs and outputs together, for decoder-only models; 0 for no limit. A model may lack it.
       encoder_decoder: inputs go to an encoder, and decoding starts at position 0 with `start_id`.  Otherwise an input
         of n tokens is the text so far, and decoding starts at position n - 1 with its last token.
       config: its `Shape`, from which it can be split over a mesh; None, or absent, where it has none.
@@ -160,6 +169,11 @@ class LanguageModel(Protocol):
         Returns:
           logits float32[B, S, V] (or [B, 1, V] with `at`) and the state with the S positions written.
         """
+
+
+def eos_ids(model: LanguageModel) -> tuple[int, ...]:
+    """The tokens that end a generation of a model, at least one."""
+    return getattr(model, "eos_ids", (model.eos_id,))
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

@@ -62,6 +62,8 @@ class DecoderConfig(Shape):
     Attributes:
       norm: "layer" (with bias) or "rms".
       position: "learned" (a table of `max_positions` rows), "rotary" or "relative" (T5's buckets).
+      max_positions: of inputs and outputs together: beyond it there is no row of the table, rotary positions that were
+        never trained, or a window that attention would have to slide; 0 for no limit.
       activation: of the feed-forward: "relu", "gelu", "gelu_new" or "silu".
       gated: two input projections, `act(gate x) * up x`.
       qkv_bias, out_bias, feed_forward_bias: which projections have one.
@@ -93,6 +95,22 @@ class DecoderConfig(Shape):
 
     def build(self, *, rngs: nnx.Rngs, dtype) -> "DecoderOnly":
         return DecoderOnly(self, rngs=rngs, dtype=dtype)
+
+    def check(self) -> None:
+        super().check()
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} heads cannot share {self.num_kv_heads} key heads evenly")
+        if self.position != "rotary":
+            return
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; allowed with rotary positions: even ones")
+        try:
+            with np.errstate(all="ignore"):
+                frequencies = self.rotary.frequencies(self.head_dim)
+        except (ArithmeticError, TypeError) as error:
+            raise ValueError(f"the rotary positions cannot be used: {error}") from error
+        if frequencies.shape != (self.head_dim // 2,) or not np.isfinite(frequencies).all():
+            raise ValueError(f"{self.rotary!r:.300} gives no finite frequency for each pair of {self.head_dim}")
 
     def divided(self, ways: int) -> "DecoderConfig":
         """Keys' heads are repeated until there is one for every device."""
@@ -194,7 +212,9 @@ class DecoderOnly(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.vocab_size, self.start_id, self.eos_id = config.vocab_size, config.start_id, config.eos_id
+        self.vocab_size, self.start_id, self.eos_ids = config.vocab_size, config.start_id, config.eos_ids
+        self.max_positions = config.max_positions
+        self.eos_id, self.forced_ids = config.eos_ids[0], (config.forced_bos_id, config.forced_eos_id)
         new = functools.partial(weight, rngs, fan_in=config.d_model, dtype=dtype)
         role = "tied" if config.tied else ""
         self.embedding = new(config.vocab_size, config.d_model, axes=("vocabulary", None), role=role)
@@ -208,16 +228,8 @@ class DecoderOnly(nnx.Module):
             self.head = new(config.d_model, config.vocab_size, axes=("vocabulary",), role="product")
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
-        """Raises:
-        ValueError: the learned position table is too short for these lengths.
-        """
         config, dtype = self.config, self.dtype
         length = input_length + max_positions
-        if config.position == "learned" and length > config.max_positions:
-            raise ValueError(
-                f"inputs of {input_length} tokens and {max_positions} decoder positions need {length} positions; "
-                f"the model has {config.max_positions}: lower decoding.input_buckets or decoding.max_decode_tokens"
-            )
         heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
         return {"self": [Cache.zeros(batch, heads, length, dtype, is_packed(block.qkv.kernel)) for block in self.blocks]}
 
@@ -268,10 +280,13 @@ class DecoderOnly(nnx.Module):
           float32[B, T, V]; `[b, t]` is the distribution of the token after `decoder_tokens[b, :t + 1]`.
 
         Raises:
-          ValueError: something is given for an encoder.
+          ValueError: something is given for an encoder, or the text is longer than the model's positions.
         """
         if encoder_tokens is not None or encoder_lengths is not None:
             raise ValueError("a decoder-only model has no encoder; put the input in front of decoder_tokens")
+        length, limit = decoder_tokens.shape[1], self.config.max_positions
+        if limit and length > limit:
+            raise ValueError(f"decoder_tokens has {length} positions; allowed: at most the model's {limit}")
         return _teacher_forced(*nnx.split(self), decoder_tokens)
 
 

@@ -182,7 +182,8 @@ class T5(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.vocab_size, self.start_id, self.eos_id = config.vocab_size, config.start_id, config.eos_id
+        self.vocab_size, self.start_id, self.eos_ids = config.vocab_size, config.start_id, config.eos_ids
+        self.eos_id, self.forced_ids = config.eos_ids[0], (config.forced_bos_id, config.forced_eos_id)
         new = functools.partial(weight, rngs, dtype=dtype)
         role = "tied" if config.tied else ""
         self.embedding = new(config.vocab_size, config.d_model, fan_in=1, axes=("vocabulary", None), role=role)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from decoding.models.base import LanguageModel, State
+from decoding.models.base import LanguageModel, State, eos_ids
 
 
 class FirstTokens(nnx.Module):
@@ -17,8 +17,9 @@ class FirstTokens(nnx.Module):
 
     def __init__(self, model: LanguageModel, vocab_size: int):
         self.model, self.vocab_size = model, vocab_size
-        self.start_id, self.eos_id, self.encoder_decoder = model.start_id, model.eos_id, model.encoder_decoder
-        self.config = getattr(model, "config", None)
+        self.start_id, self.eos_id, self.eos_ids = model.start_id, model.eos_id, eos_ids(model)
+        self.encoder_decoder, self.forced_ids = model.encoder_decoder, getattr(model, "forced_ids", (None, None))
+        self.config, self.max_positions = getattr(model, "config", None), getattr(model, "max_positions", 0)
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         return self.model.init_state(batch, input_length, max_positions)
@@ -44,7 +45,7 @@ def cut(models: Sequence[LanguageModel], vocab_size: int | None) -> list[Languag
     """
     if vocab_size is None:
         return list(models)
-    smallest, special = min(model.vocab_size for model in models), max(models[0].start_id, models[0].eos_id)
+    smallest, special = min(model.vocab_size for model in models), max(models[0].start_id, *eos_ids(models[0]))
     if not special < vocab_size <= smallest:
         raise ValueError(
             f"vocab_size is {vocab_size}; allowed: {special + 1} (all special tokens) to {smallest} (all models)"

@@ -1,6 +1,7 @@
 """The settings that a job has, and what each may be."""
 
 import dataclasses
+import datetime
 
 from decoding.config import DecodingConfig, parse_mesh
 from pipeline.settings.typed import require
@@ -21,6 +22,8 @@ class InputConfig:
       prefix: put before every text, as the task asks ("translate English to German: "). A SeqIO task has its own.
       chat_template: makes prompts for an instruct model: "model" for the template that comes with it, or Jinja source;
         "" for none. A text may then also be a list of turns; see transforms/chat.py.
+      chat_date: what a chat template that asks for today's date is told, YYYY-MM-DD, so that a job that goes on tomorrow
+        makes the same prompts; "" for nothing, whereupon most templates leave the date out.
       empty: of a text that is empty: "error", or "start" to decode from the start token alone (decoder-only models).
       format: "jsonl", "text", "csv", "parquet" or "tfrecord"; "tfds" for a prepared data set; "seqio" for a task or a
         mixture; "" to tell by the pattern's ending.
@@ -37,6 +40,7 @@ class InputConfig:
     id_field: str = ""
     prefix: str = ""
     chat_template: str = ""
+    chat_date: str = ""
     empty: str = "error"
     format: str = ""
     delimiter: str = ","
@@ -65,6 +69,11 @@ class InputConfig:
         require(self.empty in ("error", "start"), "input.empty", self.empty, '"error" or "start"')
         ok = not self.chat_template or self.format != "seqio"
         require(ok, "input.chat_template", self.chat_template, '"" for SeqIO: a task makes its own prompts')
+        try:
+            ok = not self.chat_date or bool(datetime.date.fromisoformat(self.chat_date))
+        except ValueError:
+            ok = False
+        require(ok, "input.chat_date", self.chat_date, 'a date, YYYY-MM-DD, or ""')
         data_sets = dict.fromkeys(("name", "split", "data_dir"), ("tfds", "seqio"))
         for setting, formats in {**data_sets, "module": ("seqio",)}.items():
             ok = not getattr(self, setting) or self.resolved_format in formats

@@ -87,18 +87,21 @@ def test_rotary_frequencies_agree_with_the_reference_in_both_forms_of_config(kin
         (LLAMA | {"rope_parameters": {"rope_type": "longrope"}}, "'longrope'"),
         (LLAMA | {"rope_scaling": {"rope_type": "linear"}}, "config lacks 'factor'"),
         (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        (LLAMA | {"model_type": "mistral", "sliding_window": 4096}, "sliding-window"),
-        (LLAMA | {"model_type": "mistral"}, "sliding-window"),  # whose default has one
-        (LLAMA | {"model_type": "qwen2", "use_sliding_window": True}, "sliding-window"),
-        (LLAMA | {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
-        (LLAMA | {"layer_types": ["chunked_attention"]}, "full attention is"),
+        (LLAMA | {"model_type": "mistral", "sliding_window": "wide"}, "sliding_window is 'wide'"),
+        (LLAMA | {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding_window is None"),
+        (LLAMA | {"layer_types": ["chunked_attention"]}, "chunked_attention.*supported: full and sliding"),
         (LLAMA | {"eos_token_id": 10}, "end token is 10; allowed: 0 to 9"),
         (LLAMA | {"eos_token_id": None}, "end token is None"),
-        ({key: value for key, value in LLAMA.items() if key != "eos_token_id"}, "lacks 'eos_token_id'"),
+        ({key: LLAMA[key] for key in LLAMA if key != "eos_token_id"} | {"model_type": "qwen2"}, "end token is None"),
         (LLAMA | {"hidden_act": "mish"}, "hidden_act is 'mish'.*silu"),
         (LLAMA | {"quantization_config": {"bits": 4}}, "quantised"),
         (LLAMA | {"model_type": "gemma3"}, "'gemma3'; supported: t5, mt5, umt5, gpt2, llama"),
         (LLAMA | {"num_attention_heads": "four"}, "cannot be used"),
+        (LLAMA | {"num_attention_heads": 0}, "num_heads is 0|cannot be used"),
+        (LLAMA | {"num_hidden_layers": 10**9}, "num_layers is 1000000000; allowed: whole numbers from 1 to 1000"),
+        (LLAMA | {"num_hidden_layers": 1.5}, "num_layers is 1.5"),
+        (LLAMA | {"rms_norm_eps": "small"}, "norm_epsilon is .small."),
+        (LLAMA | {"tie_word_embeddings": "yes"}, "tied is .yes."),
         ({key: value for key, value in LLAMA.items() if key != "hidden_size"}, "lacks 'hidden_size'"),
         (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "attention scores"),
         (GPT2 | {"activation_function": "tanh"}, "activation_function is 'tanh'"),
@@ -138,12 +141,13 @@ def test_lamda_has_no_safetensors(tmp_path):
         decoding.load_model(str(tmp_path / "model"))
 
 
-def test_of_several_end_tokens_the_tokenisers_own_counts(tmp_path, golden):
-    """As in Llama 3's instruct models, whose answers end with the second of three."""
+def test_of_several_end_tokens_the_tokenisers_own_is_first(tmp_path, golden):
+    """As in Llama 3's instruct models; it ends references that are scored."""
     shutil.copytree(golden / "llama", tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"eos_token_id": [7, 8, 9]}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    assert decoding.inspect_checkpoint(str(tmp_path / "model")).eos_id == 7
+    (tmp_path / "model" / "generation_config.json").unlink()
+    assert decoding.inspect_checkpoint(str(tmp_path / "model")).eos_ids == (7, 8, 9)
     added = {str(i): {"content": f"<{i}>"} for i in (5, 7, 8)}
     for named, expected in (("<8>", 8), ({"content": "<8>"}, 8), ("<5>", 7)):
         tokenizer = {"eos_token": named, "added_tokens_decoder": added}

@@ -1,8 +1,11 @@
 """Conversations: what a record may be, the prompt of known templates, and what is cut of a long one."""
 
+import datetime
 import json
+import time
 
 import pytest
+import tokenizers
 
 from tests import tiny_gguf
 from transforms import chat
@@ -110,8 +113,63 @@ def test_templates_are_sandboxed(source):
         chat.render(ChatTemplate(source), [{"role": "user", "content": "x"}])
 
 
-def test_templates_know_no_clock():
-    assert encoded("x", template=ChatTemplate("{{ strftime_now is defined }}"))[0] == "False"
+def test_the_date_is_a_setting():
+    source = "{{ strftime_now('%d %B %Y') if strftime_now is defined else 'never' }}"
+    assert encoded("x", template=ChatTemplate(source, date="2024-07-26"))[0] == "26 July 2024"
+    assert encoded("x", template=ChatTemplate(source, date=None))[0] == "never"
+    assert encoded("x", template=ChatTemplate(source))[0] == datetime.datetime.now().strftime("%d %B %Y")
+
+
+MESSAGES = [{"role": "user", "content": "hü"}, {"role": "assistant", "content": "yo"}, {"role": "user", "content": "<b>"}]
+PARTS = (
+    "{% if tools is not none %}T{% endif %}{% if documents is not none %}D{% endif %}",
+    "{{ bos_token }}{{ pad_token }}{{ unk_token }}{% if sep_token is defined %}S{% endif %}",
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}",
+    "{{ messages | tojson }}|{{ messages[0] | tojson(indent=2) }}|{{ {'b': 1, 'a': '<'} | tojson(sort_keys=true) }}",
+    "{{ messages[0] | tojson(separators=(',', ':'), ensure_ascii=true) }}",
+    "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}",
+    "{%- set ns = namespace(n=0) -%}\n  {% for m in messages %}\n{% set ns.n = ns.n + 1 %}\n  {% endfor %}\n{{ ns.n }}\n",
+)
+
+
+def test_what_templates_may_use_is_what_transformers_gives_them(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3}, "<unk>"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    for config, special in (
+        ({"bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "</s>"}, "pad_token": "<pad>"}, {}),
+        ({"bos_token": None}, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": {"content": "<unk>"}}),
+        ({"added_tokens_decoder": {}, "bos_token": "<s>"}, {"bos_token": "</s>"}),
+    ):
+        for part in PARTS:
+            about = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": part, **config}
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+            (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
+            theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+            wanted = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+            assert chat.render(chat.find_template(str(tmp_path)), MESSAGES) == wanted, part
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 5 seconds"),
+        ("{{ 'a' * 10**10 }}", "memory"),
+        ("{{ 10**(10**10) }}", "more than 5 seconds|memory"),
+        ("{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "memory"),
+        ("{{ '%10000000000d' % 1 }}", "memory"),
+        ("{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}", "characters"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+    ],
+)
+def test_templates_that_loop_or_grow_end_in_an_error(source, said):
+    began = time.monotonic()
+    with pytest.raises(ChatError, match=said):
+        chat.render(ChatTemplate(source), MESSAGES)
+    assert time.monotonic() - began < 60  # seconds of processor time, on a machine that others use too
+    assert chat.render(PLAIN, MESSAGES[:1]) == "u:hü;a:"
 
 
 def test_where_templates_are_found(tmp_path):
@@ -126,6 +184,14 @@ def test_where_templates_are_found(tmp_path):
     assert chat.find_template(str(tmp_path)).source == "D"
     (tmp_path / "chat_template.jinja").write_text("J")
     assert chat.find_template(str(tmp_path / "tokenizer.json")).source == "J"
+    assert chat.find_template(str(tmp_path), "own {{ bos_token }}") == ChatTemplate("own {{ bos_token }}", "<s>", "</s>")
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "P"}')  # of processors; tokenisers do not read it
+    assert chat.find_template(str(tmp_path)).source == "D"
+    for broken, said in (([{"name": "tool", "template": "T"}], "called default"), ({"a": 1}, "a dict, not a text"), (3, "int")):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": broken}))
+        with pytest.raises(ChatError, match=said):
+            chat.find_template(str(tmp_path))
 
 
 def test_the_template_in_a_gguf_file(tmp_path):

@@ -52,11 +52,11 @@ def test_json_truncation_is_not_applied(folder):
     assert load_tokenizer(str(folder / "json")).encode(TEXT) == [1, 2, 5, 4]
 
 
-def test_sentencepiece_comes_first(folder, tmp_path):
+def test_tokenizer_json_comes_first(folder, tmp_path):
     for kind, name in (("spiece", "spiece.model"), ("json", "tokenizer.json")):
         (tmp_path / name).write_bytes((folder / kind / name).read_bytes())
-    assert find_tokenizer(str(tmp_path)).endswith("spiece.model")
-    assert find_tokenizer(str(tmp_path / "tokenizer.json")).endswith("tokenizer.json")
+    assert find_tokenizer(str(tmp_path)).endswith("tokenizer.json")
+    assert find_tokenizer(str(tmp_path / "spiece.model")).endswith("spiece.model")
 
 
 def test_missing_or_broken(tmp_path):

@@ -38,7 +38,7 @@ def shard(*, failing=(), errors=(), attempt=1, salt="") -> DecodedShard:
 
 
 def commit(folder, one) -> bool:
-    return commit_shard(folder, one, Letters(), eos_id=1, fingerprint="f00")
+    return commit_shard(folder, one, Letters(), eos_ids=(1,), fingerprint="f00")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_text_that_cannot_be_detokenised_is_its_examples_error(folder):
 
     one = shard()
     refused = [token for token in one.results[2][0].tokens.tolist() if token != 1]
-    assert commit_shard(folder, one, Choosy(), eos_id=1, fingerprint="f00")
+    assert commit_shard(folder, one, Choosy(), eos_ids=(1,), fingerprint="f00")
     assert pq.read_table(folder.path(PART))["index"].to_pylist() == [10, 11, 13]
     (error,) = map(json.loads, folder.read(ERRORS).decode().splitlines())
     assert (error["index"], error["stage"], error["message"]) == (12, "decode", "no such text")
