@@ -58,7 +58,7 @@ def test_each_end_token_ends_a_text(gamma):
         target = Scripted(table, eos_ids=eos_ids)
         config = DecodingConfig(gamma=gamma, temperature=0.0, max_decode_tokens=12, num_slots=4, input_buckets=(8,))
         inputs = [[2, 3], [4], [5, 5, 5], [3, 1], [2, 2]]
-        draft = Scripted(random_script(6), eos_ids=(1,)) if gamma else None
+        draft = random_script(6) if gamma else None
         return Generator(target, draft, config).generate(inputs, list("abcde"))
 
     endless = [row.tokens.tolist() for row in decoded((99,))]
