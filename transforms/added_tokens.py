@@ -62,10 +62,11 @@ def read_surroundings(path: str) -> Surroundings:
     Raises:
       TokenizerError: one of them is no JSON object.
     """
-    return Surroundings(*(_read_object(beside(path, name)) for name in FILES))
+    return Surroundings(*(read_object(beside(path, name)) for name in FILES))
 
 
-def _read_object(path: str) -> dict:
+def read_object(path: str) -> dict:
+    """The JSON object in a file; {} where there is none. Raises TokenizerError where it is something else."""
     if not storage.exists(path):
         return {}
     try:

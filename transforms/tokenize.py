@@ -10,9 +10,18 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from transforms import gguf_vocabulary, sentencepieces, storage
-from transforms.added_tokens import CONFIG, AddedToken, Surroundings, is_t5, read_added, read_surroundings
+from transforms.added_tokens import (
+    CONFIG,
+    AddedToken,
+    Surroundings,
+    beside,
+    is_t5,
+    read_added,
+    read_object,
+    read_surroundings,
+)
 from transforms.sentencepieces import SentencePieceTokenizer
-from transforms.vocabularies import TokenizerError, from_json, from_wordpiece, panics_are_errors
+from transforms.vocabularies import TokenizerError, as_llama, from_json, from_wordpiece, panics_are_errors
 
 __all__ = ["Tokenizer", "TokenizerError", "find_tokenizer", "load_tokenizer"]
 
@@ -78,20 +87,32 @@ def _load(path: str) -> Tokenizer:
         return gguf_vocabulary.from_gguf(path)
     data, surroundings = storage.read_bytes(path), read_surroundings(path)
     if path.endswith(".json"):
+        if _is_llama(surroundings, path):
+            data = as_llama(data, _prefix(surroundings))
         return from_json(data, read_added(surroundings, path, 0, {}).values(), surroundings.named().values())
     if path.endswith(".txt"):
         return from_wordpiece(data, surroundings.config.get("do_lower_case"))
     return _from_sentencepiece(path, data, surroundings)
 
 
+def _prefix(surroundings: Surroundings) -> str:
+    """Where transformers' Llama puts a space: see `sentencepieces.PREFIXES`."""
+    if surroundings.config.get("add_prefix_space") is False:
+        return sentencepieces.NEVER
+    return sentencepieces.ALWAYS if surroundings.config.get("legacy") else sentencepieces.FIRST
+
+
+def _is_llama(surroundings: Surroundings, path: str) -> bool:
+    """Whether transformers takes no more than vocabulary and merges of a `tokenizer.json`, as for this class."""
+    named = surroundings.config.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast")
+    return named and read_object(beside(path, "config.json")).get("model_type", "llama") == "llama"
+
+
 def _from_sentencepiece(path: str, data: bytes, surroundings: Surroundings) -> SentencePieceTokenizer:
     own, config = sentencepieces.controls(data), surroundings.config
     size = SentencePieceTokenizer(data).size
     added = {i: AddedToken(piece) for piece, i in own.items()} | read_added(surroundings, path, size, own)
-    prefix = sentencepieces.OWN
-    if config and not is_t5(surroundings, path):
-        prefix = sentencepieces.ALWAYS if config.get("legacy") else sentencepieces.FIRST
-        prefix = sentencepieces.NEVER if config.get("add_prefix_space") is False else prefix
+    prefix = _prefix(surroundings) if config and not is_t5(surroundings, path) else sentencepieces.OWN
     begin: tuple[int, ...] = ()
     if config.get("add_bos_token"):
         bos = surroundings.named().get("bos_token", "<s>")

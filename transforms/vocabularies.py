@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -62,6 +63,25 @@ class LibraryTokenizer:
     @property
     def size(self) -> int:
         return max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+
+
+def as_llama(data: bytes, prefix: str) -> bytes:
+    """A `tokenizer.json` with the spaces of transformers' Llama, whatever the file has; a byte-level one as it is.
+
+    Args:
+      data: the file's bytes.
+      prefix: before which parts of a text, cut at added tokens, a space is put: "always", "first" or "never".
+    """
+    found = json.loads(data)
+    if b'"ByteLevel"' in data or not isinstance(found, dict) or not isinstance(found.get("model"), dict):
+        return data
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix != "never" else []
+    replace = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    decoders = [replace, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": prefix, "split": False}
+    found |= {"normalizer": None, "pre_tokenizer": metaspace, "decoder": {"type": "Sequence", "decoders": decoders}}
+    found["model"] |= {"fuse_unk": True, "byte_fallback": True}
+    return json.dumps(found).encode()
 
 
 def from_json(data: bytes, added: Iterable = (), special: Iterable[str] = ()) -> LibraryTokenizer:

@@ -283,10 +283,10 @@ def test_t5x_indexes_and_array_metadata(tmp_path):
             return serialization.msgpack_serialize(mutated_json(random_, index))
         return b""
 
-    run(folder, folder / "checkpoint", make_index, call)
+    run(folder, folder / "checkpoint", make_index, call, inputs=INPUTS // 2)
     array = sorted(folder.glob("target.*/.zarray"))[0]
     about = json.loads(array.read_bytes())
-    run(folder, array, lambda random_: mutated_object(random_, about), call)
+    run(folder, array, lambda random_: mutated_object(random_, about), call, inputs=INPUTS // 2)
 
 
 @pytest.mark.slow

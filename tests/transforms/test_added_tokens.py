@@ -97,6 +97,27 @@ def test_a_directory_with_both_files_is_its_tokenizer_json(tmp_path):
     assert (ours.size, len(ours.pieces())) == (4, 6)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+@pytest.mark.parametrize("about", [{"legacy": True}, {"legacy": False}, {}, {"legacy": False, "add_prefix_space": False}])
+def test_the_spaces_of_a_llama_with_a_tokenizer_json(tmp_path, about, model_type):
+    """As older converters wrote it, with a space before every part; transformers goes by the class and `legacy`."""
+    transformers = pytest.importorskip("transformers")
+    llama(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "legacy": true}')
+    older = transformers.AutoTokenizer.from_pretrained(tmp_path)._tokenizer
+    space = tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")
+    older.normalizer, older.pre_tokenizer = tokenizers.normalizers.Sequence(space), None
+    older.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizerFast", **about}))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(str(tmp_path))
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert ids == theirs(text, add_special_tokens=False)["input_ids"], text
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False), text
+
+
 def test_added_tokens_are_part_of_a_tokenisers_identity(tmp_path):
     size = llama(tmp_path)
     found = []

@@ -188,6 +188,17 @@ def test_where_templates_are_found(tmp_path):
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "chat_template.json").write_text('{"chat_template": "P"}')  # of processors; tokenisers do not read it
     assert chat.find_template(str(tmp_path)).source == "D"
+    transformers = pytest.importorskip("transformers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0}, "<unk>"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": config["chat_template"]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    for file in ("", "chat_template.jinja"):
+        if file:
+            (tmp_path / file).write_text("J")
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert chat.find_template(str(tmp_path)).source == theirs.get_chat_template()
+    (tmp_path / "chat_template.jinja").unlink()
     for broken, said in (([{"name": "tool", "template": "T"}], "called default"), ({"a": 1}, "a dict, not a text"), (3, "int")):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": broken}))
         with pytest.raises(ChatError, match=said):
