@@ -90,14 +90,14 @@ def is_t5(surroundings: Surroundings, path: str) -> bool:
     return "t5" in name.lower() if isinstance(name, str) else path.endswith("spiece.model")
 
 
-def read_added(surroundings: Surroundings, path: str, size: int, piece_ids: dict[str, int]) -> dict[int, AddedToken]:
+def read_added(surroundings: Surroundings, path: str, piece_ids: dict[str, int]) -> dict[int, AddedToken]:
     """Tokens to cut out of texts, by id.
 
     Args:
       surroundings: of the tokeniser.
       path: of its file.
-      size: number of its own pieces; what has no id of its own is numbered from there.
-      piece_ids: of its own pieces, control pieces at least.
+      piece_ids: of its own pieces; tokens that have no id are numbered from there. {} where they are not known, and then
+        ids mean nothing.
 
     Raises:
       TokenizerError: a token that is none.
@@ -114,11 +114,11 @@ def read_added(surroundings: Surroundings, path: str, size: int, piece_ids: dict
         found[_id(i)] = AddedToken(text, *(bool(_object(token).get(flag)) for flag in AddedToken._fields[1:]))
     sentinels = config.get("extra_ids", _T5_SENTINELS)
     contents = [*piece_ids, *new, *(token.content for token in found.values())]
-    if size and config and is_t5(surroundings, path) and not any("<extra_id_" in text for text in contents):
+    if piece_ids and config and is_t5(surroundings, path) and not any("<extra_id_" in text for text in contents):
         count = sentinels if type(sentinels) is int and 0 <= sentinels <= 10_000 else _T5_SENTINELS
         new = [*(f"<extra_id_{i}>" for i in reversed(range(count))), *new]
     known = {*piece_ids, *(token.content for token in found.values())}
-    following = size
+    following = len(piece_ids)
     for text in dict.fromkeys(new):
         if text in known:
             continue

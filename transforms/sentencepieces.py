@@ -29,7 +29,7 @@ class SentencePieceTokenizer:
         self._spaced = _processor(model, prefix != NEVER)
         self._bare = self._spaced if prefix == OWN else _processor(model, False)
         self.size = self._spaced.GetPieceSize()
-        self._drops_space = self._spaced.DecodePieces(["▁a"]) == "a"
+        self._drops_space = _drops_space(self._spaced)
         self._splitter = _splitter(self._added)
         self._ids = {self._splitter.token_to_id(token.content): i for i, token in self._added.items()}
         own = all(i < self.size for i in self._added) and prefix == OWN
@@ -74,6 +74,14 @@ class SentencePieceTokenizer:
         for i, token in self._added.items():
             pieces[i] = token.content
         return pieces
+
+
+def _drops_space(processor) -> bool:
+    """Whether decoding leaves out the space that the first piece begins with."""
+    from sentencepiece import sentencepiece_model_pb2 as protos
+
+    spec = protos.ModelProto.FromString(processor.serialized_model_proto()).normalizer_spec
+    return spec.add_dummy_prefix or spec.remove_extra_whitespaces
 
 
 def _processor(model: bytes, dummy_prefix: bool):

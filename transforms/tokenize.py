@@ -89,7 +89,7 @@ def _load(path: str) -> Tokenizer:
     if path.endswith(".json"):
         if _is_llama(surroundings, path):
             data = as_llama(data, _prefix(surroundings))
-        return from_json(data, read_added(surroundings, path, 0, {}).values(), surroundings.named().values())
+        return from_json(data, read_added(surroundings, path, {}).values(), surroundings.named().values())
     if path.endswith(".txt"):
         return from_wordpiece(data, surroundings.config.get("do_lower_case"))
     return _from_sentencepiece(path, data, surroundings)
@@ -110,8 +110,8 @@ def _is_llama(surroundings: Surroundings, path: str) -> bool:
 
 def _from_sentencepiece(path: str, data: bytes, surroundings: Surroundings) -> SentencePieceTokenizer:
     own, config = sentencepieces.controls(data), surroundings.config
-    size = SentencePieceTokenizer(data).size
-    added = {i: AddedToken(piece) for piece, i in own.items()} | read_added(surroundings, path, size, own)
+    pieces = {piece: i for i, piece in enumerate(SentencePieceTokenizer(data).pieces())}
+    added = {i: AddedToken(piece) for piece, i in own.items()} | read_added(surroundings, path, pieces)
     prefix = _prefix(surroundings) if config and not is_t5(surroundings, path) else sentencepieces.OWN
     begin: tuple[int, ...] = ()
     if config.get("add_bos_token"):

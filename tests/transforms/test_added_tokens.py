@@ -53,6 +53,8 @@ CASES = {
     "llama, no space": (llama, lambda n: ({"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False}, {}, {})),
     "llama, named": (llama, lambda n: (
         {"tokenizer_class": "LlamaTokenizer", "extra_special_tokens": ["<q>"]}, {"pad_token": "<p>"}, {"{": n, "}": n + 1})),
+    "llama, pieces": (llama, lambda n: (
+        {"tokenizer_class": "LlamaTokenizer", "pad_token": "x"}, {}, {})),
     "llama, flags": (llama, lambda n: (
         {"tokenizer_class": "LlamaTokenizer", "legacy": False,
          "added_tokens_decoder": decoder_of({"{": n, "|>": n + 1, "<|x": n + 2}, lstrip=True, rstrip=True)}, {}, {})),
@@ -106,7 +108,7 @@ def test_the_spaces_of_a_llama_with_a_tokenizer_json(tmp_path, about, model_type
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "legacy": true}')
     older = transformers.AutoTokenizer.from_pretrained(tmp_path)._tokenizer
-    space = tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")
+    space = [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
     older.normalizer, older.pre_tokenizer = tokenizers.normalizers.Sequence(space), None
     older.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
