@@ -40,7 +40,7 @@ def occupant(*chunks: Emission) -> Occupant:
 
 
 def test_chunks_of_different_gamma_are_joined():
-    found = generation(occupant(SPECULATIVE, ALONE), eos_id=1, now=12.5)
+    found = generation(occupant(SPECULATIVE, ALONE), eos_ids=(1,), now=12.5)
     assert found.tokens.tolist() == [5, 6, 7, 8, 1]
     assert found.source.tolist() == [ACCEPTED, RESAMPLED, ACCEPTED, ACCEPTED, PLAIN]
     assert found.iteration.tolist() == [0, 0, 1, 1, 2]
@@ -50,7 +50,7 @@ def test_chunks_of_different_gamma_are_joined():
     assert found.gammas.tolist() == [2, 2, 0]
     assert found.accepted.tolist() == [1, 2, 0]
     assert (found.finish_reason, found.decode_seconds, found.num_iterations) == ("eos", 2.5, 3)
-    assert generation(occupant(SPECULATIVE), eos_id=1, now=11).finish_reason == "length"
+    assert generation(occupant(SPECULATIVE), eos_ids=(1,), now=11).finish_reason == "length"
 
 
 def test_decoder_inputs_are_the_prompt_and_what_was_emitted():
