@@ -4,8 +4,9 @@
 
 Without `--runner` it runs in this process. The same command on the same folder continues where an earlier one stopped.
 
-Exit status: 0 when the folder is complete (or misses at most `--allow_failed_shards`), 1 when shards are missing or the job
-broke off, 2 when something is wrong with the command, its input or its folder and nothing was done, 130 when interrupted.
+Exit status: 0 when the folder is complete (or misses at most `--allow_failed_shards`), 1 when shards are missing, every
+record failed or the job broke off, 2 when something is wrong with the command, its input or its folder and nothing was
+done, 130 when interrupted.
 """
 
 from __future__ import annotations

@@ -212,7 +212,9 @@ def run_identity(config: JobConfig, plan: Plan, models: CheckedModels) -> dict:
             "chat_template": dataclasses.asdict(models.chat_template) if models.chat_template else "",
             "empty": config.input.empty,
             "format": config.input.resolved_format,
-            "delimiter": config.input.delimiter,
+            "delimiter": config.input.resolved_delimiter,
+            # Not there where it is what it always was, so that folders begun before it was a setting can be continued.
+            **({"quoting": "none"} if config.input.resolved_quoting == "none" else {}),
         },
         "shards": {
             "examples_per_shard": plan.examples_per_shard,

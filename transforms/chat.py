@@ -17,7 +17,7 @@ from decoding.checkpoints import gguf
 from transforms import storage
 from transforms.added_tokens import beside, read_surroundings
 from transforms.chat_renderer import Renderer, RenderError
-from transforms.tokenize import Tokenizer, find_tokenizer
+from transforms.tokenize import Tokenizer, encode_start, find_tokenizer
 
 OWN = "model"  # in a config: the template that comes with the tokeniser
 FILE = "chat_template.jinja"
@@ -157,19 +157,19 @@ def encode(
     """
     messages = messages_of(text)
     messages[-1] = messages[-1] | {"content": prefix + messages[-1]["content"]}
-    ids = tokenizer.encode(render(template, messages))
-    if len(ids) <= max_tokens:
+    ids, whole = encode_start(tokenizer, render(template, messages), max_tokens)
+    if whole and len(ids) <= max_tokens:
         return ids, False
     system = [messages.pop(0)] if messages[0]["role"] == "system" and len(messages) > 1 else []
-    while len(ids) > max_tokens and len(messages) > 2:
+    while not (whole and len(ids) <= max_tokens) and len(messages) > 2:
         messages = messages[2:]
-        ids = tokenizer.encode(render(template, system + messages))
-    if len(ids) <= max_tokens:
+        ids, whole = encode_start(tokenizer, render(template, system + messages), max_tokens)
+    if whole and len(ids) <= max_tokens:
         return ids, True
     content = messages[-1]["content"].strip()
     prompt = render(template, system + messages)
     end = prompt.rfind(content) + len(content)
-    after = tokenizer.encode(prompt[end:])
+    after, _ = encode_start(tokenizer, prompt[end:], max_tokens)
     if len(content) > end or len(after) >= max_tokens:
         raise ChatError(f"the conversation cannot be cut to {max_tokens} tokens; raise decoding.input_buckets")
-    return tokenizer.encode(prompt[:end])[: max_tokens - len(after)] + after, True
+    return encode_start(tokenizer, prompt[:end], max_tokens)[0][: max_tokens - len(after)] + after, True

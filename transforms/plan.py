@@ -13,12 +13,13 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from transforms.inputs import FILE_FORMATS, format_module
+from transforms.inputs import FILE_FORMATS, format_module, sniff
 from transforms.inputs.base import (
+    HEAD_BYTES,
     Cut,
     FoundFile,
     InputError,
@@ -27,10 +28,12 @@ from transforms.inputs.base import (
     Raw,
     RecordFields,
     find_field,
+    open_content,
     read_id,
 )
 from transforms.inputs.files import find_files, short_names
-from transforms.records import WorkShard
+from transforms.inputs.texts import read_text
+from transforms.records import ExampleError, WorkShard
 
 __all__ = [
     "Cut", "FoundFile", "InputError", "InputFile", "InputSpec", "Plan", "RecordFields", "ShardTable", "find_files",
@@ -70,7 +73,12 @@ class Plan:
         return None if None in counts else sum(counts)
 
     def to_json(self) -> dict:
-        return dataclasses.asdict(self)
+        plan = dataclasses.asdict(self)
+        for file in plan["files"]:  # there may be many, and most have none of it
+            for name in ("checksums", "is_array"):
+                if not file[name]:
+                    del file[name]
+        return plan
 
     @classmethod
     def from_json(cls, plan: dict) -> "Plan":
@@ -99,6 +107,7 @@ class ShardTable:
             num_records = min(self._plan.examples_per_shard, file.num_records - first)
             starts = self._starts[i]
             byte_range = (int(starts[within]), int(starts[within + 1])) if file.shard_bytes else None
+        checksum = int(file.checksums[8 * within : 8 * within + 8], 16) if file.checksums else None
         return WorkShard(
             shard=shard,
             num_shards=int(self._first_shards[-1]),
@@ -108,6 +117,11 @@ class ShardTable:
             num_records=num_records,
             first_index=int(self._first_indices[i]) + first,
             byte_range=byte_range,
+            checksum=checksum,
+            size_bytes=file.size_bytes,
+            modified=file.modified,
+            digest=file.digest,
+            is_array=file.is_array,
         )
 
 
@@ -124,8 +138,7 @@ def plan_input(spec: InputSpec, cut: Cut, known: Plan | None = None, output: str
     else:
         files = format_module(spec.format).plan(spec)
         unread = [file for file in files if not (known and file in known.files)]
-        for file in unread:
-            _probe(file, spec, cut)
+        _refuse_unreadable(files, [_probe(file, spec, cut) for file in unread])
     plan = Plan(tuple(files), cut.examples_per_shard, cut.bytes_per_shard)
     if plan.num_shards == 0:
         raise InputError(f"no record in {', '.join(repr(file.path) for file in files)}")
@@ -144,18 +157,19 @@ def _plan_files(
         kept = {}
     module = format_module(spec.format)
 
-    def plan_one(file: FoundFile, name: str) -> tuple[InputFile, bool]:
+    def plan_one(file: FoundFile, name: str) -> tuple[InputFile, bool, str]:
         if same := kept.get((file.path, file.size_bytes, file.modified, name)):
-            return same, False
+            return same, False, ""
         with _readable(file.path):
             planned = module.plan_file(file, name, spec, cut)
-        _probe(planned, spec, cut)
-        return planned, True
+        return planned, True, _probe(planned, spec, cut)
 
     names = short_names([file.path for file in found])
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:  # waiting for a store, mostly
         planned = list(pool.map(plan_one, found, names))
-    return [file for file, _ in planned], [file for file, new in planned if new]
+    files, unread = [file for file, _, _ in planned], [file for file, new, _ in planned if new]
+    _refuse_unreadable(files, [problem for _, _, problem in planned])
+    return files, unread
 
 
 @contextlib.contextmanager
@@ -168,11 +182,21 @@ def _readable(path: str) -> Iterator[None]:
         raise InputError(f"{path!r} cannot be read: {error}") from error
 
 
-def _probe(file: InputFile, spec: InputSpec, cut: Cut) -> None:
-    """Refuses a field name that none of the file's first records has, where they are records at all."""
+def _refuse_unreadable(files: Sequence[InputFile], problems: Sequence[str]) -> None:
+    """Refuses an input of which nothing can be read: a setting is wrong, or the files are not what they seem."""
+    if problems and len(problems) == len(files) and all(problems):
+        raise InputError(problems[0])
+
+
+def _probe(file: InputFile, spec: InputSpec, cut: Cut) -> str:
+    """What keeps all of the file's first records from being read; "" where one of them can be, or there is none.
+
+    Raises:
+      InputError: a named field that none of them has.
+    """
     plan = Plan((file,), cut.examples_per_shard, cut.bytes_per_shard)
-    raws = _raws(plan, spec, _PROBED_RECORDS)
-    rows = [raw.row for raw in itertools.islice(raws, _PROBED_RECORDS) if raw.row is not None]
+    raws = list(itertools.islice(_raws(plan, spec, _PROBED_RECORDS), _PROBED_RECORDS))
+    rows = [raw.row for raw in raws if raw.row is not None]
     for setting, name in (
         ("input_field", spec.fields.inputs),
         ("target_field", spec.fields.targets),
@@ -182,8 +206,25 @@ def _probe(file: InputFile, spec: InputSpec, cut: Cut) -> None:
             seen = sorted({str(key) for row in rows for key in row})[:20]
             raise InputError(
                 f"input.{setting} is {name!r}, which none of the first {len(rows)} records of {file.path!r} has; "
-                f"fields there: {', '.join(seen)}"
+                f"fields there: {', '.join(seen)}{_hint(file, spec)}"
             )
+    texts = (read_text(raw, spec, lambda ids: "", may_be_empty=True, may_be_list=True) for raw in raws)
+    errors = [text for text in texts if isinstance(text, ExampleError)]
+    if not raws or len(errors) < len(raws):
+        return ""
+    first = errors[0]
+    return (
+        f"none of the first {len(raws)} records of {file.path!r} can be read; {first.place}: {first.error_type}, "
+        f"{first.message}{_hint(file, spec)}"
+    )
+
+
+def _hint(file: InputFile, spec: InputSpec) -> str:
+    if spec.format not in ("jsonl", "csv") or file.is_array:
+        return ""
+    with _readable(file.path), open_content(file.path) as (stream, _):
+        cause = sniff.likely_cause(stream.read(HEAD_BYTES), spec)
+    return cause and f"; {cause}"
 
 
 def _has(row, name: str) -> bool:
@@ -197,7 +238,7 @@ def _has(row, name: str) -> bool:
 def _raws(plan: Plan, spec: InputSpec, step: int = 10_000) -> Iterator[Raw]:
     """All records; files in one go, data sets, whose records are held in memory, `step` at a time."""
     if not plan.bytes_per_shard:
-        files = tuple(dataclasses.replace(file, shard_bytes=()) for file in plan.files)
+        files = tuple(dataclasses.replace(file, shard_bytes=(), checksums="") for file in plan.files)
         plan = Plan(files, 1 << 62 if spec.format in FILE_FORMATS else step)
     table, read = ShardTable(plan), format_module(spec.format).read
     for shard in range(plan.num_shards):

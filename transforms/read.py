@@ -1,9 +1,7 @@
 """Reading one work shard: every one of its records becomes an example or an error, never an exception."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -11,22 +9,12 @@ from apache_beam.metrics import Metrics
 
 from transforms import attempts, chat, records, storage
 from transforms.folder import read_manifest
-from transforms.inputs import format_module
-from transforms.inputs.base import InputSpec, Raw, find_field, read_id
+from transforms.inputs import read_records
+from transforms.inputs.base import InputSpec
+from transforms.inputs.texts import TextRecord, read_text
 from transforms.plan import Plan, ShardTable
 from transforms.records import Example, ExampleError, TokenizedShard, WorkShard
-from transforms.tokenize import Tokenizer, load_tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class _Record:
-    example_id: str
-    index: int
-    place: str
-    raw: str
-    inputs: str
-    targets: str | None
-    tokens: list[int] | None = None  # where the input has them instead of text
+from transforms.tokenize import Tokenizer, encode_start, load_tokenizer
 
 
 def read_shard(
@@ -55,83 +43,17 @@ def read_shard(
       attempt: passed on.
     """
     examples, errors = [], []
-    for raw in format_module(spec.format).read(work, spec):
-        record = _read_record(raw, spec, tokenizer, may_be_empty=empty_id is not None, may_be_list=chat_template is not None)
-        if isinstance(record, _Record):
+    may = {"may_be_empty": empty_id is not None, "may_be_list": chat_template is not None}
+    for raw in read_records(work, spec):
+        record = read_text(raw, spec, lambda ids: tokenizer.decode(ids), **may)
+        if isinstance(record, TextRecord):
             record = _tokenize(record, tokenizer, prefix, eos_id, max_input_tokens, chat_template, empty_id)
         (errors if isinstance(record, ExampleError) else examples).append(record)
     return TokenizedShard(work, attempt, tuple(examples), tuple(errors))
 
 
-def _read_record(
-    raw: Raw, spec: InputSpec, tokenizer: Tokenizer, *, may_be_empty: bool, may_be_list: bool
-) -> _Record | ExampleError:
-    example_id, fields, row = raw.place, spec.fields, raw.row
-
-    def failed(error_type: str, message: str) -> ExampleError:
-        return records.example_error(example_id, raw.index, records.READ, error_type, message, raw.place, raw.record)
-
-    if row is None:
-        return failed(*raw.problem)
-    if fields.example_id:
-        try:
-            example_id = read_id(row, fields.example_id)
-            example_id.encode()
-        except KeyError:
-            return failed("MissingField", f"no field {fields.example_id!r}, which gives the example's id")
-        except (TypeError, UnicodeEncodeError) as error:
-            example_id = raw.place
-            return failed("WrongType", str(error))
-    try:
-        inputs = find_field(row, fields.inputs)
-    except KeyError:
-        return failed("MissingField", f"no field {fields.inputs!r}; the record has: {', '.join(map(str, row))}")
-    try:
-        targets = find_field(row, fields.targets) if fields.targets else None
-    except KeyError:
-        targets = None
-    texts, tokens = [], None
-    for name, value in ((fields.inputs, inputs), (fields.targets, targets)):
-        if value is None and name == fields.targets and name != fields.inputs:
-            texts.append(None)
-            continue
-        if spec.format == "seqio" and _is_tokens(value):  # by the task's own vocabulary
-            value = value.tolist()
-            tokens = value if name == fields.inputs else tokens
-            try:
-                value = row.get(f"{name}_pretokenized", tokenizer.decode(value))
-            except Exception as error:  # whatever a tokeniser's library raises concerns this record only
-                return failed(type(error).__name__, str(error))
-        try:
-            if may_be_list and isinstance(value, list) and name == fields.inputs:
-                value = json.dumps(value, ensure_ascii=False, default=_plain)
-            elif isinstance(value, bytes):
-                value = value.decode()
-        except UnicodeDecodeError as error:
-            return failed("InvalidUtf8", f"byte {error.start} of field {name!r} is not UTF-8: {error.reason}")
-        if not isinstance(value, str):
-            return failed("WrongType", f"field {name!r} holds {type(value).__name__}, not text")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return failed("InvalidText", f"field {name!r} holds half of a surrogate pair, which no UTF-8 text can")
-        texts.append(value)
-    if not texts[0].strip() and not may_be_empty:
-        return failed("EmptyInput", f"field {fields.inputs!r} is empty")
-    return _Record(example_id, raw.index, raw.place, raw.record, *texts, tokens)
-
-
-def _plain(value: Any) -> str:
-    """What is in a list and not in JSON: Parquet's text, which is bytes, and its dates."""
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _is_tokens(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
-
-
 def _tokenize(
-    record: _Record,
+    record: TextRecord,
     tokenizer: Tokenizer,
     prefix: str,
     eos_id: int | None,
@@ -153,7 +75,8 @@ def _tokenize(
                 tokenizer, chat_template, record.inputs, prefix=prefix, max_tokens=max_input_tokens
             )
         else:
-            tokens = tokenizer.encode(prefix + record.inputs)
+            tokens, whole = encode_start(tokenizer, prefix + record.inputs, max_input_tokens)
+            cut = not whole
     except Exception as error:  # whatever a tokeniser's library raises concerns this record only
         return failed(type(error).__name__, str(error))
     if not tokens and empty_id is not None:

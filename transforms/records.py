@@ -84,6 +84,8 @@ class WorkShard:
       num_records: how many records; None where the file is cut by bytes.
       first_index: its first record's number in the whole input, from 0; bytes, where the input is cut by bytes.
       byte_range: (start, end) in the file, None where that is not known and the format finds the records itself.
+      checksum: of these bytes, None where that is not known.
+      size_bytes, modified, digest, is_array: of the file, as of `transforms.inputs.base.InputFile`.
     """
 
     shard: int
@@ -94,6 +96,11 @@ class WorkShard:
     num_records: int | None
     first_index: int
     byte_range: tuple[int, int] | None
+    checksum: int | None = None
+    size_bytes: int = 0
+    modified: float = 0.0
+    digest: str = ""
+    is_array: bool = False
 
     @property
     def file_index(self) -> int:

@@ -25,7 +25,7 @@ from transforms.parts import open_part
 from transforms.read import ReadShards
 from transforms.records import ExampleError, ShardFailure, TokenizedShard
 from transforms.storage import OutputFolder
-from transforms.tokenize import load_tokenizer
+from transforms.tokenize import encode_start, load_tokenizer
 
 SCORE = "score"  # a stage, beside those of transforms.records
 
@@ -182,7 +182,8 @@ class References(beam.DoFn):
             try:
                 if not (example.targets or "").strip():
                     raise NoReference("the record has no reference, or an empty one")
-                tokens = [*self._tokenizer.encode(example.targets), self._eos_id]
+                tokens, whole = encode_start(self._tokenizer, example.targets, self._max_tokens)
+                tokens = [*tokens, *([self._eos_id] if whole else [])]
             except Exception as error:  # whatever a tokeniser's library raises concerns this record only
                 errors.append(
                     records.example_error(
@@ -192,7 +193,7 @@ class References(beam.DoFn):
                 )  # fmt: skip
                 continue
             cut = np.asarray(tokens[: self._max_tokens], np.int32)
-            truncated = len(cut) < len(tokens)
+            truncated = not whole or len(cut) < len(tokens)
             texts.append(
                 Text(
                     example.example_id, example.index, 0, example.tokens, cut, truncated,

@@ -80,6 +80,13 @@ def exists(path: str) -> bool:
         return _gcs().exists(path) if path.startswith("gs://") else _filesystems().exists(path)
 
 
+def size_and_time(path: str) -> tuple[int, float]:
+    """Bytes of a file, and when it was written last, in seconds; 0.0 where its store does not say."""
+    with store_errors(path):
+        found = _filesystems().get_filesystem(path).metadata(path)
+    return int(found.size_in_bytes), float(found.last_updated_in_seconds or 0.0)
+
+
 @contextlib.contextmanager
 def store_errors(path: str) -> Iterator[None]:
     """While the body runs, makes what the clients of gs:// (Google's, gcsfs) raise for `path` an OSError that names it.

@@ -23,9 +23,10 @@ from transforms.added_tokens import (
 from transforms.sentencepieces import SentencePieceTokenizer
 from transforms.vocabularies import TokenizerError, as_llama, from_json, from_wordpiece, panics_are_errors
 
-__all__ = ["Tokenizer", "TokenizerError", "find_tokenizer", "load_tokenizer"]
+__all__ = ["Tokenizer", "TokenizerError", "encode_start", "find_tokenizer", "load_tokenizer"]
 
 NAMES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt")
+_CHARS_PER_TOKEN, _LEAST_TOKENS, _MOST_CHARS = 16, 64, 1 << 20
 _SUFFIXES = (".model", ".json", ".txt", ".gguf")
 
 
@@ -80,6 +81,26 @@ def load_tokenizer(path: str) -> Tokenizer:
             return _load(found)
     except Exception as error:
         raise TokenizerError(f"the tokeniser {found!r} cannot be read: {error}") from error
+
+
+def encode_start(tokenizer: Tokenizer, text: str, max_tokens: int) -> tuple[list[int], bool]:
+    """Token ids of the beginning of a text, without tokenising more of it than their number calls for.
+
+    A library takes 45 bytes for every character of what it is given, and a record may have 64 MiB. So a long text is
+    given to it up to a place that yields at least twice as many tokens as are asked for: what a token is depends on what
+    stands near it, and the first of them are the whole text's. A text that yields almost no tokens, of blanks
+    say, is given up after `_MOST_CHARS`.
+
+    Returns:
+      At least the first `max_tokens` ids of the text, or all; and whether they are all.
+    """
+    size, most = _CHARS_PER_TOKEN * (max_tokens + _LEAST_TOKENS), max(_MOST_CHARS, _CHARS_PER_TOKEN * max_tokens)
+    while size < len(text):
+        ids = tokenizer.encode(text[:size])
+        if len(ids) >= 2 * max_tokens + _LEAST_TOKENS or size >= most:
+            return ids, False
+        size = min(4 * size, most)
+    return tokenizer.encode(text), True
 
 
 def _load(path: str) -> Tokenizer:

@@ -83,6 +83,10 @@ def _run(job: Job, args: Sequence[str], launch: Launch, status: Status, interrup
     status.clear()
     if run.finished:
         console.print(f"Finished already, nothing to do: {run.folder.root}", soft_wrap=True, highlight=False)
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # there are ways to look into the folder
+            if failed := every_record_failed(json.loads(run.folder.read(storage.SUMMARY))):
+                print(f"error: {failed}", file=sys.stderr)
+                return 1
         return 0
     if run.committed or run.begun:
         shown = f"{run.committed} of {run.plan.num_shards} shards are committed, {run.begun} more were begun."
@@ -110,6 +114,9 @@ def _run(job: Job, args: Sequence[str], launch: Launch, status: Status, interrup
         print("Committed shards are kept; the same command continues", file=sys.stderr)
         return 1
     job.show(console, summary, run.folder.root, time.monotonic() - launch.began)
+    if failed := every_record_failed(summary):
+        print(f"error: {failed}", file=sys.stderr)
+        return 1
     return 0 if len(summary["shards"]["missing"]) <= command.allow_failed_shards else 1
 
 
@@ -162,6 +169,14 @@ def _launch(job: Job, run: Run, options: PipelineOptions, status: Status) -> dic
     except OSError as error:
         where = f"the runner says that the job is done, but {run.folder.root!r} has no summary of it"
         raise OSError(f"{where}; do its workers write to the same folder? {error}") from error
+
+
+def every_record_failed(summary: dict) -> str:
+    """What to say of a run that has yielded nothing but errors, whether or not it is complete; else ""."""
+    errors = summary["errors"]["total"]
+    if not errors or summary.get("examples", summary.get("texts")):
+        return ""
+    return f"all of the {errors} records that were read failed, see errors/"
 
 
 def _dry_run(job: Job, run: Run, options: PipelineOptions, console: Console) -> int:

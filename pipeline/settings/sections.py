@@ -5,7 +5,7 @@ import datetime
 
 from decoding.config import DecodingConfig, parse_mesh
 from pipeline.settings.typed import require
-from transforms.inputs import FILE_FORMATS, FORMATS, format_of
+from transforms.inputs import FILE_FORMATS, FORMATS, ending_of, format_of
 from transforms.inputs.base import Cut, InputSpec, RecordFields
 
 
@@ -14,7 +14,8 @@ class InputConfig:
     """What is read; docs/inputs.md has the formats.
 
     Attributes:
-      pattern: of formats of files: a path or glob, or several; local or on gs://. Plain or gzip, told by content.
+      pattern: of formats of files: a path or glob, or several; local or on gs://. Plain, gzip, bzip2, xz or zstd, told by
+        content. The very name of a file is that file, whatever it would mean as a glob.
       input_field: the field that holds the text; a dotted path where it lies deeper. "" where the format has one field
         ("text") and for SeqIO ("inputs_pretokenized").
       target_field: the field that holds the reference, "" for none. Records without it have no reference.
@@ -27,7 +28,9 @@ class InputConfig:
       empty: of a text that is empty: "error", or "start" to decode from the start token alone (decoder-only models).
       format: "jsonl", "text", "csv", "parquet" or "tfrecord"; "tfds" for a prepared data set; "seqio" for a task or a
         mixture; "" to tell by the pattern's ending.
-      delimiter: between the fields of a CSV file.
+      delimiter: between the fields of a CSV file; "" for a tab where the pattern ends in .tsv and a comma elsewhere.
+      quoting: of a CSV file: "csv" where a field in quotes may hold delimiters, quotes and line ends, as RFC 4180 says,
+        "none" where quotes mean nothing; "" for "none" with tabs and "csv" with any other delimiter.
       name: of the TFDS data set ("wmt14_translate/de-en:1.0.0"; "" where data_dir is one), or of the SeqIO task.
       split: of the data set or task; TFDS's may be slices ("test[:1000]").
       data_dir: where TFDS finds prepared data sets, local or on gs://; "" for its default.
@@ -43,7 +46,8 @@ class InputConfig:
     chat_date: str = ""
     empty: str = "error"
     format: str = ""
-    delimiter: str = ","
+    delimiter: str = ""
+    quoting: str = ""
     name: str = ""
     split: str = ""
     data_dir: str = ""
@@ -81,7 +85,9 @@ class InputConfig:
         require(bool(self.fields.inputs), "input.input_field", self.input_field, "the name of a field")
         ok = self.resolved_format != "text" or self.fields.names() == ["text"]
         require(ok, "input.format", self.format, 'one that has fields: of text, each line is an input, its field "text"')
-        require(len(self.delimiter) == 1, "input.delimiter", self.delimiter, "one character")
+        ok = len(self.delimiter) <= 1 and self.delimiter not in ('"', "\n", "\r")
+        require(ok, "input.delimiter", self.delimiter, 'one character, neither a quote nor a line end, or ""')
+        require(self.quoting in ("", "csv", "none"), "input.quoting", self.quoting, '"csv", "none", or "" by the delimiter')
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -91,6 +97,17 @@ class InputConfig:
     def resolved_format(self) -> str:
         """`format`, or the one that the pattern's ending tells."""
         return self.format or format_of(self.patterns[0])
+
+    @property
+    def resolved_delimiter(self) -> str:
+        """`delimiter`, or the one that the pattern's ending tells."""
+        of_tabs = bool(self.pattern) and all(ending_of(pattern) == "tsv" for pattern in self.patterns)
+        return self.delimiter or ("\t" if of_tabs else ",")
+
+    @property
+    def resolved_quoting(self) -> str:
+        """`quoting`, or the usual one for the delimiter."""
+        return self.quoting or ("none" if self.resolved_delimiter == "\t" else "csv")
 
     @property
     def fields(self) -> RecordFields:
@@ -108,7 +125,8 @@ class InputConfig:
             data_dir=self.data_dir,
             module=self.module,
             tokenizer=tokenizer if self.resolved_format == "seqio" else "",
-            delimiter=self.delimiter,
+            delimiter=self.resolved_delimiter,
+            quoting=self.resolved_quoting,
         )
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 
 import jax
@@ -196,3 +197,77 @@ def test_read_only_output(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(OutputFolder, "create", refuse)
     run(command(), expect=2)
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_an_input_that_is_rewritten_while_the_job_runs(command, tmp_path, sentences, monkeypatch, capsys):
+    """What was read before is kept, the rest is set aside; the folder never gets complete with texts of both."""
+    before, decode = sentences.read_bytes(), fakes.FakeGenerator.generate_with_report
+    stat = sentences.stat()
+
+    def rewrite_and_decode(self, inputs, example_ids):
+        sentences.write_bytes(before.swapcase().replace(b"EN", b"en").replace(b"DE", b"de"))
+        os.utime(sentences, (stat.st_atime, stat.st_mtime))
+        return decode(self, inputs, example_ids)
+
+    monkeypatch.setattr(fakes.FakeGenerator, "generate_with_report", rewrite_and_decode)
+    run(command(), expect=1)
+    total, found = summary(tmp_path / "out"), rows(tmp_path / "out")
+    assert not total["complete"] and not (tmp_path / "out" / "_SUCCESS").exists()
+    assert 0 < len(found) < 30
+    originals = [json.loads(line)["en"] for line in before.splitlines()]
+    assert all(text == originals[index] for text, index in zip(found["inputs"], found["index"]))
+    assert all("has changed since the job was planned" in shard["error"]["message"] for shard in total["shards"]["missing"])
+    monkeypatch.setattr(fakes.FakeGenerator, "generate_with_report", decode)
+    run(command(), expect=1)  # the same size and the same time: every shard finds out for itself
+    sentences.touch()
+    run(command(), expect=2)
+    assert "belongs to another run" in capsys.readouterr().err
+    sentences.write_bytes(before)
+    run(command())
+    assert list(rows(tmp_path / "out")["inputs"]) == originals
+
+
+def test_a_job_in_which_every_record_fails_has_failed(command, tmp_path, capsys):
+    names = [f"input.jsonl:{i + 1}" for i in range(30)]
+    one_each = "--config.shards.examples_per_shard=1"
+    for _ in range(2):
+        run(command(one_each), expect=1, poisoned=names)
+        assert "all of the 30 records that were read failed, see errors/" in capsys.readouterr().err
+    assert summary(tmp_path / "out")["complete"] and not len(errors(tmp_path / "out")) - 30
+
+
+def test_an_input_of_which_nothing_can_be_read_is_refused(command, tmp_path, sentences, capsys):
+    sentences.write_bytes(b"{\n" + sentences.read_bytes().replace(b"{", b"").replace(b"}\n", b",\n") + b"}\n")
+    run(command(), expect=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "none of the first 32 records" in line and "it looks like pretty-printed JSON" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_below_the_inputs_glob(command, tmp_path, sentences):
+    """A run that has left errors/*.jsonl there is continued, and finds itself unchanged."""
+    with open(sentences, "ab") as stream:
+        stream.write(b"broken\n")
+    pattern = f"--config.input.pattern={tmp_path}/**.jsonl"
+    run(command(pattern))
+    before = rows(tmp_path / "out")
+    assert len(before) == 30 and len(errors(tmp_path / "out")) == 1
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    (tmp_path / "out" / "generations" / "part-00001-of-00004.parquet").unlink()
+    run(command(pattern))
+    assert list(rows(tmp_path / "out")["inputs"]) == list(before["inputs"])
+
+
+def test_tabs_are_not_quoted(command, tmp_path):
+    (tmp_path / "in.tsv").write_text('en\tde\n"Hello, she said.\tx\nthe dog\ty\nand he said: bye"\tz\n')
+    run(command(f"--config.input.pattern={tmp_path}/in.tsv"))
+    assert list(rows(tmp_path / "out")["inputs"]) == ['"Hello, she said.', "the dog", 'and he said: bye"']
+    run(command(f"--config.input.pattern={tmp_path}/in.tsv", "--config.input.quoting=csv"), expect=2)
+    run(command(f"--config.input.pattern={tmp_path}/in.tsv", "--config.input.quoting=csv", output=tmp_path / "quoted"))
+    assert len(rows(tmp_path / "quoted")) == 1
+
+
+def test_paths_that_are_not_utf8(command, tmp_path, capsys):
+    run(command(f"--config.input.pattern={tmp_path}/caf\udce9.jsonl"), expect=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "caf\\udce9.jsonl' is not UTF-8" in line

@@ -10,7 +10,8 @@ import pytest
 
 from transforms.chat import ChatTemplate
 from transforms.inputs import delimited, format_of, lines, parquet
-from transforms.plan import Cut, InputError, InputSpec, RecordFields, ShardTable, plan_input
+from transforms.inputs.files import find_files
+from transforms.plan import Cut, InputError, InputSpec, Plan, RecordFields, ShardTable, plan_input
 from transforms.read import read_shard
 
 PAIRS = RecordFields("en", "de")
@@ -218,6 +219,49 @@ def test_broken_text_deep_in_a_record(tmp_path):
         assert r"caf\\xe9" in shard.errors[0].record
 
 
+def columns_of_text(text) -> dict[str, pa.Array]:
+    """`text` in every kind of column that holds one text a record, by the path to it; lists as turns."""
+    view, indices, ends = text.cast(pa.binary()).cast(pa.binary_view()), pa.array([0, 1, 2], pa.int8()), [0, 1, 2, 3]
+    coded, large = pa.DictionaryArray.from_arrays(indices, text), text.cast(pa.large_binary()).view(pa.large_string())
+    return {
+        "view": view.view(pa.string_view()),
+        "large": large,
+        "coded": coded,
+        "coded_large": pa.DictionaryArray.from_arrays(indices, large),
+        "struct.coded": pa.StructArray.from_arrays([coded], names=["coded"]),
+        "struct.view": pa.StructArray.from_arrays([view.view(pa.string_view())], names=["view"]),
+        "turns_list": pa.ListArray.from_arrays(ends, coded),
+        "turns_large": pa.LargeListArray.from_arrays(ends, text),
+        "turns_fixed": pa.FixedSizeListArray.from_arrays(text, 1),
+        "turns_view": pa.ListViewArray.from_arrays([0, 1, 2], [1, 1, 1], text),
+    }
+
+
+@pytest.mark.parametrize("path", columns_of_text(pa.array(["a", "b", "c"])))
+def test_one_broken_text_in_a_column_of_any_kind(tmp_path, path):
+    text = pa.array([b"a", b"caf\xe9", b"c"]).view(pa.string())
+    name = path.partition(".")[0]
+    try:
+        pq.write_table(pa.table({name: columns_of_text(text)[path]}), tmp_path / "a.parquet")
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"this version of Arrow writes no such column: {error}")
+    template = ChatTemplate("{{ messages[0].content }}") if path.startswith("turns") else None
+    spec = InputSpec("parquet", RecordFields(path), (str(tmp_path / "a.parquet"),))
+    work = ShardTable(plan_input(spec, Cut(5)))[0]
+    shard = read_shard(work, spec, Letters(), prefix="", eos_id=None, max_input_tokens=99, chat_template=template)
+    assert ["".join(map(chr, e.tokens)) for e in shard.examples] == ["a", "c"]
+    assert [(e.place, e.error_type) for e in shard.errors] == [("a.parquet:2", "InvalidUtf8")]
+
+
+def test_a_broken_text_in_a_map_costs_its_record_only_where_it_is_asked_for(tmp_path):
+    text = pa.array([b"a", b"caf\xe9", b"c"]).view(pa.string())
+    pairs = pa.MapArray.from_arrays([0, 1, 2, 3], pa.array(["k"] * 3), text)
+    pq.write_table(pa.table({"pairs": pairs, "en": ["x", "y", "z"]}), tmp_path / "a.parquet")
+    spec = InputSpec("parquet", RecordFields("en", "pairs"), (str(tmp_path / "a.parquet"),))
+    work = ShardTable(Plan(tuple(parquet.plan_file(find_files(spec.patterns)[0], "a", spec, Cut(5)) for _ in "a"), 5))[0]
+    assert [raw.row["en"] for raw in parquet.read(work, spec)] == [b"x", b"y", b"z"]
+
+
 def test_parquet_ids_are_checked_at_launch(tmp_path):
     path = parquet_file(tmp_path / "a.parquet", k=[min(i, 20) for i in range(23)])
     spec = InputSpec("parquet", RecordFields("en", example_id="k"), (str(path),))
@@ -243,7 +287,7 @@ def test_what_is_no_parquet(tmp_path):
 
 
 def test_planning_takes_no_memory_per_row(tmp_path):
-    """Beyond the number per shard: 400,000 rows are planned in what one block of 4 MiB takes."""
+    """Beyond the number and the checksum per shard: 400,000 rows are planned in what one block of 4 MiB takes."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"".join(b'{"en": "sentence %d", "de": "Satz"}\n' % i for i in range(400_000)))
     tracemalloc.start()
@@ -252,4 +296,4 @@ def test_planning_takes_no_memory_per_row(tmp_path):
     tracemalloc.stop()
     assert plan.num_shards == 1563
     assert peak < 16 << 20
-    assert len(json.dumps(plan.to_json())) < 16_000
+    assert len(json.dumps(plan.to_json())) < 24_000

@@ -93,6 +93,23 @@ def test_tfrecord(tmp_path, packed):
         plan_input(spec, Cut(3))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tfrecord_that_is_too_long_is_one_broken_record(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr(tfrecord, "MAX_RECORD_BYTES", 200)
+    monkeypatch.setattr(tfrecord, "_BLOCK_BYTES", 64)
+    texts = [b"a", b"x" * 1000, b"b" * 100, b"y" * 9999, b"c"]
+    content = b"".join(frame(tf_example(en=text, de=b"Satz")) for text in texts)
+    path = tmp_path / "a.tfrecord"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    for size in (1, 2, 100):
+        examples, errors = read_all(InputSpec("tfrecord", PAIRS, (str(path),)), size)
+        assert [e.inputs.encode() for e in examples] == [texts[0], texts[2], texts[4]]
+        assert [(e.place, e.error_type) for e in errors] == [
+            ("a.tfrecord:2", "RecordTooLong"), ("a.tfrecord:4", "RecordTooLong"),
+        ]  # fmt: skip
+        assert all(len(e.record) < 2000 for e in errors)
+
+
 # TFDS.
 
 

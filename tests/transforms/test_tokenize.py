@@ -1,13 +1,15 @@
 """Every tokeniser format: text survives, ids that are no piece are left out, foreign vocabularies are refused."""
 
 import io
+import random
 
 import pytest
 import sentencepiece
 import tokenizers
 
 from tests import tiny_gguf
-from transforms.tokenize import TokenizerError, find_tokenizer, load_tokenizer
+from transforms.sentencepieces import SentencePieceTokenizer
+from transforms.tokenize import TokenizerError, encode_start, find_tokenizer, load_tokenizer
 from transforms.vocabularies import LibraryTokenizer
 
 TEXT = "a tool for files"
@@ -107,6 +109,68 @@ def test_what_is_no_panic_passes(raised):
     expected = TokenizerError if isinstance(raised, Panic) else type(raised)
     with pytest.raises(expected):
         LibraryTokenizer(Library(), "").decode([1])
+
+
+# Long texts.
+
+
+def long_texts(rng):
+    words = ["a", "tool", "for", "files", "Überraschung", "12", "\n", "  ", "a" * 27, "e\u0301", "\U0001f600", "."]
+    yield "".join(rng.choice(["a", "b"]) for _ in range(30_000))
+    yield "a" * 30_000
+    yield " " * 30_000 + "a tool"
+    yield "\n".join(["a tool for files"] * 3000)
+    for _ in range(20):
+        kinds, blank = rng.sample(words, rng.randrange(1, len(words))), rng.choice(["", " ", " "])
+        yield blank.join(rng.choice(kinds) for _ in range(20_000))
+
+
+@pytest.mark.parametrize("kind", ["spiece", "json", "bpe", "gguf"])
+def test_the_start_of_a_long_text_has_the_tokens_of_the_whole(folder, tmp_path, kind):
+    if kind == "bpe":
+        model, text = io.BytesIO(), "a tool for files, Überraschung 12. aaaa aaaaaaaa"
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([text] * 9), model_writer=model, vocab_size=320, model_type="bpe", byte_fallback=True,
+            hard_vocab_limit=False, minloglevel=2,
+        )  # fmt: skip
+        tokenizer = SentencePieceTokenizer(model.getvalue())
+    elif kind == "gguf":
+        tokenizer = load_tokenizer(tiny_gguf.write(tmp_path / "x.gguf", byte_level("qwen2"), {}))
+    else:
+        tokenizer = load_tokenizer(str(folder / kind))
+    cut = 0
+    for text in long_texts(random.Random(0)):
+        whole = tokenizer.encode(text)
+        for limit in (1, 5, 100):
+            ids, complete = encode_start(tokenizer, text, limit)
+            assert ids[:limit] == whole[:limit]
+            assert not complete or ids == whole
+            assert len(ids) >= min(limit, len(whole))
+            cut += not complete
+    assert cut > 20
+
+
+class Letters:
+    """One token a letter, none for a blank; notes how much it was given at once."""
+
+    longest = 0
+
+    def encode(self, text):
+        self.longest = max(self.longest, len(text))
+        return [ord(letter) for letter in text if letter != " "]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "most"),
+    [("x" * 20_000_000, 120, 10_000), (" " * 20_000_000 + "y", 0, 1 << 20), (" " * 50_000 + "y" * 20_000_000, 120, 200_000)],
+)
+def test_little_of_a_long_text_is_tokenised(text, expected, most):
+    """What is given up, here because of its blanks, says that it is not whole."""
+    tokenizer = Letters()
+    ids, whole = encode_start(tokenizer, text, 120)
+    assert (len(ids[:120]), whole) == (expected, False)
+    assert tokenizer.longest <= most
+    assert encode_start(tokenizer, "a b", 120) == ([97, 98], True)
 
 
 # BERT's wordpieces.

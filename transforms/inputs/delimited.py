@@ -1,4 +1,4 @@
-"""CSV with a header line, quoted as RFC 4180 says; quoted fields may hold line ends.
+"""CSV with a header line, quoted as RFC 4180 says, where fields in quotes may hold line ends, or not quoted at all.
 
 Where a record ends depends on all quotes before it, so a file is read once at launch and cut between records. What is
 wrong with one record costs that record only: after a stray quote, reading goes on at the next line.
@@ -8,9 +8,11 @@ import codecs
 import collections
 import csv
 import hashlib
+import logging
+import zlib
 from collections.abc import Iterator
 
-from transforms.inputs import lines
+from transforms.inputs import lines, sniff
 from transforms.inputs.base import (
     MAX_RECORD_BYTES,
     Cut,
@@ -21,38 +23,56 @@ from transforms.inputs.base import (
     InputSpec,
     Raw,
     open_content,
+    open_shard,
     planned_records,
 )
 from transforms.records import WorkShard
 
 
 def plan_file(file: FoundFile, name: str, spec: InputSpec, cut: Cut) -> InputFile:
-    digest, cutter = hashlib.sha256(), Cutter(cut)
+    digest = hashlib.sha256()
     with open_content(file.path) as (stream, compressed):
-        lines.refuse_utf16(file.path, stream.read(2))
-        stream.seek(0)
-        records = _records(stream, spec)
+        cutter, warned = Cutter(stream, cut), False
+        records = _records(cutter, spec)
         header = next(records, None)
+        sniff.refuse_what_is_no_text(file.path, cutter.head)
         if header is not None:
             _header(file.path, header)
-            cutter = Cutter(cut, header.stored)
+            cutter.skip_header(header.stored, _seed(header))
             digest.update(header.line + b"\n")
         for record in records:
             cutter.add(record.stored)
             digest.update(record.line + b"\n")
-    return cutter.planned(file, name, digest.hexdigest(), compressed=compressed)
+            if not warned and _looks_swallowed(record, spec):
+                warned = True
+                logging.getLogger(__name__).warning(
+                    "record %d of %r has a quoted field with line ends and delimiters in it: %.80r. If quotes mean nothing in "
+                    'this file, set input.quoting to "none"', cutter.count, file.path, record.line.decode("utf-8", "replace"),
+                )  # fmt: skip
+    count, end = cutter.count, cutter.position
+    return cutter.planned(file, name, digest.hexdigest(), count, end, compressed=compressed)
 
 
 def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
-    start, end = work.byte_range or (0, None)
     with open_content(work.path) as (stream, _):
-        header = _header(work.path, next(_records(stream, spec), None))
-        stream.seek(start)
-        records = _records(stream, spec, None if end is None else end - start)
-        if start == 0:
+        first = next(_records(stream, spec), None)
+        header = _header(work.path, first)
+    at_start = work.byte_range is None or work.byte_range[0] == 0
+    with open_shard(work, _seed(first)) as stream:
+        records = _records(stream, spec, marked=at_start)
+        if at_start:
             next(records, None)  # the header
         for number, record in enumerate(planned_records(work, records)):
             yield _raw(work, number, record, header)
+
+
+def _seed(header: "_Record") -> int:
+    """Makes the checksum of every shard depend on the fields' names as well."""
+    return zlib.crc32(header.line)
+
+
+def _looks_swallowed(record: "_Record", spec: InputSpec) -> bool:
+    return b"\n" in record.line and any("\n" in value and spec.delimiter in value for value in record.values)
 
 
 def _raw(work: WorkShard, number: int, record: "_Record", header: list[str]) -> Raw:
@@ -69,8 +89,8 @@ def _raw(work: WorkShard, number: int, record: "_Record", header: list[str]) -> 
             "".join(record.values).encode()
         except UnicodeEncodeError:
             row, problem = None, ("InvalidUtf8", "a field is not UTF-8")
-    raw = record.line[:MAX_RECORD_BYTES].decode("utf-8", "backslashreplace")
-    return Raw(f"{work.name}:{work.first_record + number + 1}", work.first_index + number, row, raw, problem)
+    place = f"{work.name}:{work.first_record + number + 1}"
+    return Raw(place, work.first_index + number, row, lines.shown(record.line), problem)
 
 
 class _Record:
@@ -82,10 +102,10 @@ class _Record:
         self.line, self.stored, self.values, self.problem = line, stored, values, problem
 
 
-def _records(stream, spec: InputSpec, num_bytes: int | None = None) -> Iterator[_Record]:
+def _records(stream, spec: InputSpec, marked: bool = True) -> Iterator[_Record]:
+    """Every record from the stream's position on. `marked`: there may be a byte order mark."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
-    marked = stream.tell() == 0
-    ahead, rest = collections.deque(), lines.iterate_lines(stream, num_bytes, count_lost=True)
+    ahead, rest = collections.deque(), lines.iterate_lines(stream, count_lost=True)
 
     def take() -> tuple[bytes, int] | None:
         return ahead.popleft() if ahead else next(rest, None)
@@ -93,7 +113,7 @@ def _records(stream, spec: InputSpec, num_bytes: int | None = None) -> Iterator[
     while (first := take()) is not None:
         if marked:  # before a quote it would make the quote part of the first name
             first, marked = (first[0].removeprefix(codecs.BOM_UTF8), first[1]), False
-        if b'"' not in first[0]:
+        if spec.quoting == "none" or b'"' not in first[0]:
             line = first[0].removesuffix(b"\r")
             values = line.decode("utf-8", "surrogateescape").split(spec.delimiter) if line.strip() else []
             yield _Record(*first, values)
