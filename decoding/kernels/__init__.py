@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoding.kernels import build
-from decoding.kernels.packing import BLOCKS, FLOATS, KINDS, PackedWeight, gate, pack, pack_blocks
+from decoding.kernels.packing import BLOCKS, FLOATS, KINDS, PackedWeight, pack, pack_blocks
 
 __all__ = [
     "ACTIVATIONS", "BLOCKS", "FLOATS", "KINDS", "PackedWeight",
-    "arithmetic", "available", "gate", "instruction_sets", "pack", "pack_blocks", "product", "rows", "select",
+    "arithmetic", "available", "instruction_sets", "pack", "pack_blocks", "product", "rows", "select",
 ]  # fmt: skip
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")  # in the order of `Activation` in product.h

@@ -18,7 +18,6 @@ import mmap
 import threading
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -55,7 +54,7 @@ class PackedWeight:
         return self.words.nbytes
 
 
-def pack(weight, kind: str) -> PackedWeight:
+def pack(weight, kind: str, *, gated: bool = False) -> PackedWeight:
     """Packs a weight [K, N] of floats, rounding to bfloat16, or to int8 with one float32 scale max |w| / 127 per column.
 
     A column with a weight that is not finite has no such scale: its products in int8 are NaN.
@@ -63,6 +62,7 @@ def pack(weight, kind: str) -> PackedWeight:
     Args:
       weight: float[K, N], NumPy's or JAX's.
       kind: "float32", "bfloat16" or "int8".
+      gated: whether the columns are a gate's and as many more.
     """
     if kind not in FLOATS:
         raise ValueError(f"kind is {kind!r}; floats are packed as one of {', '.join(FLOATS)}")
@@ -83,15 +83,16 @@ def pack(weight, kind: str) -> PackedWeight:
         integers = np.nan_to_num(integers, nan=0, posinf=0, neginf=0).clip(-127, 127).astype(np.int8)
         head = np.stack([scales.view(np.uint32), integers.sum(axis=1, dtype=np.int32).view(np.uint32)], axis=1)
         words = np.concatenate([head, _words(integers)], axis=1)
-    return PackedWeight(_panels(words), kind, *weight.shape)
+    return PackedWeight(_panels(words, gated), kind, *weight.shape, gated)
 
 
-def pack_blocks(blocks, kind: str) -> PackedWeight:
+def pack_blocks(blocks, kind: str, *, gated: bool = False) -> PackedWeight:
     """Packs a GGUF tensor [N, K], which is the weight [K, N] of a projection, without changing its blocks.
 
     Args:
       blocks: uint8[N, bytes], as `gguf.GGUFReader` gives a tensor's data.
       kind: "Q8_0", "Q4_0", "Q5_0", "Q4_K", "Q5_K" or "Q6_K".
+      gated: as of `pack`.
     """
     if kind not in BLOCKS:
         raise ValueError(f"kind is {kind!r}; blocks are one of {', '.join(BLOCKS)}")
@@ -107,30 +108,25 @@ def pack_blocks(blocks, kind: str) -> PackedWeight:
         blocks = np.concatenate([scales, rest], axis=-1)
     else:
         blocks = np.pad(blocks, [(0, 0), (0, 0), (0, -nbytes % 4)])
-    return PackedWeight(_panels(_words(blocks.reshape(outputs, -1))), kind, inputs, outputs)
-
-
-def gate(first: PackedWeight, second: PackedWeight) -> PackedWeight:
-    """A gated weight of two of one shape and kind."""
-    if (first.kind, first.shape) != (second.kind, second.shape):
-        raise ValueError(f"a gate's weights are {first.kind} {first.shape} and {second.kind} {second.shape}; they must agree")
-    words = jnp.concatenate([first.words, second.words])
-    return PackedWeight(words, first.kind, first.inputs, 2 * first.outputs, gated=True)
+    return PackedWeight(_panels(blocks.reshape(outputs, -1).view(np.uint32), gated), kind, inputs, outputs, gated)
 
 
 def _words(columns: np.ndarray) -> np.ndarray:
-    """uint32[N, words] of columns [N, K] of any element of at most four bytes, the last word filled with zeros."""
-    each = 4 // columns.itemsize
-    if columns.shape[1] % each:
-        columns = np.pad(columns, [(0, 0), (0, -columns.shape[1] % each)])
+    """uint32[N, words] of columns [N, K]; those that are unpacked are filled with zeros to groups of 64 elements."""
+    if columns.itemsize < 4 and columns.shape[1] % 64:
+        columns = np.pad(columns, [(0, 0), (0, -columns.shape[1] % 64)])
     return np.ascontiguousarray(columns).view(np.uint32)
 
 
-def _panels(words: np.ndarray) -> jax.Array:
-    """uint32[panels, words, 48] of words [N, words]."""
-    panels = _zeros((-(-len(words) // COLUMNS), words.shape[1], COLUMNS))
+def _panels(words: np.ndarray, gated: bool) -> jax.Array:
+    """uint32[panels, words, 48] of words [N, words], or of each half of N."""
+    if gated and len(words) % 2:
+        raise ValueError(f"a gated weight has an even number of columns; this one has {len(words)}")
+    halves = np.split(words, 2) if gated else [words]
+    each = -(-len(halves[0]) // COLUMNS)
+    panels = _zeros((len(halves) * each, words.shape[1], COLUMNS))
     for i, panel in enumerate(panels):
-        columns = words[i * COLUMNS : (i + 1) * COLUMNS]
+        columns = halves[i // each][i % each * COLUMNS :][:COLUMNS]
         panel[:, : len(columns)] = columns.T
     return jax.device_put(panels, jax.devices("cpu")[0])  # without a copy: the memory is aligned
 

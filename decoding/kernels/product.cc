@@ -1,10 +1,10 @@
 // y = x W for few or many rows of x [M, K] and a packed, resident W [K, N].
 //
 // W lies in panels of 48 columns. A panel's words are read once and in order: 128 steps of K at a time are turned into
-// float32 (a chunk of 24 KB, which stays in the first cache; float32 itself is used where it lies), then multiplied with all
-// rows, a tile of up to kRows rows by three vectors of columns at a time, whose sums stay in registers. Every sum runs over K
-// in order, one fused multiply-add after the other, whatever the number of rows: between chunks it is stored and loaded again,
-// which changes no bit. So a row's result does not depend on the rows beside it.
+// float32 (a chunk of 24 KB, which stays in the first cache; float32 itself, and bfloat16 for few rows, are used where they
+// lie), then multiplied with all rows, a tile of up to kRows rows by three vectors of columns at a time, whose sums stay in
+// registers. Every sum runs over K in order, one fused multiply-add after the other, whatever the number of rows: between
+// chunks it is stored and loaded again, which changes no bit. So a row's result does not depend on the rows beside it.
 //
 // The file is compiled once for each instruction set (build.py), as target TARGET; the compiler's own vectors make one source
 // of it. Nothing here may come from the standard library's templates: the linker would keep one target's copy for all.
@@ -13,7 +13,7 @@
 #include <cstring>
 
 #include "ends.h"
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -34,47 +34,80 @@ typedef int32_t Ints __attribute__((vector_size(kBytes)));
 typedef uint32_t Words __attribute__((vector_size(kBytes)));
 constexpr int kLanes = kBytes / 4, kVectors = 3, kStrip = kVectors * kLanes;
 constexpr int64_t kChunk = 128;     // steps of K
+constexpr int64_t kNear = 6 * kColumns, kAhead = 64 * kColumns;  // words fetched into the first and the second cache
 constexpr int64_t kBlockRows = 128;  // rows whose sums of a panel are kept at once
 static_assert(kColumns % kStrip == 0, "strips tile a panel");
+
+#if defined(__AVX512F__)
+constexpr Floats kCount = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#endif
 
 template <class V, class T> V load(const T* from) { V v; memcpy(&v, from, sizeof v); return v; }
 template <class V, class T> void store(T* to, V v) { memcpy(to, &v, sizeof v); }
 template <class T> constexpr T min(T a, T b) { return a < b ? a : b; }
 
-inline void add_product(Floats& sum, float x, Floats w) { sum += x * w; }  // fused: -ffp-contract=fast
+// What a tile reads: words of a panel, each with the weights of kSteps steps of K.
+struct Singles {
+  using Sums = Floats;
+  using Number = float;
+  static constexpr int kSteps = 1;
+  static Floats weights(Words word, int) { return (Floats)word; }
+  static void add(Floats& sum, float x, Floats w) { sum += x * w; }  // fused: -ffp-contract=fast
+};
+struct Pairs : Singles {  // bfloat16
+  static constexpr int kSteps = 2;
+  static Floats weights(Words word, int step) { return (Floats)(step ? word & 0xffff0000 : word << 16); }
+};
 #if defined(__AVX512VNNI__)
-inline void add_product(Ints& sum, int32_t x, Ints w) {  // four unsigned bytes of x, four signed of w
-  sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)w);
-}
+struct Quads {  // int8, whose four steps are one: four unsigned bytes of x, four signed ones of the weight
+  using Sums = Ints;
+  using Number = int32_t;
+  static constexpr int kSteps = 1;
+  static Ints weights(Words word, int) { return (Ints)word; }
+  static void add(Ints& sum, int32_t x, Ints w) {
+    sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(x), (__m512i)w);
+  }
+};
 #endif
 
-// What to fetch while a tile is computed: `step` bytes for each step of K.
+// What to fetch while a tile is computed: `step` bytes for each word of a column. A processor's own prefetching stops too
+// near: few rows would wait for memory, then compute, instead of both at once.
 struct Ahead { const char* next; int64_t step; };
 
-// sums [R, kStrip] += x [R, steps] w [steps, kStrip], where rows of w and of sums lie kColumns apart.
-template <class V, class T, int R>
-void tile(const T* x, int64_t stride, const T* w, int64_t steps, T* sums, Ahead ahead) {
-  V sum[R][kVectors];
+// sums [R, kStrip] += x [R, steps] w [steps, kStrip], where words of a column and rows of sums lie kColumns apart.
+template <class Read, int R>
+void tile(const typename Read::Number* x, int64_t stride, const uint32_t* w, int64_t steps, typename Read::Number* sums,
+          Ahead ahead) {
+  using Sums = typename Read::Sums;
+  Sums sum[R][kVectors];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = load<V>(sums + r * kColumns + v * kLanes);
-  for (int64_t k = 0; k < steps; ++k, w += kColumns) {
-    for (int64_t byte = 0; byte < ahead.step; byte += 64) __builtin_prefetch(ahead.next + byte);
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = load<Sums>(sums + r * kColumns + v * kLanes);
+  for (int64_t k = 0; k < steps; k += Read::kSteps, w += kColumns) {
+    for (int64_t byte = 0; byte < ahead.step; byte += 64) {
+      __builtin_prefetch(ahead.next + byte, 0, 2);
+      __builtin_prefetch(reinterpret_cast<const char*>(w + kNear) + byte, 0, 3);
+    }
     ahead.next += ahead.step;
-    V column[kVectors];
-    for (int v = 0; v < kVectors; ++v) column[v] = load<V>(w + v * kLanes);
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < kVectors; ++v) add_product(sum[r][v], x[r * stride + k], column[v]);
+    Words words[kVectors];
+    for (int v = 0; v < kVectors; ++v) words[v] = load<Words>(w + v * kLanes);
+    for (int step = 0; step < Read::kSteps; ++step) {
+      Sums column[kVectors];
+      for (int v = 0; v < kVectors; ++v) column[v] = Read::weights(words[v], step);
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < kVectors; ++v) Read::add(sum[r][v], x[r * stride + k + step], column[v]);
+    }
   }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < kVectors; ++v) store(sums + r * kColumns + v * kLanes, sum[r][v]);
 }
 
 // sums [rows, kColumns] += x [rows, steps] w [steps, kColumns], in tiles of nearly equal numbers of rows.
-template <class V, class T>
-void accumulate(const T* x, int64_t stride, int64_t rows, const T* w, int64_t steps, T* sums, Ahead ahead) {
-  using Tile = void (*)(const T*, int64_t, const T*, int64_t, T*, Ahead);
-  constexpr Tile tiles[] = {tile<V, T, 1>, tile<V, T, 2>, tile<V, T, 3>, tile<V, T, 4>, tile<V, T, min(5, kRows)>,
-                            tile<V, T, min(6, kRows)>, tile<V, T, min(7, kRows)>, tile<V, T, min(8, kRows)>};
+template <class Read>
+void accumulate(const typename Read::Number* x, int64_t stride, int64_t rows, const uint32_t* w, int64_t steps,
+                typename Read::Number* sums, Ahead ahead) {
+  constexpr decltype(&tile<Read, 1>) tiles[] = {
+      tile<Read, 1>, tile<Read, 2>, tile<Read, 3>, tile<Read, 4>,
+      tile<Read, min(5, kRows)>, tile<Read, min(6, kRows)>, tile<Read, min(7, kRows)>, tile<Read, min(8, kRows)>};
   const int64_t count = (rows + kRows - 1) / kRows;
   for (int64_t strip = 0; strip < kColumns; strip += kStrip)
     for (int64_t i = 0, row = 0; i < count; ++i) {
@@ -91,10 +124,27 @@ struct Columns {
   float* out;
   Words word(int64_t i) const { return load<Words>(words + i * kColumns); }
   void put(int64_t k, Floats weights) const { store(out + k * kColumns, weights); }
+  Columns at(int64_t word, int64_t k) const { return {words + word * kColumns, out + k * kColumns}; }
 };
 
 inline Floats floats(Words small) { return __builtin_convertvector((Ints)small, Floats); }
 inline Floats signed_byte(Words word, int i) { return __builtin_convertvector((Ints)(word << (24 - 8 * i)) >> 24, Floats); }
+
+// The low 4 or 5 bits of each word, less `zero`.
+inline Floats nibble(Words bits, float zero) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_permutexvar_ps((__m512i)bits, kCount - zero);
+#else
+  return floats(bits & 15) - zero;
+#endif
+}
+inline Floats five_bits(Words bits, float zero) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_permutex2var_ps(kCount - zero, (__m512i)bits, kCount + 16 - zero);
+#else
+  return floats(bits & 31) - zero;
+#endif
+}
 
 // IEEE half precision in the low 16 bits. Multiplying by 2^112 moves the exponent's bias, of subnormal numbers too.
 inline Floats half(Words bits) {
@@ -104,66 +154,71 @@ inline Floats half(Words bits) {
   return (Floats)((finite & ~infinite) | ((magnitude | 0x7f800000) & infinite) | sign);
 }
 
-void unpack_bfloat16(Columns c, int64_t k, int64_t steps) {
-  c.words += k / 2 * kColumns;
-  for (int64_t i = 0; i < steps; i += 2) {
-    const Words two = c.word(i / 2);
-    c.put(i, (Floats)(two << 16));
-    c.put(i + 1, (Floats)(two & 0xffff0000));
+// Each of the following turns kGroup steps of K, from step k of the columns on, into float32.
+constexpr int64_t kGroup = 64;
+
+void unpack_bfloat16(Columns c, int64_t k) {
+  c = c.at(k / 2, 0);
+  for (int i = 0; i < kGroup / 2; ++i) {
+    const Words two = c.word(i);
+    c.put(2 * i, (Floats)(two << 16));
+    c.put(2 * i + 1, (Floats)(two & 0xffff0000));
   }
 }
 
 // Two words for the column: its scale (float32) and the sum of its bytes, which integer sums need.
 constexpr int64_t kInt8Head = 2;
 
-void unpack_int8(Columns c, int64_t k, int64_t steps) {
+void unpack_int8(Columns c, int64_t k) {
   const Floats scale = (Floats)c.word(0);
-  c.words += (kInt8Head + k / 4) * kColumns;
-  for (int64_t i = 0; i < steps; i += 4)
-    for (int b = 0; b < 4; ++b) c.put(i + b, signed_byte(c.word(i / 4), b) * scale);
+  c = c.at(kInt8Head + k / 4, 0);
+  for (int i = 0; i < kGroup / 4; ++i) {
+    const Words four = c.word(i);
+    for (int b = 0; b < 4; ++b) c.put(4 * i + b, signed_byte(four, b) * scale);
+  }
 }
 
 // GGUF's blocks of 32, two and two so that their scales share a word: 64 weights in 1 + 2 n words.
 template <int n, class Unpack>
-void unpack_pairs(Columns c, int64_t k, int64_t steps, Unpack block) {
-  c.words += k / 64 * (1 + 2 * n) * kColumns;
-  for (int64_t i = 0; i < steps; i += 32) {
-    const bool second = i % 64;
-    const Floats scale = half(second ? c.word(0) >> 16 : c.word(0));
-    block(Columns{c.words + (1 + second * n) * kColumns, c.out + i * kColumns}, scale);
-    if (second) c.words += (1 + 2 * n) * kColumns;
-  }
+void unpack_pair(Columns c, int64_t k, Unpack block) {
+  c = c.at(k / 64 * (1 + 2 * n), 0);
+  block(c.at(1, 0), half(c.word(0)));
+  block(c.at(1 + n, 32), half(c.word(0) >> 16));
 }
 
-void unpack_q8_0(Columns c, int64_t k, int64_t steps) {
-  unpack_pairs<8>(c, k, steps, [](Columns c, Floats scale) {
-    for (int i = 0; i < 32; ++i) c.put(i, signed_byte(c.word(i / 4), i % 4) * scale);
-  });
-}
-
-void unpack_q4_0(Columns c, int64_t k, int64_t steps) {
-  unpack_pairs<4>(c, k, steps, [](Columns c, Floats scale) {
-    for (int i = 0; i < 16; ++i) {
-      const Words byte = c.word(i / 4) >> (8 * (i % 4));
-      c.put(i, (floats(byte & 15) - 8) * scale);
-      c.put(16 + i, (floats(byte >> 4 & 15) - 8) * scale);
+void unpack_q8_0(Columns c, int64_t k) {
+  unpack_pair<8>(c, k, [](Columns c, Floats scale) {
+    for (int i = 0; i < 8; ++i) {
+      const Words four = c.word(i);
+      for (int b = 0; b < 4; ++b) c.put(4 * i + b, signed_byte(four, b) * scale);
     }
   });
 }
 
-void unpack_q5_0(Columns c, int64_t k, int64_t steps) {
-  unpack_pairs<5>(c, k, steps, [](Columns c, Floats scale) {
-    const Words fifth = c.word(0);
-    for (int i = 0; i < 16; ++i) {
-      const Words byte = c.word(1 + i / 4) >> (8 * (i % 4));
-      c.put(i, (floats((byte & 15) | (fifth >> i & 1) << 4) - 16) * scale);
-      c.put(16 + i, (floats((byte >> 4 & 15) | (fifth >> (16 + i) & 1) << 4) - 16) * scale);
+void unpack_q4_0(Columns c, int64_t k) {
+  unpack_pair<4>(c, k, [](Columns c, Floats scale) {
+    for (int i = 0; i < 4; ++i) {
+      const Words eight = c.word(i);
+      for (int b = 0; b < 4; ++b) {
+        c.put(4 * i + b, nibble(eight >> 8 * b, 8) * scale);
+        c.put(4 * i + b + 16, nibble(eight >> (8 * b + 4), 8) * scale);
+      }
     }
   });
 }
 
-// GGUF's blocks of 256, of which a chunk is half.
-static_assert(kChunk == 128, "half a block");
+void unpack_q5_0(Columns c, int64_t k) {
+  unpack_pair<5>(c, k, [](Columns c, Floats scale) {
+    Words fifth = c.word(0);
+    for (int i = 0; i < 4; ++i, fifth >>= 4) {
+      const Words eight = c.word(1 + i);
+      for (int b = 0; b < 4; ++b) {
+        c.put(4 * i + b, five_bits((eight >> 8 * b & 15) | (fifth << (4 - b) & 16), 16) * scale);
+        c.put(4 * i + b + 16, five_bits((eight >> (8 * b + 4) & 15) | (fifth >> (12 + b) & 16), 16) * scale);
+      }
+    }
+  });
+}
 
 // Scale and offset of the i-th of eight groups of 32 in Q4_K and Q5_K: six bits each in three words after the first.
 struct Affine { Floats scale, offset; };
@@ -176,48 +231,47 @@ inline Affine affine(Columns c, int i) {
 }
 
 // The products below are exact in float32 (11 + 6 + 5 bits), so that fusing them with the difference changes nothing.
-void unpack_q4_k(Columns c, int64_t k, int64_t) {
-  c.words += k / 256 * 36 * kColumns;
-  for (int64_t g = 0, first = k % 256 / 64; g < 2; ++g) {
-    const Affine low = affine(c, 2 * (first + g)), high = affine(c, 2 * (first + g) + 1);
-    for (int i = 0; i < 32; ++i) {
-      const Words byte = c.word(4 + 8 * (first + g) + i / 4) >> (8 * (i % 4));
-      c.put(64 * g + i, floats(byte & 15) * low.scale - low.offset);
-      c.put(64 * g + 32 + i, floats(byte >> 4 & 15) * high.scale - high.offset);
+void unpack_q4_k(Columns c, int64_t k) {
+  c = c.at(k / 256 * 36, 0);
+  const int group = k % 256 / 64;
+  const Affine low = affine(c, 2 * group), high = affine(c, 2 * group + 1);
+  for (int i = 0; i < 8; ++i) {
+    const Words eight = c.word(4 + 8 * group + i);
+    for (int b = 0; b < 4; ++b) {
+      c.put(4 * i + b, nibble(eight >> 8 * b, 0) * low.scale - low.offset);
+      c.put(4 * i + b + 32, nibble(eight >> (8 * b + 4), 0) * high.scale - high.offset);
     }
   }
 }
 
-void unpack_q5_k(Columns c, int64_t k, int64_t) {
-  c.words += k / 256 * 44 * kColumns;
-  for (int64_t g = 0, first = k % 256 / 64; g < 2; ++g) {
-    const Affine low = affine(c, 2 * (first + g)), high = affine(c, 2 * (first + g) + 1);
-    for (int i = 0; i < 32; ++i) {
-      const Words byte = c.word(12 + 8 * (first + g) + i / 4) >> (8 * (i % 4));
-      const Words fifth = c.word(4 + i / 4) >> (8 * (i % 4) + 2 * (first + g));
-      c.put(64 * g + i, floats((byte & 15) | (fifth & 1) << 4) * low.scale - low.offset);
-      c.put(64 * g + 32 + i, floats((byte >> 4 & 15) | (fifth >> 1 & 1) << 4) * high.scale - high.offset);
+void unpack_q5_k(Columns c, int64_t k) {
+  c = c.at(k / 256 * 44, 0);
+  const int group = k % 256 / 64;
+  const Affine low = affine(c, 2 * group), high = affine(c, 2 * group + 1);
+  for (int i = 0; i < 8; ++i) {
+    const Words eight = c.word(12 + 8 * group + i), fifth = c.word(4 + i) >> 2 * group;
+    for (int b = 0; b < 4; ++b) {
+      const Words l = (eight >> 8 * b & 15) | (fifth >> 8 * b & 1) << 4;
+      const Words h = (eight >> (8 * b + 4) & 15) | (fifth >> (8 * b + 1) & 1) << 4;
+      c.put(4 * i + b, five_bits(l, 0) * low.scale - low.offset);
+      c.put(4 * i + b + 32, five_bits(h, 0) * high.scale - high.offset);
     }
   }
 }
 
-void unpack_q6_k(Columns c, int64_t k, int64_t) {
-  c.words += k / 256 * 53 * kColumns;
-  const int64_t second = k % 256 / 128;
+void unpack_q6_k(Columns c, int64_t k) {
+  c = c.at(k / 256 * 53, 0);
+  const int part = k % 256 / 64;  // the first two of four hold their low bits in low nibbles, the others in high ones
   const Floats factor = half(c.word(52));
-  for (int t = 0; t < 4; ++t)
-    for (int sixteen = 0; sixteen < 2; ++sixteen) {
-      const Floats scale = factor * signed_byte(c.word(48 + 2 * second + t / 2), 2 * (t % 2) + sixteen);
-      for (int i = 16 * sixteen; i < 16 * sixteen + 16; ++i) {
-        const int shift = 8 * (i % 4);
-        const Words low = c.word(16 * second + 8 * (t % 2) + i / 4) >> (shift + 4 * (t / 2)) & 15;
-        const Words high = c.word(32 + 8 * second + i / 4) >> (shift + 2 * t) & 3;
-        c.put(32 * t + i, (floats(low | high << 4) - 32) * scale);
-      }
-    }
+  for (int i = 0; i < 16; ++i) {
+    const Floats scale = factor * signed_byte(c.word(48 + part) >> 8 * (i / 4), 0);
+    const Words low = c.word(16 * (part / 2) + i) >> 4 * (part % 2);
+    const Words high = c.word(32 + 8 * (part / 2) + i % 8) >> (4 * (part % 2) + 2 * (i / 8));
+    for (int b = 0; b < 4; ++b) c.put(4 * i + b, (floats((low >> 8 * b & 15) | (high >> 8 * b & 3) << 4) - 32) * scale);
+  }
 }
 
-using Unpack = void (*)(Columns, int64_t k, int64_t steps);
+using Unpack = void (*)(Columns, int64_t k);
 constexpr Unpack kUnpack[] = {nullptr, unpack_bfloat16, unpack_int8, unpack_q8_0, unpack_q4_0,
                               unpack_q5_0, unpack_q4_k, unpack_q5_k, unpack_q6_k};
 
@@ -232,17 +286,21 @@ void product_floats(const Call& call, int64_t panel, int64_t first, int64_t rows
     memset(sums, 0, block * kColumns * sizeof(float));
     for (int64_t k = 0; k < inputs; k += kChunk) {
       const int64_t steps = min(kChunk, inputs - k);
-      const float* w = chunk;
-      Ahead ahead;
+      const float* x = call.x + first * inputs + k;
       if (weight.kind == kFloat32) {
-        w = reinterpret_cast<const float*>(words) + k * kColumns;
-        ahead = {reinterpret_cast<const char*>(w + 16 * kColumns), kColumns * 4};
+        const uint32_t* w = words + k * kColumns;
+        accumulate<Singles>(x, inputs, block, w, steps, sums, {reinterpret_cast<const char*>(w + kAhead), kColumns * 4});
+      } else if (weight.kind == kBFloat16 && block <= kRows && inputs % 2 == 0) {
+        const uint32_t* w = words + k / 2 * kColumns;
+        accumulate<Pairs>(x, inputs, block, w, steps, sums, {reinterpret_cast<const char*>(w + kAhead), kColumns * 4});
       } else {
-        for (int64_t c = 0; c < kColumns; c += kLanes) kUnpack[weight.kind]({words + c, chunk + c}, k, steps);
+        for (int64_t g = 0; g < steps; g += kGroup)
+          for (int64_t c = 0; c < kColumns; c += kLanes)
+            kUnpack[weight.kind]({words + c, chunk + g * kColumns + c}, k + g);
         const int64_t step = weight.panel_size * 4 / inputs;
-        ahead = {reinterpret_cast<const char*>(words) + (k + kChunk) * step, step};
+        const Ahead ahead{reinterpret_cast<const char*>(words) + (k + kChunk) * step, step};
+        accumulate<Singles>(x, inputs, block, reinterpret_cast<const uint32_t*>(chunk), steps, sums, ahead);
       }
-      accumulate<Floats>(call.x + first * inputs + k, inputs, block, w, steps, sums, ahead);
     }
     for (int64_t r = 0; r < block; ++r) finish(call, first + r, column, sums + r * kColumns);
   }
@@ -259,9 +317,9 @@ void product_bytes(const Call& call, int64_t panel, int64_t first, int64_t rows)
     const int64_t block = min(rows, kBlockRows);
     memset(sums, 0, block * kColumns * sizeof(int32_t));
     for (int64_t k = 0; k < inputs; k += kQuads) {
-      const int32_t* w = reinterpret_cast<const int32_t*>(words) + (kInt8Head + k) * kColumns;
-      const Ahead ahead{reinterpret_cast<const char*>(w + 16 * kColumns), kColumns * 4};
-      accumulate<Ints>(call.quantised + first * inputs + k, inputs, block, w, min(kQuads, inputs - k), sums, ahead);
+      const uint32_t* w = words + (kInt8Head + k) * kColumns;
+      const Ahead ahead{reinterpret_cast<const char*>(w + kAhead), kColumns * 4};
+      accumulate<Quads>(call.quantised + first * inputs + k, inputs, block, w, min(kQuads, inputs - k), sums, ahead);
     }
     for (int64_t r = 0; r < block; ++r) {
       if (call.units[first + r] != call.units[first + r]) {
@@ -315,7 +373,7 @@ void column(const Weight& weight, int64_t column, float* out) {
     if (weight.kind == kFloat32)
       w = reinterpret_cast<const float*>(words) + k * kColumns;
     else
-      kUnpack[weight.kind]({words, chunk}, k, steps);
+      for (int64_t g = 0; g < steps; g += kGroup) kUnpack[weight.kind]({words, chunk + g * kColumns}, k + g);
     for (int64_t i = 0; i < steps; ++i) out[k + i] = w[i * kColumns + lane % kLanes];
   }
 }

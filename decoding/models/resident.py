@@ -31,9 +31,7 @@ class Packing:
         """The parameter at a path, packed where products read it."""
         role = self._roles[path]
         if role == "product":
-            if self._gated[path]:
-                return kernels.gate(*(kernels.pack(half, self._form) for half in np.split(value, 2, axis=-1)))
-            return kernels.pack(value, self._form)
+            return kernels.pack(value, self._form, gated=self._gated[path])
         if role == "tied":
             return kernels.pack(value.T, self._form)
         return jax.device_put(value, may_alias=False)
