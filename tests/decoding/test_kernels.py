@@ -192,6 +192,29 @@ def test_rows_of_a_table_by_id(instruction_set):
     assert np.array_equal(beyond, table[[0, 100]])
 
 
+@pytest.mark.parametrize("kind", ["float32", "int8", "Q8_0"])
+def test_a_gated_weight_is_two(instruction_set, kind):
+    if kind in kernels.FLOATS:
+        w = _random(17, 64, 140)
+        whole, halves = kernels.pack(w, kind, gated=True), [kernels.pack(half, kind) for half in np.split(w, 2, axis=1)]
+    else:
+        raw = _blocks(kind, 140, 64)
+        whole, halves = kernels.pack_blocks(raw, kind, gated=True), [kernels.pack_blocks(h, kind) for h in np.split(raw, 2)]
+    x = _random(18, 11, 64)
+    gate, rest = (_product(x, half) for half in halves)
+    got = np.asarray(kernels.product(jnp.asarray(x), whole, activation="relu"))
+    assert np.array_equal(got, np.maximum(gate, 0) * rest)
+    with pytest.raises(ValueError, match="even number of columns; this one has 3"):
+        kernels.pack(np.ones((2, 3)), "float32", gated=True)
+
+
+def test_packed_weights_are_not_copied_and_share_regions():
+    small = [kernels.pack(_random(i, 70, 50), "bfloat16") for i in range(20)]
+    addresses = sorted(weight.words.unsafe_buffer_pointer() for weight in small)
+    assert all(address % 64 == 0 for address in addresses)
+    assert sorted(np.diff(addresses))[len(small) // 2] == small[0].nbytes  # one behind the other
+
+
 def test_products_in_many_threads_at_once():
     weights = [kernels.pack(_random(i, 512, 960), kind) for i, kind in enumerate(kernels.FLOATS)]
     program = jax.jit(kernels.product)
