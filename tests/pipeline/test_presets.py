@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from pipeline import generate
-from pipeline.settings import parse_command_line
+from pipeline.settings import ConfigError, parse_command_line
 from tests import datasets
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, rows, summary
@@ -28,9 +28,13 @@ def launch(name, data_dir, out, target, draft, *overrides, factory=None) -> None
     [("wmt_ende_t5_xxl", 7, 0.0), ("cnn_dm_t5_xxl", 5, 0.0), ("lm1b_gpt", 7, 1.0)],
 )
 def test_settings_are_the_papers(name, gamma, temperature):
-    config = parse_command_line([f"--config=configs/{name}.py", "--output=/x"]).config
+    preset = [f"--config=configs/{name}.py", "--output=/x"]
+    with pytest.raises(ConfigError, match="gs://BUCKET/.* has the placeholder 'BUCKET'"):  # the weights are one's own
+        parse_command_line(preset)
+    own = [f"--config.{path}=gs://mine/{path}" for path in ("model.target", "model.draft", "input.data_dir")]
+    config = parse_command_line([*preset, *own]).config
     assert (config.decoding.gamma, config.decoding.temperature, config.decoding.num_slots) == (gamma, temperature, 1)
-    assert config.model.target.startswith("gs://") and config.model.draft.startswith("gs://")
+    assert (config.model.target, config.model.draft) == ("gs://mine/model.target", "gs://mine/model.draft")
 
 
 def test_wmt(tmp_path, models):
