@@ -12,6 +12,7 @@ inputs and nothing was written.
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from decoding.version import __version__
+from pipeline.job.command import command, run_pipeline
 from pipeline.report import comparison, estimates
 from pipeline.report.estimates import Series
 from pipeline.report.operations import describe_models
@@ -30,7 +32,7 @@ from pipeline.report.sources import BENCHMARK, GENERATIONS, SCORES, Source, open
 from pipeline.runners import beam_options, first_local
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
-from pipeline.terminal import make_console, one_line
+from pipeline.terminal import make_console
 from transforms import analysis, analysis_parts, storage
 from transforms.aggregate import CombineStatistics
 from transforms.analysis import CombineTokenCounts, Sums
@@ -63,29 +65,19 @@ def parse(args: Sequence[str]) -> tuple[list[str], str, bool, list[str]]:
     return inputs, absolute(own.output), own.allow_unfinished, others
 
 
+@command
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
-    console = make_console()
-    try:
-        write = _report_writer()
-        inputs, output, allow_unfinished, beam_args = parse(args)
-        options = beam_options(beam_args, {"--inputs": first_local(inputs), "--output": output})
-        sources, notes = open_sources(inputs, allow_unfinished=allow_unfinished)
-        _refuse_run(output)
-    except (ConfigError, FolderError) as error:
-        print("error:", one_line(error), file=sys.stderr)
-        return 2
-    try:
-        with beam.Pipeline(options=options) as root:
-            build_pipeline(root, sources=sources, notes=notes, output=output)
-    except Exception as error:  # what the runner reports, often with the worker's traceback in its message
-        print("error: the analysis failed:", one_line(error), file=sys.stderr)
-        return 1
+    console, write = make_console(), _report_writer()
+    inputs, output, allow_unfinished, beam_args = parse(args)
+    options = beam_options(beam_args, {"--inputs": first_local(inputs), "--output": output})
+    sources, notes = open_sources(inputs, allow_unfinished=allow_unfinished)
+    _refuse_run(output)
+    run_pipeline(options, functools.partial(build_pipeline, sources=sources, notes=notes, output=output))
     results = json.loads(OutputFolder(output).read(ANALYSIS))
     if results["problems"]:
         OutputFolder(output).delete([ANALYSIS])
-        print(f"error: {'; '.join(sorted(results['problems'])[:3])}", file=sys.stderr)
-        return 2
+        raise FolderError("; ".join(sorted(results["problems"])[:3]))
     write(results, OutputFolder(output))
     if not storage.is_remote(output):
         with contextlib.suppress(OSError):  # where atomic writes began

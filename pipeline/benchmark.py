@@ -39,28 +39,25 @@ from pipeline.benchmarking.results import (
 from pipeline.benchmarking.runner import Runner
 from pipeline.benchmarking.settings import VARIED, BenchmarkOptions, group_settings, parse
 from pipeline.benchmarking.tables import print_results
+from pipeline.job.command import command
 from pipeline.manifest import code_digest
 from pipeline.preflight import CheckedModels, check_models
-from pipeline.settings import ConfigError, JobConfig
+from pipeline.settings import JobConfig
 from pipeline.terminal import make_console
-from transforms.folder import FolderError
 from transforms.statistics.intervals import LEVEL
 from transforms.storage import OutputFolder
 
 _LINE_SECONDS = 30.0
 
 
+@command
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
     console = make_console()
-    try:
-        config, output, settings = parse(args)
-        models = check_models(config)
-        inputs = read_inputs(config, models, settings.examples, output)
-        folder = open_folder(output)
-    except (ConfigError, FolderError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config, output, settings = parse(args)
+    models = check_models(config)
+    inputs = read_inputs(config, models, settings.examples, output)
+    folder = open_folder(output)
     try:
         results = measure(config, settings, models, inputs, folder, console)
     except KeyboardInterrupt:

@@ -21,6 +21,8 @@ from absl import flags
 
 from decoding.checkpoints import CheckpointError, find_checkpoint, orbax
 from decoding.checkpoints.load import DTYPES
+from pipeline.job.command import command
+from pipeline.settings import ConfigError
 from transforms import storage
 from transforms.tokenize import NAMES
 
@@ -42,6 +44,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", sorted(DTYPES), "Of the written 
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Tokeniser file to put beside them.", flag_values=_FLAGS)
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     if "--help" in argv:
         print(__doc__)
@@ -61,9 +64,8 @@ def main(argv: Sequence[str]) -> int:
             dtype=_DTYPE.value,
             tokenizer=_TOKENIZER.value,
         )
-    except (flags.Error, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (flags.Error, CheckpointError) as error:
+        raise ConfigError(str(error)) from error
     beside = f"with {', '.join(files)}" if files else "without a tokeniser: none lies beside it"
     print(f"{_OUTPUT.value}: {count:,} parameters in {_DTYPE.value}, {beside}, {time.monotonic() - began:.1f} s")
     return 0

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.job.command import command, run_pipeline
 from pipeline.runners import beam_options, first_local
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
-from pipeline.terminal import one_line
 from transforms import storage
 from transforms.folder import GENERATE, SCORE, FolderError, OpenedFolder, open_finished
 from transforms.write_tfds import DataSet, Part, WriteTfds, read_metadata
@@ -125,27 +125,17 @@ def _provenance(opened: OpenedFolder) -> dict[str, Any]:
     return {name: manifest[name] for name in kept if name in manifest} | {"summary": alpha}
 
 
+@command
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
-    try:
-        job = parse(args)
-        there = read_metadata(job.dataset.folder)
-        if there is not None and there != json.loads(json.dumps(job.dataset.metadata)):
-            raise FolderError(
-                f"{job.dataset.folder!r} holds another data set; allowed: another --name, --version or --output"
-            )
-    except (ConfigError, FolderError, OSError) as error:
-        print("error:", one_line(error), file=sys.stderr)
-        return 2
+    job = parse(args)
+    there = read_metadata(job.dataset.folder)
+    if there is not None and there != json.loads(json.dumps(job.dataset.metadata)):
+        raise FolderError(f"{job.dataset.folder!r} holds another data set; allowed: another --name, --version or --output")
     if there is not None:
         print(f"Finished already, nothing to do: {job.dataset.folder}")
         return 0
-    try:
-        with beam.Pipeline(options=job.options) as root:
-            _ = root | beam.Create(job.parts) | WriteTfds(job.dataset)
-    except Exception as error:  # what the runner reports
-        print("error: the job failed:", one_line(error), file=sys.stderr)
-        return 1
+    run_pipeline(job.options, lambda root: root | beam.Create(job.parts) | WriteTfds(job.dataset))
     print(f"{len(job.parts)} files of splits {', '.join(job.dataset.metadata['splits'])}: {job.dataset.folder}")
     print(f"tfds.builder_from_directory({job.dataset.folder!r}).as_dataset()")
     return 0

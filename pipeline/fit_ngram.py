@@ -24,12 +24,13 @@ from rich.table import Table
 import decoding
 from decoding.drafts import ngram
 from decoding.version import __version__
+from pipeline.job.command import command, run_pipeline
 from pipeline.manifest import plan_of
 from pipeline.preflight import CheckedModels, check_models, pieces_sha256
 from pipeline.runners import beam_options, paths_of
 from pipeline.settings import ConfigError, JobConfig, absolute, parse_command_line
 from pipeline.settings.flags import Parser, number
-from pipeline.terminal import make_console, one_line
+from pipeline.terminal import make_console
 from transforms import storage
 from transforms.folder import GENERATE, FolderError, open_finished
 from transforms.ngram import FitNGram, FitSettings, ReadGenerations, ReadTexts
@@ -171,21 +172,12 @@ def print_fitted(console: Console, directory: str) -> None:
     console.print(f"--config.model.draft={directory}", soft_wrap=True, highlight=False, markup=False)
 
 
+@command
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        job = parse(args)
-    except (ConfigError, FolderError, OSError) as error:
-        print("error:", one_line(error), file=sys.stderr)
-        return 2
-    try:
-        pipeline = beam.Pipeline(options=job.options)
-        build_pipeline(pipeline, job)
-        pipeline.run().wait_until_finish()
-    except Exception as error:  # what the runner reports, often with the worker's traceback in its message
-        print("error: the job failed:", one_line(error), file=sys.stderr)
-        return 1
+    job = parse(args)
+    run_pipeline(job.options, lambda root: build_pipeline(root, job))
     print_fitted(make_console(), job.settings.output)
     return 0
 

@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.terminal import make_console, one_line, print_missing, summary_rows
+from pipeline.job.command import command
+from pipeline.terminal import make_console, print_missing, summary_rows
 from transforms import finish, storage
 from transforms.aggregate import Statistics
-from transforms.folder import FolderError, open_run
+from transforms.folder import open_run
 from transforms.parts import Footer, PartError, check_part
 from transforms.score_statistics import ScoreStatistics
 from transforms.storage import OutputFolder
@@ -213,6 +214,7 @@ def _shards_text(shards: Mapping[str, Any]) -> str:
     return text + (f"; {shards['retried']:,} took more than one attempt" if shards["retried"] else "")
 
 
+@command
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.inspect", description="What an output folder holds.")
@@ -220,11 +222,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="open no part, only manifest and summary")
     options, console = parser.parse_args(args), make_console()
-    try:
-        found = inspect_folder(options.output, quick=options.quick)
-    except FolderError as error:
-        print("error:", one_line(error), file=sys.stderr)
-        return 2
+    found = inspect_folder(options.output, quick=options.quick)
     if options.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:

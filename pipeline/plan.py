@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 import decoding
 from decoding import sharding
-from decoding.checkpoints import CheckpointError
+from pipeline.job.command import command
 from pipeline.planning import chips, hlo
 from pipeline.planning.command import PlanOptions, parse
 from pipeline.planning.jobs import advice, most_slots, needs, slice_job
@@ -81,6 +81,7 @@ def _program(name, program, caches) -> dict:
     return told
 
 
+@command
 def main(argv: Sequence[str]) -> int:
     console = make_console()
     try:
@@ -100,9 +101,8 @@ def main(argv: Sequence[str]) -> int:
                     markup=False,
                 )
             result = run(config, options)
-    except (ConfigError, CheckpointError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:  # CheckpointError and ConfigError too
+        raise ConfigError(str(error)) from error
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=1)

@@ -17,7 +17,7 @@ from decoding import Generation
 from transforms import attempts, records, storage
 from transforms.aggregate import DecodedText, Statistics, shard_statistics
 from transforms.decode import DecodedShard, DecodeFailure
-from transforms.parts import Footer, encode_table
+from transforms.parts import Footer, encode_table, read_footer  # noqa: F401  (whoever commits parts reads their footers)
 from transforms.records import Example, ExampleError, ShardFailure, WorkShard
 from transforms.storage import OutputFolder
 from transforms.tokenize import Tokenizer, load_tokenizer
