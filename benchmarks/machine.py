@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.machine import processor
+from pipeline.job.machine import processor
 
 
 def _best_seconds(call: Callable[[], object], repeats: int = 7) -> float:

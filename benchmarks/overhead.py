@@ -10,7 +10,7 @@ commits, the summary. Sleeping workers leave the processor to each other, so tha
 - per shard: what of a worker's time between the first and the last sleep was no sleep, divided by its shards.
 - end: from the last shard's sleep to the process's end: footers, summary, shutting down.
 
-Jobs run one at a time, in a fresh random order in every repeat. Prism needs its binary (`python -m pipeline.clusters.prism
+Jobs run one at a time, in a fresh random order in every repeat. Prism needs its binary (`python -m pipeline.runners.prism
 build`), Flink Java and Maven; how many workers Prism has cannot be said, see ONE_BUNDLE. Prints Markdown and, with
 --output, writes JSON.
 """
@@ -35,8 +35,8 @@ from typing import IO
 
 from benchmarks.known_cost import Shard, read_log
 from benchmarks.measure import Spread
-from pipeline.clusters import flink as flink_cluster
-from pipeline.machine import processor
+from pipeline.job.machine import processor
+from pipeline.runners.flink import cluster as flink_cluster
 from pipeline.settings import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent

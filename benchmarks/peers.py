@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import machine, measure, systems, workloads
 from pipeline.benchmarking.paired import Ratio, interleaved
-from pipeline.machine import versions as installed
+from pipeline.job.machine import versions as installed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BASE = "ct2"             # ratios are to CTranslate2 float32

@@ -3,7 +3,7 @@
     python -m benchmarks.processes [--pair=examples/models/ende_software] [--slots=1,8,32] [--examples=256] [--repeats=5]
 
 The same sentences are decoded plainly and greedily by one process that has all cores, and by as many processes as there are
-cores, each bound to one and with its share of the sentences, as `pipeline.local_processes` does. Both have loaded and
+cores, each bound to one and with its share of the sentences, as `pipeline.runners.local` does. Both have loaded and
 compiled before anything is timed; they take turns in random order, while the other sleeps; the first repeat is dropped.
 Time is from the first sentence handed out to the last one back.
 

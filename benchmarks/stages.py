@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.overhead import ROOT, shown, write_input
 from pipeline import generate
-from pipeline.machine import processor
+from pipeline.job.machine import processor
 from transforms import attempts, read, write
 from transforms.decode import ShardModelHandler
 from transforms.parts import read_footer

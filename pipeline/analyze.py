@@ -25,14 +25,14 @@ import pyarrow as pa
 
 from decoding.version import __version__
 from pipeline.job.command import command, run_pipeline
+from pipeline.job.terminal import make_console
 from pipeline.report import comparison, estimates
 from pipeline.report.estimates import Series
 from pipeline.report.operations import describe_models
 from pipeline.report.sources import BENCHMARK, GENERATIONS, SCORES, Source, open_sources
-from pipeline.runners import beam_options, first_local
+from pipeline.runners.options import beam_options, first_local
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
-from pipeline.terminal import make_console
 from transforms import analysis, analysis_parts, storage
 from transforms.aggregate import CombineStatistics
 from transforms.analysis import CombineTokenCounts, Sums

@@ -40,10 +40,10 @@ from pipeline.benchmarking.runner import Runner
 from pipeline.benchmarking.settings import VARIED, BenchmarkOptions, group_settings, parse
 from pipeline.benchmarking.tables import print_results
 from pipeline.job.command import command
-from pipeline.manifest import code_digest
-from pipeline.preflight import CheckedModels, check_models
+from pipeline.job.preflight import CheckedModels, check_models
+from pipeline.job.run import code_digest
+from pipeline.job.terminal import make_console
 from pipeline.settings import JobConfig
-from pipeline.terminal import make_console
 from transforms.statistics.intervals import LEVEL
 from transforms.storage import OutputFolder
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.job.command import command, run_pipeline
-from pipeline.runners import beam_options, first_local
+from pipeline.runners.options import beam_options, first_local
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
 from transforms import storage

@@ -25,12 +25,12 @@ import decoding
 from decoding.drafts import ngram
 from decoding.version import __version__
 from pipeline.job.command import command, run_pipeline
-from pipeline.manifest import plan_of
-from pipeline.preflight import CheckedModels, check_models, pieces_sha256
-from pipeline.runners import beam_options, paths_of
+from pipeline.job.preflight import CheckedModels, check_models, pieces_sha256
+from pipeline.job.run import plan_of
+from pipeline.job.terminal import make_console
+from pipeline.runners.options import beam_options, paths_of
 from pipeline.settings import ConfigError, JobConfig, absolute, parse_command_line
 from pipeline.settings.flags import Parser, number
-from pipeline.terminal import make_console
 from transforms import storage
 from transforms.folder import GENERATE, FolderError, open_finished
 from transforms.ngram import FitNGram, FitSettings, ReadGenerations, ReadTexts

@@ -17,14 +17,14 @@ import typing
 from collections.abc import Sequence
 
 from pipeline.job.launch import Job, run_job
+from pipeline.job.terminal import print_summary
+from pipeline.runners.supervise import Launch, supervise
 from pipeline.settings import CommandLine
-from pipeline.supervise import Launch, supervise
-from pipeline.terminal import print_summary
 
 if typing.TYPE_CHECKING:
     import apache_beam as beam
 
-    from pipeline.manifest import Run
+    from pipeline.job.run import Run
     from transforms.decode import GeneratorFactory
 
 
@@ -35,8 +35,8 @@ def prepare(command: CommandLine, device: dict | None, launch: Launch) -> Run:
       ConfigError: a setting is wrong.
       FolderError: the output folder holds something else.
     """
-    from pipeline import manifest
-    from pipeline.preflight import check_models
+    from pipeline.job import run as manifest
+    from pipeline.job.preflight import check_models
 
     models = check_models(command.config)
     return manifest.prepare(
@@ -59,9 +59,10 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
     """
     import apache_beam as beam
 
-    from pipeline import dataflow, runners
+    from pipeline.job.run import ranges
     from pipeline.job.steps import finish, read_settings
-    from pipeline.manifest import ranges
+    from pipeline.runners import options as runners
+    from pipeline.runners.dataflow import options as dataflow
     from transforms.decode import DecodeShards, ShardModelHandler
     from transforms.read import ReadShards
     from transforms.write import CommitShards

@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.job.command import command
-from pipeline.terminal import make_console, print_missing, summary_rows
+from pipeline.job.terminal import make_console, print_missing, summary_rows
 from transforms import finish, storage
 from transforms.aggregate import Statistics
 from transforms.folder import open_run

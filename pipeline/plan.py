@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import decoding
 from decoding import sharding
 from pipeline.job.command import command
+from pipeline.job.terminal import make_console
 from pipeline.planning import chips, hlo
 from pipeline.planning.command import PlanOptions, parse
 from pipeline.planning.jobs import advice, most_slots, needs, slice_job
@@ -31,7 +32,6 @@ from pipeline.planning.prepare import prepare_here
 from pipeline.planning.printed import milliseconds, report
 from pipeline.planning.speed import measured, predict
 from pipeline.settings import ConfigError, JobConfig
-from pipeline.terminal import make_console
 
 
 def run(config: JobConfig, options: PlanOptions) -> dict:

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import generate
-from pipeline.terminal import make_console, summary_rows
+from pipeline.job.terminal import make_console, summary_rows
 from transforms import storage
 from transforms.parts import read_footer
 from transforms.tokenize import Tokenizer, load_tokenizer

@@ -23,14 +23,15 @@ from rich.console import Console
 from rich.table import Table
 
 import decoding
-from pipeline import dataflow, runners
 from pipeline.job.launch import Job, run_job
+from pipeline.job.preflight import CheckedModels, check_draft, check_models, shared_vocab_size
+from pipeline.job.run import Run, code_digest, continue_run, known_plan, new_manifest, plan_of, ranges, run_identity
 from pipeline.job.steps import finish, read_settings
-from pipeline.manifest import Run, code_digest, continue_run, known_plan, new_manifest, plan_of, ranges, run_identity
-from pipeline.preflight import CheckedModels, check_draft, check_models, shared_vocab_size
+from pipeline.job.terminal import print_missing
+from pipeline.runners import options as runners
+from pipeline.runners.dataflow import options as dataflow
+from pipeline.runners.supervise import Launch, supervise
 from pipeline.settings import CommandLine, ConfigError, JobConfig
-from pipeline.supervise import Launch, supervise
-from pipeline.terminal import print_missing
 from transforms import storage
 from transforms.folder import GENERATE, SCORE, FolderError, Manifest, open_finished, open_folder
 from transforms.plan import Plan

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.clusters import prism
+from pipeline.runners import prism
 
 FAKE_GCS_SERVER = "github.com/fsouza/fake-gcs-server@v1.56.1"
 _CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "go"

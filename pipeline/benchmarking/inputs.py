@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pipeline.manifest import plan_of
-from pipeline.preflight import CheckedModels
+from pipeline.job.preflight import CheckedModels
+from pipeline.job.run import plan_of
 from pipeline.settings import ConfigError, JobConfig
 from transforms.plan import InputError, Plan, ShardTable
 from transforms.read import read_shard

@@ -13,11 +13,11 @@ from flax import nnx
 from decoding import theory
 from decoding.adaptive import encode_costs
 from decoding.models.base import LanguageModel
-from pipeline import machine
 from pipeline.benchmarking.paired import Ratio
 from pipeline.benchmarking.passes import Pass, PassSeconds, draft_cost, pass_cost
 from pipeline.benchmarking.runner import Measurements, Runner
 from pipeline.benchmarking.settings import Group, Setting
+from pipeline.job import machine
 from transforms.folder import FolderError
 from transforms.storage import OutputFolder
 

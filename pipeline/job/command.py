@@ -7,9 +7,9 @@ import sys
 import typing
 from collections.abc import Callable
 
+from pipeline.job.terminal import one_line
+from pipeline.runners.supervise import interrupts, say_interrupted
 from pipeline.settings import ConfigError
-from pipeline.supervise import interrupts, say_interrupted
-from pipeline.terminal import one_line
 from transforms.folder import FolderError
 
 if typing.TYPE_CHECKING:

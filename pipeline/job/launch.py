@@ -18,16 +18,16 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from pipeline.job.status import PLANNING, READING, STARTING, Status
+from pipeline.job.terminal import make_console, one_line, warn
+from pipeline.runners.supervise import Launch, interrupts, say_interrupted
 from pipeline.settings import CommandLine, ConfigError, help_text, parse_command_line
-from pipeline.supervise import Launch, interrupts, say_interrupted
-from pipeline.terminal import make_console, one_line, warn
 from transforms import storage
 from transforms.folder import FolderError
 
 if typing.TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from pipeline.manifest import Run
+    from pipeline.job.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,8 @@ def _run(job: Job, args: Sequence[str], launch: Launch, status: Status, interrup
     except (ConfigError, OSError) as error:
         return _refuse(error)
     status.say(PLANNING)
-    from pipeline import dataflow, runners
+    from pipeline.runners import options as runners
+    from pipeline.runners.dataflow import options as dataflow
 
     console = make_console()
     try:
@@ -151,8 +152,9 @@ def _launch(job: Job, run: Run, options: PipelineOptions, status: Status) -> dic
     """
     import apache_beam as beam
 
-    from pipeline import dataflow, runners
-    from pipeline.progress import show_progress
+    from pipeline.job.progress import show_progress
+    from pipeline.runners import options as runners
+    from pipeline.runners.dataflow import options as dataflow
 
     if dataflow.is_dataflow(options):
         dataflow.show_job()
@@ -182,7 +184,7 @@ def every_record_failed(summary: dict) -> str:
 def _dry_run(job: Job, run: Run, options: PipelineOptions, console: Console) -> int:
     import apache_beam as beam
 
-    from pipeline.dry_run import dry_run
+    from pipeline.job.dry_run import dry_run
 
     try:
         pipeline = beam.Pipeline(options=options)

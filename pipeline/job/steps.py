@@ -5,7 +5,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.manifest import Run
+from pipeline.job.run import Run
 from transforms.finish import CountSettled, FinishRun
 from transforms.read import ReadSettings
 

@@ -18,9 +18,9 @@ from decoding.drafts.ngram import is_ngram
 from decoding.engine import Generator
 from decoding.programs import max_positions, prefill_rows
 from decoding.registry import DRAFTS
+from pipeline.job.preflight import check_models
 from pipeline.planning import chips, memory, roofline
 from pipeline.planning.command import PlanOptions
-from pipeline.preflight import check_models
 from pipeline.settings import ConfigError, JobConfig
 
 _TRIES = 5

@@ -82,7 +82,7 @@ def test_failing_shards_are_listed_and_done_by_the_next_launch(command, tmp_path
 
 def test_input_that_changes_under_the_job_is_set_aside(command, tmp_path, sentences, monkeypatch):
     """A file that is truncated between planning and reading costs its shards, not the job."""
-    from pipeline import manifest
+    from pipeline.job import run as manifest
 
     planned = manifest.plan_input
 

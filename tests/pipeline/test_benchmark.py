@@ -44,7 +44,7 @@ def get_config():
         args = [f"--config={folder / 'config.py'}", f"--output={folder / name}", "--repeats=2", *flags]
         with pytest.MonkeyPatch.context() as patch, open(os.devnull, "w") as nowhere:
             shown = Console(record=True, width=80, file=nowhere)
-            patch.setattr(benchmark, "Console", lambda: shown)
+            patch.setattr(benchmark, "make_console", lambda: shown)
             assert benchmark.main(args) == 0
         results = json.loads((folder / name / "benchmark.json").read_text(), parse_constant=refuse)
         return folder / name, shown.export_text(), results, args

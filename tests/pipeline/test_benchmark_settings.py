@@ -6,7 +6,7 @@ from pipeline import benchmark
 from pipeline.benchmarking.inputs import read_inputs, used_buckets
 from pipeline.benchmarking.results import open_folder
 from pipeline.benchmarking.settings import BenchmarkOptions, Setting, group_settings, parse
-from pipeline.preflight import check_models
+from pipeline.job.preflight import check_models
 from pipeline.settings import ConfigError
 
 

@@ -15,7 +15,8 @@ from flax import nnx
 import decoding
 from decoding.checkpoints import CheckpointError, architecture, find_checkpoint, orbax
 from decoding.models.decoder_only import DecoderOnly
-from pipeline import convert, preflight
+from pipeline import convert
+from pipeline.job import preflight
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAIR = ROOT / "examples" / "models" / "ende_software"

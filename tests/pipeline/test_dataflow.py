@@ -15,8 +15,10 @@ from apache_beam.options.pipeline_options import (
 )
 
 import decoding
-from pipeline import dataflow, generate, runners
-from pipeline.dataflow.accelerators import ACCELERATORS, by_request
+from pipeline import generate
+from pipeline.runners import options as runners
+from pipeline.runners.dataflow import options as dataflow
+from pipeline.runners.dataflow.accelerators import ACCELERATORS, by_request
 from pipeline.settings import ConfigError, parse_command_line
 from tests.pipeline import fakes
 

@@ -12,11 +12,13 @@ import pytest
 from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from pipeline import generate, manifest, runners
-from pipeline.dataflow.graph import describe
-from pipeline.preflight import check_models
+from pipeline import generate
+from pipeline.job import run as manifest
+from pipeline.job.preflight import check_models
+from pipeline.runners import options as runners
+from pipeline.runners.dataflow.graph import describe
+from pipeline.runners.supervise import Launch
 from pipeline.settings import parse_command_line
-from pipeline.supervise import Launch
 from tests import emulator
 from tests.pipeline import fakes
 from tests.pipeline.helpers import files

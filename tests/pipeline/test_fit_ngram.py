@@ -10,7 +10,7 @@ import safetensors.numpy
 import decoding
 from decoding.drafts import ngram
 from pipeline import fit_ngram, generate
-from pipeline.preflight import check_draft, pieces_sha256, shared_vocab_size
+from pipeline.job.preflight import check_draft, pieces_sha256, shared_vocab_size
 from pipeline.settings import ConfigError, ModelConfig, build
 from tests.pipeline.helpers import rows, summary
 from tests.pipeline.test_generate_t5 import SMALL

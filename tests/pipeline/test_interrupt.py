@@ -10,7 +10,7 @@ import time
 import pytest
 
 from pipeline import generate
-from pipeline.supervise import supervise
+from pipeline.runners.supervise import supervise
 from tests.pipeline import fakes
 from tests.pipeline.helpers import files, run
 from tests.scaleout.processes import children, launch, line_of, wait_for

@@ -28,7 +28,11 @@ from transforms.storage import OutputFolder
 
 LAUNCHPAD = """
 import json, os, sys
-from pipeline import generate, manifest, progress, runners, supervise  # noqa: F401
+from pipeline import generate  # noqa: F401
+from pipeline.job import run as manifest  # noqa: F401
+from pipeline.job import progress  # noqa: F401
+from pipeline.runners import options as runners  # noqa: F401
+from pipeline.runners import supervise  # noqa: F401
 from tests.pipeline import fakes
 job = lambda args, launch: generate.main(args, fakes.factory(delay_secs=0.05), launch)
 print("ready", flush=True)
@@ -70,7 +74,7 @@ def victims(launcher: int, kind: str) -> list[int]:
     """Process ids of the launcher itself, of its job's process, or of that one's worker processes."""
     jobs = children(launcher)
     if kind == "worker":
-        return [worker for job in jobs for worker in children(job) if b"pipeline.local_processes" in line_of(worker)]
+        return [worker for job in jobs for worker in children(job) if b"pipeline.runners.local" in line_of(worker)]
     return [launcher] if kind == "launcher" else jobs
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline import manifest
-from pipeline.preflight import check_models
+from pipeline.job import run as manifest
+from pipeline.job.preflight import check_models
 from pipeline.settings import parse_command_line
 from transforms.storage import OutputFolder
 
@@ -92,7 +92,7 @@ def test_code_digest_sees_every_source(tmp_path, monkeypatch):
 
 
 def test_large_weights_are_sampled(tmp_path, monkeypatch):
-    from pipeline import preflight
+    from pipeline.job import preflight
 
     monkeypatch.setattr(preflight, "_WHOLE_FILE_BYTES", 1000)
     monkeypatch.setattr(preflight, "_SAMPLE_BYTES", 16)
@@ -111,7 +111,7 @@ def test_large_weights_are_sampled(tmp_path, monkeypatch):
 
 def test_one_of_very_many_weight_files(tmp_path):
     """Its share of what is hashed whole is less than a sample has."""
-    from pipeline import preflight
+    from pipeline.job import preflight
 
     path = tmp_path / "weights"
     path.write_bytes(bytes(60_000))

@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from pipeline import manifest, progress
+from pipeline.job import progress
+from pipeline.job import run as manifest
+from pipeline.job.preflight import check_models
 from pipeline.job.status import CHANNEL, Status
-from pipeline.preflight import check_models
+from pipeline.runners.supervise import Launch
 from pipeline.settings import parse_command_line
-from pipeline.supervise import Launch
 from transforms import attempts
 from transforms.records import WorkShard
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pipeline import manifest
+from pipeline.job import run as manifest
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
 from transforms.parts import read_footer
@@ -123,7 +123,7 @@ def test_moved_input_and_models_continue(command, finished, tmp_path, sentences,
 def test_changed_code_is_refused_unless_allowed(command, finished, tmp_path, capsys, monkeypatch):
     (tmp_path / "out" / "_SUCCESS").unlink()
     (tmp_path / "out" / "generations" / "part-00001-of-00004.parquet").unlink()
-    monkeypatch.setattr("pipeline.manifest.code_digest", lambda: "other code")
+    monkeypatch.setattr("pipeline.job.run.code_digest", lambda: "other code")
     run(command(), expect=2)
     assert "--allow_code_change" in capsys.readouterr().err
     run(command("--allow_code_change"))

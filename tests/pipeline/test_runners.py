@@ -6,8 +6,9 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 import decoding
-from pipeline import generate, runners
-from pipeline.runners import LOCAL_RUNNER, beam_options
+from pipeline import generate
+from pipeline.runners import options as runners
+from pipeline.runners.options import LOCAL_RUNNER, beam_options
 from pipeline.settings import ConfigError
 from tests.pipeline import fakes
 from tests.pipeline.helpers import run

@@ -17,8 +17,8 @@ from apache_beam.portability import common_urns
 import transforms.score
 from decoding import NGramDraft
 from pipeline import generate, score
+from pipeline.runners.supervise import Launch
 from pipeline.settings import ConfigError, ScoreConfig, parse_command_line
-from pipeline.supervise import Launch
 from tests.pipeline.conftest import write_config, write_sentences
 from tests.pipeline.helpers import assert_same_rows, errors, files, run, summary
 from tests.pipeline.score_fakes import beta_of, fake, scores

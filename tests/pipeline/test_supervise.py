@@ -11,7 +11,7 @@ import time
 import pytest
 
 from pipeline import generate
-from pipeline.supervise import Launch, supervise
+from pipeline.runners.supervise import Launch, supervise
 from tests.pipeline import fakes
 from tests.pipeline.helpers import files, summary
 from tests.scaleout.processes import children, launch

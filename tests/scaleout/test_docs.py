@@ -6,8 +6,8 @@ import shlex
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-from pipeline import runners
-from pipeline.clusters import prism
+from pipeline.runners import options as runners
+from pipeline.runners import prism
 from pipeline.settings import parse_command_line
 from tests.pipeline.helpers import run
 
@@ -23,12 +23,12 @@ def test_the_commands(tmp_path, monkeypatch):
     blocks = re.findall(r"^```\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
     assert [words[:3] for words in commands] == [
-        *[["python", "-m", "pipeline.generate"]] * 2, ["python", "-m", "pipeline.clusters.prism"],
+        *[["python", "-m", "pipeline.generate"]] * 2, ["python", "-m", "pipeline.runners.prism"],
         ["python", "-m", "pipeline.generate"],
     ]  # fmt: skip
     seen = []
     for words in commands:
-        if words[2] == "pipeline.clusters.prism":
+        if words[2] == "pipeline.runners.prism":
             binary.write_text("")  # as if it had been built
             assert prism.main(words[3:]) == 0
             continue

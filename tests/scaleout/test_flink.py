@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline import generate
-from pipeline.clusters import flink, flink_options
+from pipeline.runners.flink import cluster as flink
+from pipeline.runners.flink import options as flink_options
 from tests.pipeline.helpers import assert_same_rows, files, rows, run
 from tests.scaleout.processes import launch, line_of, wait_for
 from transforms.parts import read_footer
@@ -50,7 +51,7 @@ def workers_of(processes) -> list[int]:
     """Ids of the Python workers that these task managers have started."""
     owners = {process.pid for process in processes}
     numbers = [int(path.name) for path in pathlib.Path("/proc").iterdir() if path.name.isdigit()]
-    return [n for n in numbers if b"pipeline.clusters.worker\0--id=" in line_of(n) and parent_of(n) in owners]
+    return [n for n in numbers if b"pipeline.runners.worker\0--id=" in line_of(n) and parent_of(n) in owners]
 
 
 def parent_of(process: int) -> int:
@@ -152,7 +153,7 @@ def test_many_killed_task_managers_and_workers(command, tmp_path):
 def test_a_worker_pool(command, tmp_path):
     """As on TPU VMs: a pool on each machine starts the workers of the task manager beside it."""
     pool = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.clusters.worker_pool", "--port=0"],
+        [sys.executable, "-m", "pipeline.runners.worker_pool", "--port=0"],
         stdout=subprocess.PIPE, text=True, env={**os.environ, **flink_options.worker_variables(os.environ)},
     )  # fmt: skip
     try:

@@ -25,8 +25,10 @@ from apache_beam.portability.api import (
 from apache_beam.runners.runner import create_runner
 from google.protobuf import struct_pb2
 
-from pipeline.clusters import flink, flink_options, flink_runner, worker, worker_pool
-from pipeline.runners import beam_options
+from pipeline.runners.flink import cluster as flink
+from pipeline.runners.flink import options as flink_options
+from pipeline.runners.flink import submit as flink_runner
+from pipeline.runners.options import beam_options, worker, worker_pool
 from pipeline.settings import ConfigError
 from tests.scaleout.processes import line_of, wait_for
 
@@ -389,7 +391,7 @@ def test_a_worker_ends_with_who_started_it():
     parent = subprocess.Popen([sys.executable, "-c", start, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
     child = int(parent.stdout.readline())
     try:  # it is importing, and would then wait for an endpoint that never answers
-        wait_for(lambda: b"pipeline.clusters.worker\0--id=7-1" in line_of(child), 10)
+        wait_for(lambda: b"pipeline.runners.worker\0--id=7-1" in line_of(child), 10)
     finally:
         parent.kill()
         parent.wait()

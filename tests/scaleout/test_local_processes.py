@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 from apache_beam.portability.api import endpoints_pb2
 
-from pipeline import generate, local_processes
-from pipeline.runners import beam_options
+from pipeline import generate
+from pipeline.runners import local as local_processes
+from pipeline.runners.options import beam_options
 from pipeline.settings import ConfigError
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
@@ -25,7 +26,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 def workers_of(launcher: int) -> list[int]:
     """Worker processes of the job that `launcher` supervises."""
-    return [worker for job in children(launcher) for worker in children(job) if b"pipeline.local_processes" in line_of(worker)]
+    return [worker for job in children(launcher) for worker in children(job) if b"pipeline.runners.local" in line_of(worker)]
 
 
 @pytest.mark.slow

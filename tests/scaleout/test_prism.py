@@ -13,8 +13,7 @@ from apache_beam.options.pipeline_options import PrismRunnerOptions
 from apache_beam.version import __version__ as beam_version
 
 from pipeline import generate
-from pipeline.clusters import prism
-from pipeline.runners import beam_options, in_this_process
+from pipeline.runners.options import beam_options, in_this_process, prism
 from pipeline.settings import ConfigError
 from tests.pipeline.helpers import assert_same_rows, files, rows, run
 from tests.scaleout.processes import children, launch, line_of, wait_for
@@ -78,7 +77,7 @@ def go(nothing_there, tmp_path, monkeypatch) -> pathlib.Path:
 
 
 def test_without_the_binary(nothing_there):
-    with pytest.raises(ConfigError, match="needs Beam's Go binary.*build it with `python -m pipeline.clusters.prism build`"):
+    with pytest.raises(ConfigError, match="needs Beam's Go binary.*build it with `python -m pipeline.runners.prism build`"):
         beam_options([RUNNER])
     with pytest.raises(ConfigError, match="--prism_location is '/no/prism'; allowed: an executable file"):
         beam_options([RUNNER, "--prism_location=/no/prism"])

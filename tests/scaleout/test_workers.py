@@ -17,8 +17,8 @@ from apache_beam.portability.api import (
     endpoints_pb2,
 )
 
-from pipeline.clusters import worker, worker_pool
-from pipeline.clusters.flink_options import worker_variables
+from pipeline.runners import worker, worker_pool
+from pipeline.runners.flink.options import worker_variables
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
 from transforms import attempts
 from transforms.records import DECODE, WorkShard
@@ -126,7 +126,7 @@ def test_a_worker_that_is_stopped_in_order_is_no_death(folder):
 
 STOPPED = """
 import sys, time
-from pipeline.clusters import worker
+from pipeline.runners import worker
 from transforms import attempts
 from transforms.records import WorkShard
 from transforms.storage import OutputFolder

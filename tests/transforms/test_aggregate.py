@@ -10,7 +10,7 @@ import sacrebleu
 from apache_beam.testing.util import assert_that, equal_to
 
 from decoding import DecodingConfig, Generation
-from pipeline.runners import LOCAL_RUNNER
+from pipeline.runners.options import LOCAL_RUNNER
 from tests.pipeline.fakes import fake_generation
 from transforms import aggregate
 from transforms.aggregate import CombineStatistics, DecodedText, Statistics, shard_statistics

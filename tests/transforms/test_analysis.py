@@ -10,7 +10,7 @@ import pytest
 from apache_beam.testing.util import assert_that
 
 from decoding import theory
-from pipeline.runners import LOCAL_RUNNER
+from pipeline.runners.options import LOCAL_RUNNER
 from transforms import analysis
 from transforms.aggregate import CombineStatistics
 from transforms.analysis import Sums, Texts

@@ -11,7 +11,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.testing.util import assert_that
 
 from decoding import DecodingConfig
-from pipeline.runners import LOCAL_RUNNER
+from pipeline.runners.options import LOCAL_RUNNER
 from tests.pipeline import fakes
 from transforms import DecodeFailure, Prompt, SpeculativeModelHandler, costs
 from transforms.decode import ShardModelHandler, decode_batch, is_baseline

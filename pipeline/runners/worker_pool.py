@@ -1,6 +1,6 @@
 """Starts a Python worker for every job whose task manager on this machine asks for one: Beam's EXTERNAL environment.
 
-    python -m pipeline.clusters.worker_pool --port=50000
+    python -m pipeline.runners.worker_pool --port=50000
 
 One such pool runs on every machine that has an accelerator, a TPU VM for instance, in the environment of variables that
 its workers shall have. Jobs name it as `--environment_type=EXTERNAL --environment_config=localhost:50000`: the address is
@@ -22,7 +22,7 @@ import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer, kill_process_gracefully
 
-from pipeline.clusters.worker import BEGUN, WORKER
+from pipeline.runners.worker import BEGUN, WORKER
 
 _ENDPOINTS = ("logging_endpoint", "artifact_endpoint", "provision_endpoint", "control_endpoint")
 _LAST_LINES = 8  # of what a worker has said, for an error
@@ -32,7 +32,7 @@ _COPY_SECS = 2.0
 class WorkerPool(BeamFnExternalWorkerPoolServicer):
     """Beam's pool of processes, which says so where one dies before it has begun: runners wait for those for ever.
 
-    From where a worker has begun, it says itself what keeps it from working; see `pipeline.clusters.worker`.
+    From where a worker has begun, it says itself what keeps it from working; see `pipeline.runners.worker`.
     """
 
     def StartWorker(self, start_worker_request, unused_context):
@@ -93,7 +93,7 @@ def serve(port: int) -> tuple[grpc.Server, BeamFnExternalWorkerPoolServicer, int
 
 def main(args: Sequence[str]) -> int:
     """Serves until it is interrupted or terminated. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.clusters.worker_pool", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.runners.worker_pool", allow_abbrev=False)
     parser.add_argument("--port", type=int, default=50000)
     given = parser.parse_args(args)
     os.environ.setdefault("SPECBEAM_PYTHON", sys.executable)

@@ -8,7 +8,7 @@ import tempfile
 
 import platformdirs
 
-from pipeline.clusters import flink_runner
+from pipeline.runners.flink import submit as flink_runner
 from pipeline.settings import ConfigError
 
 FLINK_VERSION = "1.19.0"

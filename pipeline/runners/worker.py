@@ -1,7 +1,7 @@
 """Beam's Python worker as a runner starts it on a machine that has SpecBeam installed: no container, nothing staged.
 
 A runner starts it as `worker.sh --id=... --provision_endpoint=HOST:PORT ...` (environment type PROCESS), or asks
-`pipeline.clusters.worker_pool` to (EXTERNAL). It fetches the job's options, as the boot program of Beam's container does,
+`pipeline.runners.worker_pool` to (EXTERNAL). It fetches the job's options, as the boot program of Beam's container does,
 and becomes Beam's own worker.
 
 It ends with whoever started it, also when that is killed: a worker that lives on would hold its accelerator.

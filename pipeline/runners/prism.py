@@ -1,6 +1,6 @@
 """Prism, Beam's portable runner in one Go binary, built from Go's module proxy.
 
-    python -m pipeline.clusters.prism build [--folder=DIR]
+    python -m pipeline.runners.prism build [--folder=DIR]
     python -m pipeline.generate ... --runner=PrismRunner
 
 The first needs Go and is done once; it leaves the binary in the user's cache directory, where the second finds it. Beam
@@ -29,7 +29,7 @@ from pipeline.settings.flags import Parser
 from transforms.storage import is_remote
 
 _PACKAGE = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam_version}"
-_BUILD_COMMAND = "python -m pipeline.clusters.prism build"
+_BUILD_COMMAND = "python -m pipeline.runners.prism build"
 
 
 def default_folder() -> str:
@@ -117,7 +117,7 @@ def stopped_after() -> Iterator[None]:
 
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
-    parser = Parser(prog="python -m pipeline.clusters.prism", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="python -m pipeline.runners.prism", description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build", help="build the binary of the installed Beam's version")
     command.add_argument("--folder", default="", help="where to (default: the user's cache directory)")

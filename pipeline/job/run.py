@@ -23,11 +23,11 @@ import numpy as np
 import decoding
 import transforms
 from decoding.version import __version__
-from pipeline import machine
-from pipeline.preflight import CheckedModels
+from pipeline.job import machine
+from pipeline.job.preflight import CheckedModels
+from pipeline.job.terminal import warn
+from pipeline.runners.supervise import Launch
 from pipeline.settings import ConfigError, JobConfig
-from pipeline.supervise import Launch
-from pipeline.terminal import warn
 from transforms import attempts, costs, storage
 from transforms.aggregate import Statistics
 from transforms.folder import FolderError, Manifest, OpenedFolder, fingerprint_of, open_folder, read_manifest

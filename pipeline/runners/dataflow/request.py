@@ -11,7 +11,7 @@ import os
 import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, TestOptions
 
-from pipeline.dataflow.graph import Graph, describe
+from pipeline.runners.dataflow.graph import Graph, describe
 from transforms import storage
 
 REQUEST_LIMIT_BYTES, GRAPH_LIMIT_BYTES = 20 << 20, 10 << 20

@@ -9,15 +9,15 @@ import sys
 import requests
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, PortableOptions, StandardOptions
 
-from pipeline.clusters import flink_runner
-from pipeline.clusters.flink_jars import default_cache, fetch
-from pipeline.clusters.worker import WORKER
+from pipeline.runners.flink import submit as flink_runner
+from pipeline.runners.flink.jars import default_cache, fetch
+from pipeline.runners.worker import WORKER
 from pipeline.settings import ConfigError
 
 HAS_BEAM = "specbeam.beam-version"
 """A setting of a cluster whose lib folder has Beam's runner, of that version."""
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 _TIMEOUT_SECS = 10
 
 
@@ -108,7 +108,7 @@ def ask(master: str, path: str):
         response.raise_for_status()
         return response.json()
     except requests.exceptions.ConnectionError as error:
-        hint = "`python -m pipeline.clusters.flink start --folder=DIR` starts one here"
+        hint = "`python -m pipeline.runners.flink.cluster start --folder=DIR` starts one here"
         raise ConfigError(f"no Flink cluster answers at --flink_master {master!r}; {hint}") from error
     except (requests.exceptions.RequestException, ValueError) as error:
         raise ConfigError(f"what answers at --flink_master {master!r} is no Flink cluster: {error}") from error

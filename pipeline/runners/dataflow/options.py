@@ -25,7 +25,7 @@ from apache_beam.runners.runner import create_runner
 import decoding
 from decoding.drafts import ngram
 from decoding.sharding import parse_mesh
-from pipeline.dataflow.accelerators import Accelerator, by_name, by_request
+from pipeline.runners.dataflow.accelerators import Accelerator, by_name, by_request
 from pipeline.settings import ConfigError, JobConfig
 from transforms import storage
 

@@ -5,7 +5,7 @@ whole process along, and Beam's in-process runner with it. So on Linux `python -
 heavy is imported, and any thread or accelerator is in use. When the child dies of a signal, or a library
 calls exit in its middle, the next one continues the folder. A shard that was begun three times in one launch and never
 finished is set aside with that as its error, and the others go on. After a first death one thread decodes, so that a
-shard is not blamed for its neighbour; of worker processes (`pipeline.local_processes`) it is known which one died.
+shard is not blamed for its neighbour; of worker processes (`pipeline.runners.local`) it is known which one died.
 
 What the child had started itself (Prism, worker processes) is left to this process when it dies, and ended.
 

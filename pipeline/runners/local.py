@@ -1,8 +1,8 @@
 """The local runner's worker processes (--direct_running_mode=multi_processing), and what happens when one of them dies.
 
 Beam starts the processes and then waits for their answers, for ever where one has died. Here a death is noticed: the job
-ends, and where `pipeline.supervise` has it, is continued in new processes. The shard of the dead process is blamed, those
-of the others, which end with it, are not.
+ends, and where `pipeline.runners.supervise` has it, is continued in new processes. The shard of the dead process is
+blamed, those of the others, which end with it, are not.
 
 Each process loads its own models, and has its share of the processor's cores, or a GPU of its own. Sharing one model
 (Beam's `share_model_across_processes`) is not offered: every result would be copied through a proxy, and threads of one
@@ -26,8 +26,8 @@ from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
 from google.protobuf import text_format
 
+from pipeline.runners.supervise import die_with, end_after_worker_death
 from pipeline.settings import ConfigError
-from pipeline.supervise import die_with, end_after_worker_death
 from transforms import attempts
 from transforms.storage import OutputFolder
 
@@ -46,7 +46,7 @@ class _Job:
     numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
     def end_without(self, died: int) -> None:
-        """Blames the process that died for its shard alone, and ends this process, if `pipeline.supervise` has it."""
+        """Blames the process that died for its shard alone, and ends this process, if `pipeline.runners.supervise` has it."""
         self.running.remove(died)
         with contextlib.suppress(OSError):
             attempts.forgive(self.folder, self.num_shards, self.launch, self.running)
@@ -60,7 +60,7 @@ _job: _Job | None = None
 def worker_processes(count: int, folder: OutputFolder, num_shards: int, launch: str) -> Iterator[None]:
     """While the body runs a pipeline, Beam's worker processes are those of this module.
 
-    Where one dies, this process ends for `pipeline.supervise` to start the next, and else the pipeline raises.
+    Where one dies, this process ends for `pipeline.runners.supervise` to start the next, and else the pipeline raises.
 
     Args:
       count: how many there are.
@@ -99,7 +99,7 @@ class _WorkerProcess(SubprocessSdkWorkerHandler):
             _SHARE: f"{next(self._job.numbers) % self._job.count}/{self._job.count}",
             _PARENT: str(os.getpid()),
         }
-        process = subprocess.Popen([sys.executable, "-m", "pipeline.local_processes"], env=environment)
+        process = subprocess.Popen([sys.executable, "-m", "pipeline.runners.local"], env=environment)
         self._job.running.add(process.pid)
         status = process.wait()
         if self._closing:
@@ -160,7 +160,7 @@ def _is_meaningful(record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """A worker process."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as where `pipeline.supervise` ends it
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as where `pipeline.runners.supervise` ends it
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback of each
     if sys.platform == "linux" and not die_with(int(os.environ[_PARENT])):
         return

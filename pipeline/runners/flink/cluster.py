@@ -1,8 +1,8 @@
 """A Flink cluster on this machine, of a job manager and task managers, without containers.
 
-    python -m pipeline.clusters.flink start --task_managers=2 --slots=1 --folder=DIR
-    python -m pipeline.clusters.flink status --folder=DIR
-    python -m pipeline.clusters.flink stop --folder=DIR
+    python -m pipeline.runners.flink.cluster start --task_managers=2 --slots=1 --folder=DIR
+    python -m pipeline.runners.flink.cluster status --folder=DIR
+    python -m pipeline.runners.flink.cluster stop --folder=DIR
 
 `start` fetches Flink and Beam's runner with Maven once, and on a folder whose cluster has lost task managers starts those
 again. Where it fails or is interrupted, it ends what it has begun. Everything listens on localhost only. A job uses the
@@ -25,8 +25,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pipeline.clusters.flink_jars import BEAM_VERSION, FLINK_VERSION, default_cache, fetch
-from pipeline.clusters.flink_options import HAS_BEAM, ask, worker_variables
+from pipeline.runners.flink.jars import BEAM_VERSION, FLINK_VERSION, default_cache, fetch
+from pipeline.runners.flink.options import HAS_BEAM, ask, worker_variables
 from pipeline.settings import ConfigError
 
 _STATE = "cluster.json"
@@ -269,7 +269,7 @@ def _free_port() -> int:
 
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.clusters.flink", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.runners.flink.cluster", allow_abbrev=False)
     parser.add_argument("command", choices=("start", "stop", "status", "fetch"))
     parser.add_argument("--folder", type=pathlib.Path, help="of the cluster's state, logs and temporary files")
     parser.add_argument("--task_managers", type=int, default=2, help="processes; each has Python workers of its own")

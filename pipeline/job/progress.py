@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from pipeline.job.run import Run
 from pipeline.job.status import WORKING, Status
-from pipeline.manifest import Run
 from transforms import storage
 from transforms.aggregate import Statistics
 from transforms.parts import PartError, read_footer

@@ -25,10 +25,11 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.runner import create_runner
 
-from pipeline import dataflow, local_processes
-from pipeline.clusters import prism
+from pipeline.job.terminal import warn
+from pipeline.runners import local as local_processes
+from pipeline.runners import prism
+from pipeline.runners.dataflow import options as dataflow
 from pipeline.settings import ConfigError, JobConfig
-from pipeline.terminal import warn
 from transforms.storage import OutputFolder, is_remote, placeholder_in
 
 # Named in full because Beam's own default, DirectRunner, first tries to download another runner.
@@ -38,9 +39,9 @@ SHARDS_PER_WORKER = 4
 
 _LOCAL_NAMES = ("FnApiRunner", "DirectRunner", "SwitchingDirectRunner")
 _CHECKED_BY = {
-    "FlinkRunner": "pipeline.clusters.flink_options",
-    "PrismRunner": "pipeline.clusters.prism",
-    "DataflowRunner": "pipeline.dataflow",
+    "FlinkRunner": "pipeline.runners.flink.options",
+    "PrismRunner": "pipeline.runners.prism",
+    "DataflowRunner": "pipeline.runners.dataflow.options",
 }
 # Their job servers have options that Beam's Python side has not heard of.
 _WITH_JOB_SERVER = ("FlinkRunner", "SparkRunner", "PortableRunner", "KafkaStreamsRunner")

@@ -1,7 +1,7 @@
 """`--dry_run`: a job is planned, checked and translated for its runner, and what would happen is printed.
 
-For Dataflow the request is built and its files are staged; see `pipeline.dataflow.request`. Other runners have nothing to
-prepare: their jobs are shown as they would be handed over.
+For Dataflow the request is built and its files are staged; see `pipeline.runners.dataflow.request`. Other runners have
+nothing to prepare: their jobs are shown as they would be handed over.
 """
 
 import pathlib
@@ -12,10 +12,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import dataflow, runners
-from pipeline.dataflow.graph import Graph, describe
-from pipeline.dataflow.request import GRAPH_LIMIT_BYTES, REQUEST_LIMIT_BYTES, JobRequest, build_request
-from pipeline.manifest import Run
+from pipeline.job.run import Run
+from pipeline.runners import options as runners
+from pipeline.runners.dataflow import options as dataflow
+from pipeline.runners.dataflow.graph import Graph, describe
+from pipeline.runners.dataflow.request import GRAPH_LIMIT_BYTES, REQUEST_LIMIT_BYTES, JobRequest, build_request
 
 _REQUEST_FILE = "dataflow_job.json"
 

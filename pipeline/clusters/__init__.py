@@ -1,1 +1,0 @@
-"""Engines to run on: what each needs to be there, started or built by a command."""

@@ -1,0 +1,1 @@
+"""Dataflow: its options, its accelerators, and what a job asks of it."""
