@@ -6,7 +6,7 @@ import sys
 import time
 
 _PROGRAM = (
-    "import sys; from pipeline import generate, supervise; from tests.pipeline import fakes; "
+    "import sys; from pipeline import generate; from pipeline.runners import supervise; from tests.pipeline import fakes; "
     "job = lambda args, launch: generate.main(args, fakes.factory({settings}), launch); "
     "sys.exit(supervise.supervise(job, sys.argv[1:]))"
 )

@@ -25,10 +25,11 @@ from apache_beam.portability.api import (
 from apache_beam.runners.runner import create_runner
 from google.protobuf import struct_pb2
 
+from pipeline.runners import worker, worker_pool
 from pipeline.runners.flink import cluster as flink
 from pipeline.runners.flink import options as flink_options
 from pipeline.runners.flink import submit as flink_runner
-from pipeline.runners.options import beam_options, worker, worker_pool
+from pipeline.runners.options import beam_options
 from pipeline.settings import ConfigError
 from tests.scaleout.processes import line_of, wait_for
 

@@ -13,7 +13,8 @@ from apache_beam.options.pipeline_options import PrismRunnerOptions
 from apache_beam.version import __version__ as beam_version
 
 from pipeline import generate
-from pipeline.runners.options import beam_options, in_this_process, prism
+from pipeline.runners import prism
+from pipeline.runners.options import beam_options, in_this_process
 from pipeline.settings import ConfigError
 from tests.pipeline.helpers import assert_same_rows, files, rows, run
 from tests.scaleout.processes import children, launch, line_of, wait_for
