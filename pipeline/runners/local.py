@@ -22,10 +22,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from apache_beam.portability import python_urns
-from apache_beam.runners.portability.fn_api_runner.worker_handlers import SubprocessSdkWorkerHandler, WorkerHandler
 from google.protobuf import text_format
 
+from pipeline.runners.beam_internals import SubprocessSdkWorkerHandler, worker_processes_by
 from pipeline.runners.supervise import die_with, end_after_worker_death
 from pipeline.settings import ConfigError
 from transforms import attempts
@@ -68,12 +67,10 @@ def worker_processes(count: int, folder: OutputFolder, num_shards: int, launch: 
     """
     global _job
     _job = _Job(count, folder, num_shards, launch)
-    before = WorkerHandler._registered_environments[python_urns.SUBPROCESS_SDK]
-    WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(_WorkerProcess)
     try:
-        yield
+        with worker_processes_by(_WorkerProcess):
+            yield
     finally:
-        WorkerHandler._registered_environments[python_urns.SUBPROCESS_SDK] = before
         _job = None
 
 

@@ -20,14 +20,13 @@ from apache_beam.options.pipeline_options import (
     PortableOptions,
     StandardOptions,
     WorkerOptions,
-    _BeamArgumentParser,
 )
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.runner import create_runner
 
 from pipeline.job.terminal import warn
+from pipeline.runners import beam_internals, prism
 from pipeline.runners import local as local_processes
-from pipeline.runners import prism
 from pipeline.runners.dataflow import options as dataflow
 from pipeline.settings import ConfigError, JobConfig
 from transforms.storage import OutputFolder, is_remote, placeholder_in
@@ -189,21 +188,17 @@ def warn_of_few_shards(options: PipelineOptions, num_shards: int) -> None:
         )
 
 
-class _Parser(_BeamArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(message)
-
-
 def _parse(args: Sequence[str]):
     """All of Beam's options, and what is none of them.
 
     Raises:
       ConfigError: an option's value is of another type than Beam's.
     """
-    parser = _Parser(allow_abbrev=False, add_help=False)
-    for cls in {cls.__name__: cls for cls in PipelineOptions.__subclasses__()}.values():
-        cls._add_argparse_args(parser)
-    return parser.parse_known_args(list(args))
+
+    def refuse(message: str) -> None:
+        raise ConfigError(message)
+
+    return beam_internals.parse_options(args, refuse)
 
 
 def _flag(arg: str) -> str:

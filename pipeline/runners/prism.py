@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 
 import platformdirs
 from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptions, PortableOptions, PrismRunnerOptions
-from apache_beam.runners.portability.prism_runner import PrismRunner
 from apache_beam.version import __version__ as beam_version
 
+from pipeline.runners.beam_internals import stop_prism
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
 from transforms.storage import is_remote
@@ -110,9 +110,7 @@ def stopped_after() -> Iterator[None]:
     try:
         yield
     finally:
-        server = PrismRunner.shared_handle.acquire(lambda: None)
-        if server is not None:
-            server.stop()
+        stop_prism()
 
 
 def main(args: Sequence[str]) -> int:

@@ -20,8 +20,8 @@ from concurrent import futures
 
 import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
-from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer, kill_process_gracefully
 
+from pipeline.runners.beam_internals import ProcessPool
 from pipeline.runners.worker import BEGUN, WORKER
 
 _ENDPOINTS = ("logging_endpoint", "artifact_endpoint", "provision_endpoint", "control_endpoint")
@@ -29,7 +29,7 @@ _LAST_LINES = 8  # of what a worker has said, for an error
 _COPY_SECS = 2.0
 
 
-class WorkerPool(BeamFnExternalWorkerPoolServicer):
+class WorkerPool(ProcessPool):
     """Beam's pool of processes, which says so where one dies before it has begun: runners wait for those for ever.
 
     From where a worker has begun, it says itself what keeps it from working; see `pipeline.runners.worker`.
@@ -51,7 +51,7 @@ class WorkerPool(BeamFnExternalWorkerPoolServicer):
                         env={**os.environ, BEGUN: str(told.fileno())},
                         pass_fds=[told.fileno()],
                     )
-                self._worker_processes[name] = process
+                self.processes[name] = process
                 last: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
                 copying = threading.Thread(target=_copy, args=(process.stderr, last), daemon=True)
                 copying.start()
@@ -74,14 +74,14 @@ def _copy(lines: Iterable[str], last: collections.deque) -> None:
         last.append(line)
 
 
-def serve(port: int) -> tuple[grpc.Server, BeamFnExternalWorkerPoolServicer, int]:
+def serve(port: int) -> tuple[grpc.Server, WorkerPool, int]:
     """Starts the pool on a port of localhost, 0 for a free one. Returns its server, the pool, and the port.
 
     Raises:
       OSError: the port is in use.
     """
     server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    pool = WorkerPool(use_process=True)
+    pool = WorkerPool()
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
     try:
         port = server.add_insecure_port(f"localhost:{port}")
@@ -108,8 +108,7 @@ def main(args: Sequence[str]) -> int:
     print(f"worker pool at localhost:{port}", flush=True)
     ended.wait()
     server.stop(0).wait()  # from here on no worker is started
-    for process in pool._worker_processes.values():
-        kill_process_gracefully(process)
+    pool.stop()
     return 0
 
 

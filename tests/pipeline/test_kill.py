@@ -28,11 +28,9 @@ from transforms.storage import OutputFolder
 
 LAUNCHPAD = """
 import json, os, sys
-from pipeline import generate  # noqa: F401
-from pipeline.job import run as manifest  # noqa: F401
-from pipeline.job import progress  # noqa: F401
-from pipeline.runners import options as runners  # noqa: F401
-from pipeline.runners import supervise  # noqa: F401
+from pipeline import generate
+from pipeline.job import progress, run
+from pipeline.runners import options, supervise
 from tests.pipeline import fakes
 job = lambda args, launch: generate.main(args, fakes.factory(delay_secs=0.05), launch)
 print("ready", flush=True)

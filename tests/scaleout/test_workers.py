@@ -80,11 +80,11 @@ def start(pool, runner):
 
 
 def test_a_pool_says_what_keeps_a_worker_from_starting(runner, variables, monkeypatch):
-    pool = worker_pool.WorkerPool(use_process=True)
+    pool = worker_pool.WorkerPool()
     assert start(pool, runner) == ""
     who, answer = runner.answers.get(timeout=60)
     assert who == "5-1" and "no number" in answer.error
-    worker_pool.kill_process_gracefully(pool._worker_processes["5-1"])
+    pool.stop()
     monkeypatch.setenv("SPECBEAM_PYTHON", "/no/such/python")
     error = start(pool, runner)
     assert "cannot start a worker: exit status 127" in error and "/no/such/python" in error

@@ -1,21 +1,14 @@
 """What a pipeline's graph will cost a runner: steps, shuffles, and the stages that its steps are fused to."""
 
-import copy
 import dataclasses
 
 from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
-from apache_beam.runners.portability.fn_api_runner import translations
+
+from pipeline.runners.beam_internals import fused_stages
 
 _GROUP_BY_KEY = common_urns.primitives.GROUP_BY_KEY.urn
 _BETWEEN_STAGES = frozenset({"beam:runner:source:v1", "beam:runner:sink:v1"})
-_PHASES = [
-    translations.annotate_downstream_side_inputs,
-    translations.fix_side_input_pcoll_coders,
-    translations.lift_combiners,
-    translations.greedily_fuse,
-    translations.sort_stages,
-]
 _OF_RUNNER = frozenset({_GROUP_BY_KEY, common_urns.primitives.IMPULSE.urn, common_urns.primitives.FLATTEN.urn})
 
 
@@ -41,9 +34,7 @@ def describe(proto: beam_runner_api_pb2.Pipeline) -> Graph:
     transforms = proto.components.transforms
     primitives = [t for t in transforms.values() if t.spec.urn and not t.subtransforms]
     shuffles = [t.unique_name.rsplit("/", 1)[0] for t in primitives if t.spec.urn == _GROUP_BY_KEY]
-    _, stages = translations.create_and_optimize_stages(
-        copy.deepcopy(proto), phases=_PHASES, known_runner_urns=_OF_RUNNER
-    )
+    stages = fused_stages(proto, _OF_RUNNER)
     others = _OF_RUNNER | _BETWEEN_STAGES
     fused = (tuple(t.unique_name for t in stage.transforms if t.spec.urn not in others) for stage in stages)
     return Graph(len(primitives), tuple(shuffles), tuple(filter(None, fused)), proto.ByteSize())

@@ -9,6 +9,7 @@ import sys
 import requests
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, PortableOptions, StandardOptions
 
+from pipeline.runners.beam_internals import given_flags
 from pipeline.runners.flink import submit as flink_runner
 from pipeline.runners.flink.jars import default_cache, fetch
 from pipeline.runners.worker import WORKER
@@ -41,7 +42,7 @@ def check(options: PipelineOptions) -> None:
     master = master.rstrip("/")
     config, overview = ask(master, "config"), ask(master, "overview")
     has_beam = any(entry["key"] == HAS_BEAM for entry in ask(master, "jobmanager/config"))
-    _check_version(flink, config["flink-version"], given="--flink_version" in _given(options))
+    _check_version(flink, config["flink-version"], given="--flink_version" in given_flags(options))
     slots = overview["slots-total"]
     if flink.parallelism == -1:
         flink.parallelism = max(1, slots)
@@ -58,10 +59,6 @@ def check(options: PipelineOptions) -> None:
     _check_workers(portable)
     if flink.flink_submit_uber_jar:
         options.view_as(StandardOptions).runner = f"{flink_runner.__name__}.FlinkRunner"
-
-
-def _given(options: PipelineOptions) -> set[str]:
-    return {flag.split("=", 1)[0] for flag in options._flags if isinstance(flag, str)}
 
 
 def _check_version(flink: FlinkRunnerOptions, version: str, given: bool) -> None:

@@ -15,6 +15,8 @@ import requests
 from apache_beam.portability.api import beam_job_api_pb2
 from apache_beam.runners.portability import flink_runner, flink_uber_jar_job_server
 
+from pipeline.runners.beam_internals import UberJarJob, UberJarJobServer
+
 _POLL_SECS = 1.0
 _LOST_SECS = 60.0
 _TIMEOUT_SECS = 60
@@ -28,26 +30,26 @@ class FlinkRunner(flink_runner.FlinkRunner):
         return _JobServer(server) if isinstance(server, flink_uber_jar_job_server.FlinkUberJarJobServer) else server
 
 
-class _JobServer(flink_uber_jar_job_server.FlinkUberJarJobServer):
+class _JobServer(UberJarJobServer):
     def __init__(self, server: flink_uber_jar_job_server.FlinkUberJarJobServer):
-        self.__dict__ = server.__dict__
-        os.rmdir(self._temp_dir)  # which Beam makes for every job, and uses for nothing
+        super().__init__(server)
+        os.rmdir(self.temp_dir)  # which Beam makes for every job, and uses for nothing
 
     def create_beam_job(self, job_id, job_name, pipeline, options):
-        jar, port = self.executable_jar(), self._artifact_port
-        return _Job(self._master_url, jar, job_id, job_name, pipeline, options, artifact_port=port)
+        jar, port = self.executable_jar(), self.artifact_port
+        return _Job(self.master_url, jar, job_id, job_name, pipeline, options, artifact_port=port)
 
 
-class _Job(flink_uber_jar_job_server.FlinkBeamJob):
+class _Job(UberJarJob):
     def run(self):
         try:
             super().run()
         finally:  # Beam keeps its copy of the jar where the cluster does not take it
-            pathlib.Path(self._jar).unlink(missing_ok=True)
+            pathlib.Path(self.jar).unlink(missing_ok=True)
 
     def cancel(self):
         try:
-            requests.patch(f"{self._master_url}/v1/jobs/{self._flink_job_id}?mode=cancel", timeout=_TIMEOUT_SECS)
+            requests.patch(f"{self.url}?mode=cancel", timeout=_TIMEOUT_SECS)
         finally:
             self.delete_jar()
 
@@ -67,7 +69,7 @@ class _Job(flink_uber_jar_job_server.FlinkBeamJob):
                 answered = time.monotonic()
             except (OSError, RuntimeError) as error:  # the job manager may be back in a moment, and knows its jobs or not
                 if time.monotonic() - answered > _LOST_SECS or "status 404" in str(error):
-                    raise RuntimeError(f"the job manager at {self._master_url} lost the job: {error}") from error
+                    raise RuntimeError(f"the job manager at {self.master_url} lost the job: {error}") from error
             else:
                 yield state, timestamp
                 if self.is_terminal_state(state):
@@ -84,7 +86,7 @@ class _Job(flink_uber_jar_job_server.FlinkBeamJob):
 
     def _root_cause(self) -> str:
         """What the job failed of: the last "Caused by" of Flink's latest trace, "" for nothing."""
-        history = self.get(f"v1/jobs/{self._flink_job_id}/exceptions").get("exceptionHistory", {}).get("entries", [])
+        history = self.get(f"{self.path}/exceptions").get("exceptionHistory", {}).get("entries", [])
         trace = history[0]["stacktrace"] if history else ""
         return trace.split("Caused by: ")[-1].split("\n\tat ")[0].strip()
 
