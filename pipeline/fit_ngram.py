@@ -29,7 +29,7 @@ from pipeline.job.preflight import CheckedModels, check_models, pieces_sha256
 from pipeline.job.run import plan_of
 from pipeline.job.terminal import make_console
 from pipeline.runners.options import beam_options, paths_of
-from pipeline.settings import ConfigError, JobConfig, absolute, parse_command_line
+from pipeline.settings import ConfigError, JobConfig, absolute, parse_command_line, refuse_placeholders
 from pipeline.settings.flags import Parser, number
 from transforms import storage
 from transforms.folder import GENERATE, FolderError, open_finished
@@ -77,6 +77,7 @@ def parse(args: Sequence[str]) -> Job:
     own, others = parser.parse_known_args(list(args))
     # The config's own draft plays no part, and may be the very folder that is to be written.
     command = parse_command_line([*others, "--config.model.draft=", "--config.decoding.gamma=0"])
+    refuse_placeholders(command)
     if own.generations and own.text_field:
         raise ConfigError(f"--text_field is {own.text_field!r}; allowed with --generations: nothing")
     order, min_count = number("order", own.order, int, 1, 2), number("min_count", own.min_count, int, 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from decoding import DecodingConfig
 from decoding.registry import RULES
-from pipeline.settings import ConfigError, JobConfig, parse_command_line
+from pipeline.settings import ConfigError, JobConfig, parse_command_line, refuse_placeholders
 from pipeline.settings.flags import Parser, number
 
 VARIED = {"gamma": "gammas", "num_slots": "num_slots", "verification": "verifications", "temperature": "temperatures"}
@@ -99,6 +99,7 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, str, BenchmarkOptions]:
             raise ConfigError(f"{stray[0]!r} is one value, and this job compares several; allowed: --{flag}=...")
     # The config's own γ plays no part, and must not be refused for want of a draft.
     command = parse_command_line([*others, "--config.decoding.gamma=0"])
+    refuse_placeholders(command)
     if command.beam_args:
         raise ConfigError(f"{command.beam_args[0]!r} is not an option of this job; --help lists them")
     settings = BenchmarkOptions(

@@ -20,7 +20,7 @@ from rich.console import Console
 from pipeline.job.status import PLANNING, READING, STARTING, Status
 from pipeline.job.terminal import make_console, one_line, warn
 from pipeline.runners.supervise import Launch, interrupts, say_interrupted
-from pipeline.settings import CommandLine, ConfigError, help_text, parse_command_line
+from pipeline.settings import CommandLine, ConfigError, help_text, parse_command_line, refuse_placeholders
 from transforms import storage
 from transforms.folder import FolderError
 
@@ -65,6 +65,7 @@ def _run(job: Job, args: Sequence[str], launch: Launch, status: Status, interrup
     status.say(READING)
     try:
         command = parse_command_line(args)
+        refuse_placeholders(command)
     except (ConfigError, OSError) as error:
         return _refuse(error)
     status.say(PLANNING)

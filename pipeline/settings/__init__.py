@@ -6,6 +6,7 @@ from pipeline.settings.command_line import (
     draft_path,
     help_text,
     parse_command_line,
+    refuse_placeholders,
     resolve_paths,
 )
 from pipeline.settings.sections import InputConfig, JobConfig, ModelConfig, ScoreConfig, ShardsConfig
@@ -24,5 +25,6 @@ __all__ = [
     "draft_path",
     "help_text",
     "parse_command_line",
+    "refuse_placeholders",
     "resolve_paths",
 ]

@@ -179,6 +179,26 @@ def resolve_paths(config: JobConfig) -> JobConfig:
     )
 
 
+def refuse_placeholders(command: CommandLine) -> None:
+    """Refuses paths with something in them that was to be filled in, as presets have it, before anybody is asked about them.
+
+    Raises:
+      ConfigError: with the setting, its value and the placeholder.
+    """
+    config = command.config
+    paths = [
+        ("--output", command.output),
+        *(("input.pattern", pattern) for pattern in config.input.patterns),
+        ("input.data_dir", config.input.data_dir),
+        *((f"model.{name}", getattr(config.model, name)) for name in ("target", "draft", "tokenizer")),
+        ("score.generations", config.score.generations),
+        *((f"score.drafts.{name}", path) for name, path in config.score.drafts.items()),
+    ]
+    for setting, path in paths:
+        if found := placeholder_in(path):
+            raise ConfigError(f"{setting} is {path!r}, with the placeholder {found!r} in it; allowed: a path of your own")
+
+
 def draft_path(draft: str) -> str:
     """A directory made absolute; the name of a draft that has none as it is."""
     return draft if draft in DRAFTS else absolute(draft)
@@ -188,8 +208,7 @@ def absolute(path: str) -> str:
     """`path` made absolute where it is local; "" stays "".
 
     Raises:
-      ConfigError: a placeholder, a URL that carries a credential (what is in the config is in the manifest), or a name that
-        is not UTF-8.
+      ConfigError: a URL that carries a credential, or a name that is not UTF-8. What is in the config is in the manifest.
     """
     if path != path.encode(errors="replace").decode():
         raise ConfigError(f"{path!r} is not UTF-8; allowed: a path that is, rename the file or link to it")
@@ -198,8 +217,6 @@ def absolute(path: str) -> str:
             f"{without_query(path)!r} was given with a query or a password in it, which the manifest would keep; "
             "allowed: a plain path, local or gs://, and credentials from the environment"
         )
-    if found := placeholder_in(path):
-        raise ConfigError(f"{path!r} has the placeholder {found!r} in it; allowed: a path of your own, local or gs://")
     return os.path.abspath(os.path.expanduser(path)) if path and not is_remote(path) else path
 
 
