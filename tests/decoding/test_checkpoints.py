@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import decoding
 from decoding import CheckpointError
-from tests import tiny_t5
+from tests.support import tiny_t5
 
 SHAPE = tiny_t5.config(12)
 TIED = tiny_t5.config(12, tied=True)

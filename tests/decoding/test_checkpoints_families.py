@@ -12,7 +12,7 @@ from decoding import CheckpointError
 from decoding.checkpoints.architecture import parse_config
 from decoding.checkpoints.presets import PRESETS
 from decoding.models.decoder_only import Rotary
-from tests import tiny_t5
+from tests.support import tiny_t5
 
 LLAMA = {
     "model_type": "llama",

@@ -6,8 +6,8 @@ from flax import nnx
 
 import decoding
 from decoding.checkpoints import find_checkpoint, orbax
-from tests import emulator
 from tests.decoding.test_checkpoints_t5x import SHAPE
+from tests.support import emulator
 
 
 def parameters(model) -> dict[str, np.ndarray]:

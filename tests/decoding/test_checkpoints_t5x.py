@@ -17,7 +17,7 @@ import decoding
 from decoding import CheckpointError
 from decoding.checkpoints import architecture, find_checkpoint
 from decoding.checkpoints.arrays import Arrays
-from tests import tiny_t5x
+from tests.support import tiny_t5x
 
 SHAPE = {
     "model_type": "t5",

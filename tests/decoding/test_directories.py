@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import decoding
 from decoding import CheckpointError, DecodingConfig, Generator
 from decoding.checkpoints.architecture import parse_config
-from tests import tiny_gguf, tiny_t5
+from tests.support import tiny_gguf, tiny_t5
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "testdata" / "golden"
 TEXT = np.arange(3, 9, dtype=np.int32)[None]

@@ -4,7 +4,7 @@ import pathlib
 import re
 
 import decoding
-from tests.scripted import reciting
+from tests.support.scripted import reciting
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "drafts.md"
 

@@ -13,8 +13,8 @@ from scipy import stats
 import decoding
 from decoding.drafts import fitted
 from decoding.rows import Rows
-from tests import reference, tiny_t5
-from tests.scripted import reciting
+from tests.support import reference, tiny_t5
+from tests.support.scripted import reciting
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "testdata" / "golden"
 CONFIG = decoding.DecodingConfig(gamma=3)

@@ -10,8 +10,8 @@ import pytest
 
 import decoding.engine
 from decoding import DecodingConfig, Generator
-from tests import scripted
-from tests.records import assert_same, check_consistency
+from tests.support import scripted
+from tests.support.records import assert_same, check_consistency
 
 MAX_TOKENS = 12
 

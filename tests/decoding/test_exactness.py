@@ -21,7 +21,7 @@ import decoding.engine
 from decoding import DecodingConfig, Generator, sampling, verification
 from decoding.drafts import ModelDraft
 from decoding.verification import Noise
-from tests import reference, tiny_t5
+from tests.support import reference, tiny_t5
 
 INPUTS = [3, 4, 5]
 LENGTH = 4

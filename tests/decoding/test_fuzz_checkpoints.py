@@ -20,7 +20,7 @@ from flax import serialization
 import decoding
 from decoding import CheckpointError
 from decoding.checkpoints import find_checkpoint
-from tests import tiny_gguf, tiny_t5
+from tests.support import tiny_gguf, tiny_t5
 from transforms.tokenize import TokenizerError, load_tokenizer
 
 T5X = {

@@ -13,7 +13,7 @@ import pytest
 import decoding
 from decoding.checkpoints.gguf import _read_header
 from decoding.models.decoder_only import Rotary
-from tests import tiny_gguf
+from tests.support import tiny_gguf
 
 LLAMA = pathlib.Path(__file__).parents[1] / "testdata" / "golden" / "llama"
 

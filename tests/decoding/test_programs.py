@@ -10,7 +10,7 @@ from decoding.models.base import install
 from decoding.programs import Programs, max_positions, prefill_rows
 from decoding.rows import DONE, POSITION, new_row
 from decoding.sampling import row_key
-from tests.scripted import reciting
+from tests.support.scripted import reciting
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import decoding
 from decoding import registry
 from decoding.models.t5 import T5Config
 from decoding.verification import Token
-from tests import reference
-from tests.scripted import near, next_logits, random_script
+from tests.support import reference
+from tests.support.scripted import near, next_logits, random_script
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from decoding import DecodingConfig, sampling
-from tests import reference
+from tests.support import reference
 
 STREAMS = (sampling.DRAFT_STREAM, sampling.ACCEPT_STREAM, sampling.NEXT_STREAM)
 draw = jax.jit(sampling.draw)

@@ -9,7 +9,7 @@ import pytest
 import decoding
 from decoding import DecodingConfig, Generator, NGramDraft, PromptLookupDraft, UniformDraft
 from decoding.scoring import Scorer
-from tests import reference, scripted
+from tests.support import reference, scripted
 
 NEVER = -1e9
 LENIENCE = (0.5, 0.1)

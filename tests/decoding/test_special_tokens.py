@@ -10,8 +10,8 @@ import pytest
 import decoding
 from decoding import CheckpointError, DecodingConfig, Generator
 from decoding.models.forced import with_forced_tokens
-from tests import tiny_t5
-from tests.scripted import Scripted, random_script
+from tests.support import tiny_t5
+from tests.support.scripted import Scripted, random_script
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "testdata" / "golden"
 

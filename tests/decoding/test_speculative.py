@@ -7,8 +7,8 @@ import pytest
 
 import decoding
 from decoding import DecodingConfig, Generator, sampling
-from tests import reference
-from tests.records import assert_same, check_consistency
+from tests.support import reference
+from tests.support.records import assert_same, check_consistency
 
 VOCABULARY = 384
 SETTINGS = dict(max_decode_tokens=24, num_slots=8, input_buckets=(24,))

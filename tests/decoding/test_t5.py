@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import decoding
-from tests import tiny_t5
+from tests.support import tiny_t5
 
 FOLDERS = ["t5_v1_1_target", "t5_v1_1_draft", "t5_v1_0"]
 

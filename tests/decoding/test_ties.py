@@ -17,7 +17,7 @@ import sentencepiece
 import decoding
 from decoding import sampling
 from decoding.config import ACCEPTED, BONUS, PLAIN, RESAMPLED
-from tests import reference
+from tests.support import reference
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 CLOSE = 1e-4

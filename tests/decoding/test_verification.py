@@ -1,6 +1,6 @@
 """The verification rules: their laws by enumeration in float64, and the JAX rules decision for decision.
 
-Two steps make "exact" checkable.  The float64 transcriptions in `tests.reference` are enumerated: every draft string,
+Two steps make "exact" checkable.  The float64 transcriptions in `tests.support.reference` are enumerated: every draft string,
 every accepted length, every next token, on trees of random conditional distributions, and the law of what they emit
 is compared with the target's.  Then the JAX rules are fed chosen uniforms and must decide as the transcriptions do.
 """
@@ -15,7 +15,7 @@ from scipy import stats
 
 from decoding import DecodingConfig, sampling, verification
 from decoding.verification import Noise, Proposal
-from tests import reference
+from tests.support import reference
 
 # Trees of conditional distributions: {prefix: float64[V]}.
 

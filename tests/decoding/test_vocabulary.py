@@ -5,8 +5,8 @@ import pytest
 
 import decoding
 from decoding.models.vocabulary import FirstTokens
-from tests import reference, tiny_t5
-from tests.scripted import Scripted, greedy, near
+from tests.support import reference, tiny_t5
+from tests.support.scripted import Scripted, greedy, near
 
 INPUTS, LENGTH, LONGEST, REAL = [3, 4, 5], 4, 6, 6
 

@@ -8,7 +8,7 @@ import pytest
 from decoding import compilation
 from pipeline.benchmarking import passes
 from pipeline.benchmarking.passes import PassTimer
-from tests import scripted
+from tests.support import scripted
 
 
 class Watched(scripted.Scripted):

@@ -12,8 +12,8 @@ from pipeline.benchmarking.results import cost_row, setting_row
 from pipeline.benchmarking.runner import Measurements, Runner
 from pipeline.benchmarking.settings import Group, Setting
 from pipeline.benchmarking.tables import remarks
-from tests import scripted
 from tests.pipeline.benchmark_fakes import FakeGenerator, generation
+from tests.support import scripted
 from transforms.aggregate import DecodedText, shard_statistics
 from transforms.records import Example
 

@@ -19,9 +19,9 @@ from pipeline.runners import options as runners
 from pipeline.runners.dataflow.graph import describe
 from pipeline.runners.supervise import Launch
 from pipeline.settings import parse_command_line
-from tests import emulator
 from tests.pipeline import fakes
 from tests.pipeline.helpers import files
+from tests.support import emulator
 
 IMAGE = "us-docker.pkg.dev/a-project/r/specbeam:tpu"
 ONE_STAGE = (

@@ -12,9 +12,9 @@ import decoding
 from decoding.checkpoints import architecture, orbax
 from pipeline import generate
 from pipeline.settings import ConfigError, parse_command_line
-from tests import reference
 from tests.pipeline import fakes
 from tests.pipeline.helpers import errors, rows, summary
+from tests.support import reference
 from transforms.tokenize import load_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

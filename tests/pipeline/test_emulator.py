@@ -11,9 +11,9 @@ from apache_beam.io.gcp import gcsio_retry
 
 import decoding
 from pipeline import generate
-from tests import emulator
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
+from tests.support import emulator
 from transforms.storage import OutputFolder
 
 ENDINGS = {"output": "", "input": ".jsonl", "target": "", "draft": ""}

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import generate
-from tests import datasets
 from tests.pipeline.helpers import assert_same_rows, errors, rows, run, summary
+from tests.support import datasets
 from transforms.write import SCHEMA
 
 THREE_WAYS = {1: 40, 7: 6, 40: 1}

@@ -5,9 +5,9 @@ import re
 import shutil
 
 from pipeline import inspect, score
-from tests import emulator
 from tests.pipeline.helpers import files, run, summary
 from tests.pipeline.score_fakes import fake
+from tests.support import emulator
 
 
 def described(folder, capsys, *flags: str, expect: int) -> dict:

@@ -7,9 +7,9 @@ import pytest
 
 from pipeline import generate
 from pipeline.settings import ConfigError, parse_command_line
-from tests import datasets
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, rows, summary
+from tests.support import datasets
 from transforms import tasks
 
 SMALL = ("--config.decoding.max_decode_tokens=8", "--config.decoding.num_slots=2", "--config.decoding.input_buckets=(64,)",

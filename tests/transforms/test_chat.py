@@ -7,7 +7,7 @@ import time
 import pytest
 import tokenizers
 
-from tests import tiny_gguf
+from tests.support import tiny_gguf
 from transforms import chat
 from transforms.chat import ChatError, ChatTemplate
 

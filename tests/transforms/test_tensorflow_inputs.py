@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests import datasets
+from tests.support import datasets
 from transforms import tasks
 from transforms.inputs import tfrecord
 from transforms.inputs.seqio import _find_tasks

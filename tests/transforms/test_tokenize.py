@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from tests import tiny_gguf
+from tests.support import tiny_gguf
 from transforms.sentencepieces import SentencePieceTokenizer
 from transforms.tokenize import TokenizerError, encode_start, find_tokenizer, load_tokenizer
 from transforms.vocabularies import LibraryTokenizer

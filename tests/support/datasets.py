@@ -4,7 +4,7 @@ import json
 import pathlib
 from unittest import mock
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SENTENCES = ROOT / "tests" / "testdata" / "sentences"
 
 

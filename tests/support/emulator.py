@@ -26,7 +26,7 @@ import pytest
 from pipeline.runners import prism
 
 FAKE_GCS_SERVER = "github.com/fsouza/fake-gcs-server@v1.56.1"
-_CACHE = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "go"
+_CACHE = pathlib.Path(__file__).resolve().parents[2] / ".cache" / "go"
 
 
 @contextlib.contextmanager
