@@ -34,8 +34,8 @@ from pipeline.runners.options import beam_options, first_local
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
 from transforms import analysis, analysis_parts, storage
-from transforms.aggregate import CombineStatistics
 from transforms.analysis import CombineTokenCounts, Sums
+from transforms.combine import CombineStatistics
 from transforms.folder import FolderError
 from transforms.parts import PartError, open_part
 from transforms.storage import OutputFolder

@@ -20,6 +20,7 @@ from pipeline.job.launch import Job, run_job
 from pipeline.job.terminal import print_summary
 from pipeline.runners.supervise import Launch, supervise
 from pipeline.settings import CommandLine
+from transforms.folder import GENERATE
 
 if typing.TYPE_CHECKING:
     import apache_beam as beam
@@ -98,7 +99,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
 def main(args: Sequence[str], factory: GeneratorFactory | None = None, launch: Launch | None = None) -> int:
     """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
     build = functools.partial(build_pipeline, factory=factory)
-    return run_job(Job(__doc__, prepare, build, print_summary), args, launch)
+    return run_job(Job(GENERATE, __doc__, prepare, build, print_summary), args, launch)
 
 
 if __name__ == "__main__":

@@ -26,17 +26,15 @@ from rich.table import Table
 
 from pipeline.job.command import command
 from pipeline.job.terminal import make_console, print_missing, summary_rows
-from transforms import finish, storage
+from transforms import attempts, storage
 from transforms.aggregate import Statistics
 from transforms.folder import open_run
 from transforms.parts import Footer, PartError, check_part
-from transforms.score_statistics import ScoreStatistics
 from transforms.storage import OutputFolder
 
 _READERS = 16
 _SHOWN = 10
 _OURS = (f"{storage.ATTEMPTS}/", f"{storage.DAMAGED}/")
-_STATISTICS = {storage.GENERATIONS: Statistics, storage.SCORES: ScoreStatistics}
 _BUSY_SECONDS = {storage.GENERATIONS: "generate_seconds", storage.SCORES: "seconds"}
 _SHOWN_SETTINGS = ("input", "model", "decoding", "shards", "score")
 
@@ -58,7 +56,7 @@ def inspect_folder(output: str, *, quick: bool = False) -> dict[str, Any]:
     if storage.SUMMARY in listing:
         with contextlib.suppress(OSError, ValueError):  # then `unfinished` says so
             summary = opened.summary()
-    missing = finish.missing_shards(folder, num_shards, kind, listing)
+    missing = attempts.missing_shards(folder, num_shards, kind, listing)
     part_names = [storage.part_name(shard, num_shards, kind) for shard in committed]
     errors_names = [name for shard in committed if (name := storage.errors_name(shard, num_shards)) in listing]
     parts, errors, problems = None, None, []
@@ -117,16 +115,27 @@ class _Parts:
     problems: tuple[str, ...]
 
 
+def _statistics(kind: str) -> type:
+    """What is in the footers of a folder's parts."""
+    if kind == storage.GENERATIONS:
+        return Statistics
+    from transforms.score_statistics import ScoreStatistics  # with Beam and JAX, which most folders are read without
+
+    return ScoreStatistics
+
+
 def _read_parts(folder: OutputFolder, names: Sequence[str], kind: str, fingerprint: str) -> _Parts:
+    kept = _statistics(kind)
+
     def read(name: str) -> Footer | str:
         try:
-            return check_part(folder.path(name), fingerprint, _STATISTICS[kind])
+            return check_part(folder.path(name), fingerprint, kept)
         except PartError as error:
             return f"{error}; without it, the command that began the folder does its shard again"
         except OSError as error:
             return f"{name} cannot be read: {error}"
 
-    merged, retried, times, devices, problems = _STATISTICS[kind](), 0, [], collections.Counter(), []
+    merged, retried, times, devices, problems = kept(), 0, [], collections.Counter(), []
     with ThreadPoolExecutor(_READERS) as pool:
         for found in pool.map(read, names):  # one by one: a big run's footers together would fill gigabytes
             if isinstance(found, str):

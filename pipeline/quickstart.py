@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import generate
+from pipeline.job.marked import STYLES, marked_text
 from pipeline.job.terminal import make_console, summary_rows
 from transforms import storage
 from transforms.parts import read_footer
@@ -28,14 +29,6 @@ from transforms.tokenize import Tokenizer, load_tokenizer
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
 
-# By source of a token: what it is, its colour (of a palette made for colour-blind readers), and the marks around it, so
-# that no reader depends on the colour.
-STYLES = {
-    0: ("corrected: the target's own choice after it rejected the draft's", "#E69F00", "[", "]"),
-    1: ("accepted: drafted, and the target agrees", "#56B4E9", "", ""),
-    2: ("bonus: the target's next token after accepting all of the draft", "#CC79A7", "{", "}"),
-    3: ("plain: decoded without a draft", "default", "", ""),
-}
 RUNS = {
     "plain": ["--config.model.draft=", "--config.decoding.gamma=0"],
     "speculative": [],
@@ -126,24 +119,6 @@ def print_examples(console: Console, rows: dict[str, dict], tokenizer: Tokenizer
         console.print()
         console.print(Text(row["inputs"], style="dim"))
         console.print(marked_text(row["output_tokens"], row["source"], tokenizer))
-
-
-def marked_text(tokens: Sequence[int], sources: Sequence[int], tokenizer: Tokenizer) -> Text:
-    """The text of `tokens` with every token coloured and marked by its source."""
-    text, shown, pending = Text(), "", None
-    for i, source in enumerate(sources):
-        decoded = tokenizer.decode(tokens[: i + 1])
-        if decoded.endswith("\ufffd"):  # a character's bytes are spread over tokens: show it with the last of them
-            pending = source if pending is None else pending
-            continue
-        new, shown = decoded[len(shown) :], decoded
-        _, colour, before, after = STYLES[int(source if pending is None else pending)]
-        pending = None
-        if new:
-            body = new.lstrip(" ")
-            text.append(new[: len(new) - len(body)])
-            text.append(f"{before}{body}{after}", style=colour)
-    return text
 
 
 def _rows(folder: pathlib.Path) -> dict[str, dict]:

@@ -341,7 +341,7 @@ def _described(text: dict) -> str:
 def main(args: Sequence[str], factory: ScorerFactory | None = None, launch: Launch | None = None) -> int:
     """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
     build = functools.partial(build_pipeline, factory=factory)
-    return run_job(Job(__doc__, prepare, build, show_summary), args, launch)
+    return run_job(Job(SCORE, __doc__, prepare, build, show_summary), args, launch)
 
 
 if __name__ == "__main__":

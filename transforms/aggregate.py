@@ -8,10 +8,8 @@ The interval of α is a Poisson bootstrap over examples: `transforms.statistics.
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 
-import apache_beam as beam
 import numpy as np
 
 from decoding import Generation
@@ -257,22 +255,3 @@ def _bleu_counts(pairs: Sequence[tuple[str, str]]) -> dict:
         "bleu_length": int(score.sys_len),
         "bleu_reference_length": int(score.ref_len),
     }
-
-
-class CombineStatistics(beam.CombineFn):
-    """Merges `Statistics`, or another class with a neutral element and an associative `merge`."""
-
-    def __init__(self, statistics: type = Statistics):
-        self._statistics = statistics
-
-    def create_accumulator(self) -> Statistics:
-        return self._statistics()
-
-    def add_input(self, accumulator: Statistics, element: Statistics) -> Statistics:
-        return accumulator.merge(element)
-
-    def merge_accumulators(self, accumulators: Iterable[Statistics]) -> Statistics:
-        return functools.reduce(self._statistics.merge, accumulators, self._statistics())
-
-    def extract_output(self, accumulator: Statistics) -> Statistics:
-        return accumulator

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from transforms import storage
@@ -153,3 +153,24 @@ def _is_note(value: Any) -> bool:
 def _write(folder: OutputFolder, shard: int, num_shards: int, note: _Note) -> None:
     data = json.dumps(dataclasses.asdict(note)).encode()
     folder.put(storage.attempt_name(shard, num_shards), data, durable=False)  # `read` takes a torn one for none
+
+
+def missing_shards(
+    folder: OutputFolder,
+    num_shards: int,
+    parts: str = storage.GENERATIONS,
+    listing: Mapping[str, int] | None = None,
+) -> list[dict]:
+    """The shards without a part: number, attempts so far, and the error that set them aside, None where none is known.
+
+    `listing` is the folder's, made where None. A part of no bytes is none.
+    """
+    listing = folder.list() if listing is None else listing
+    found = []
+    for shard in range(num_shards):
+        if listing.get(storage.part_name(shard, num_shards, parts), 0) > 0:
+            continue
+        begun = storage.attempt_name(shard, num_shards) in listing
+        note = read(folder, shard, num_shards) if begun else {}
+        found.append({"shard": shard, "attempts": note.get("attempt", 0), "error": note.get("error")})
+    return found

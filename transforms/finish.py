@@ -14,7 +14,9 @@ from typing import Any
 import apache_beam as beam
 
 from transforms import attempts, costs, storage
-from transforms.aggregate import CombineStatistics, Statistics
+from transforms.aggregate import Statistics
+from transforms.attempts import missing_shards
+from transforms.combine import CombineStatistics
 from transforms.parts import PartError, check_part
 from transforms.records import COMMIT, ShardFailure
 from transforms.storage import OutputFolder
@@ -177,24 +179,3 @@ def write_summary(
         folder.delete(name for name in folder.list() if name.startswith(storage.ATTEMPTS + "/"))
         folder.put(storage.SUCCESS, b"")
     return summary
-
-
-def missing_shards(
-    folder: OutputFolder,
-    num_shards: int,
-    parts: str = storage.GENERATIONS,
-    listing: Mapping[str, int] | None = None,
-) -> list[dict]:
-    """The shards without a part: number, attempts so far, and the error that set them aside, None where none is known.
-
-    `listing` is the folder's, made where None. A part of no bytes is none.
-    """
-    listing = folder.list() if listing is None else listing
-    found = []
-    for shard in range(num_shards):
-        if listing.get(storage.part_name(shard, num_shards, parts), 0) > 0:
-            continue
-        begun = storage.attempt_name(shard, num_shards) in listing
-        note = attempts.read(folder, shard, num_shards) if begun else {}
-        found.append({"shard": shard, "attempts": note.get("attempt", 0), "error": note.get("error")})
-    return found

@@ -42,6 +42,7 @@ class Manifest:
       device: the accelerator of the first launch, None where workers elsewhere decode.
       costs: measured costs of γ, frozen at the end of the run; see `transforms.costs`.
       code_changes: when the code changed and `--allow_code_change` said that this changes nothing, and the new code.
+      seen: digest of what the latest launch saw of settings and files before it read any, "" for none.
       drafts, lenience, text: of scores alone: what was scored, and whose texts.
     """
 
@@ -58,6 +59,7 @@ class Manifest:
     versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     device: Mapping[str, Any] | None = None
     code_changes: list = dataclasses.field(default_factory=list)
+    seen: str = ""
     job: str = GENERATE
     drafts: list = dataclasses.field(default_factory=list)
     lenience: list = dataclasses.field(default_factory=list)
@@ -130,7 +132,7 @@ _REQUIRED = ("fingerprint", "identity", "num_shards", "config")
 _SECTIONS = ("input", "model", "decoding")
 _NONE = type(None)
 _KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("specbeam", "fingerprint", "started", "job"), (str,)),
+    **dict.fromkeys(("specbeam", "fingerprint", "started", "seen", "job"), (str,)),
     **dict.fromkeys(("config", "identity", "plan", "versions", "text"), (dict,)),
     **dict.fromkeys(("code_changes", "drafts", "lenience"), (list,)),
     "exact": (bool,),

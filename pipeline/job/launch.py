@@ -17,12 +17,14 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from pipeline.job.seen import is_finished, seen
 from pipeline.job.status import PLANNING, READING, STARTING, Status
 from pipeline.job.terminal import make_console, one_line, warn
 from pipeline.runners.supervise import Launch, interrupts, say_interrupted
-from pipeline.settings import CommandLine, ConfigError, help_text, parse_command_line, refuse_placeholders
+from pipeline.settings import CommandLine, ConfigError, help_text, parse_command_line, refuse_placeholders, version_text
 from transforms import storage
 from transforms.folder import FolderError
+from transforms.storage import OutputFolder
 
 if typing.TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -35,12 +37,14 @@ class Job:
     """What tells one job of work shards from another.
 
     Attributes:
+      name: GENERATE or SCORE of `transforms.folder`.
       about: what `--help` begins with.
       prepare: plans or continues a run; the second argument is for the manifest.
       build: adds the job to a pipeline, `build(pipeline, run=run)`.
       show: prints a summary, as `terminal.print_summary`.
     """
 
+    name: str
     about: str
     prepare: Callable[[CommandLine, dict | None, Launch], Run]
     build: Callable[..., None]
@@ -51,6 +55,9 @@ def run_job(job: Job, args: Sequence[str], launch: Launch | None = None) -> int:
     """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
     if "--help" in args:
         print(help_text(job.about))
+        return 0
+    if "--version" in args:
+        print(version_text())
         return 0
     _configure_logging()
     with interrupts() as interrupted, contextlib.closing(Status()) as status:
@@ -68,15 +75,17 @@ def _run(job: Job, args: Sequence[str], launch: Launch, status: Status, interrup
         refuse_placeholders(command)
     except (ConfigError, OSError) as error:
         return _refuse(error)
+    console = make_console()
+    if not command.dry_run and is_finished(job.name, command.config, command.output):
+        return _end_of_finished(console, command.output)
     status.say(PLANNING)
     from pipeline.runners import options as runners
     from pipeline.runners.dataflow import options as dataflow
 
-    console = make_console()
     try:
         options = runners.beam_options(command.beam_args, runners.paths_of(command.config, command.output))
         dataflow.check_config(options, command.config)
-        launch = dataclasses.replace(launch, dry_run=command.dry_run)
+        launch = dataclasses.replace(launch, dry_run=command.dry_run, seen=seen(job.name, command.config))
         device = _local_device() if runners.in_this_process(options) else None
         run = _prepare(job, command, device, launch)
     except (ConfigError, FolderError, OSError) as error:
@@ -84,12 +93,7 @@ def _run(job: Job, args: Sequence[str], launch: Launch, status: Status, interrup
         return _refuse(error)
     status.clear()
     if run.finished:
-        console.print(f"Finished already, nothing to do: {run.folder.root}", soft_wrap=True, highlight=False)
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # there are ways to look into the folder
-            if failed := every_record_failed(json.loads(run.folder.read(storage.SUMMARY))):
-                print(f"error: {failed}", file=sys.stderr)
-                return 1
-        return 0
+        return _end_of_finished(console, run.folder.root)
     if run.committed or run.begun:
         shown = f"{run.committed} of {run.plan.num_shards} shards are committed, {run.begun} more were begun."
         console.print(f"Continuing: {shown}")
@@ -127,6 +131,16 @@ def _prepare(job: Job, command: CommandLine, device: dict | None, launch: Launch
     if not run.finished and not launch.dry_run:
         run.folder.delete([storage.SUCCESS])  # there only if somebody has removed something of a finished run
     return run
+
+
+def _end_of_finished(console: Console, output: str) -> int:
+    """Says that there is nothing to do. Returns the exit status that the run had."""
+    console.print(f"Finished already, nothing to do: {output}", soft_wrap=True, highlight=False, markup=False)
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # there are ways to look into the folder
+        if failed := every_record_failed(json.loads(OutputFolder(output).read(storage.SUMMARY))):
+            print(f"error: {failed}", file=sys.stderr)
+            return 1
+    return 0
 
 
 def _refuse(error: Exception) -> int:

@@ -12,19 +12,16 @@ differs.
 
 import dataclasses
 import datetime
-import hashlib
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-import decoding
-import transforms
 from decoding.version import __version__
 from pipeline.job import machine
 from pipeline.job.preflight import CheckedModels
+from pipeline.job.seen import code_digest
 from pipeline.job.terminal import warn
 from pipeline.runners.supervise import Launch
 from pipeline.settings import ConfigError, JobConfig
@@ -127,7 +124,7 @@ def continue_run(
     Raises:
       FolderError: the folder holds another run, or cannot be written.
     """
-    folder, output = opened.folder, opened.folder.root
+    folder, output, fresh = opened.folder, opened.folder.root, dataclasses.replace(fresh, seen=launch.seen)
     if opened.manifest is None:
         try:
             # Where it is there already, another launch was faster.
@@ -142,7 +139,7 @@ def continue_run(
         if costs.NAME in listing:
             costs.read(folder)  # what workers would stumble over
         if not launch.dry_run:
-            _update_manifest(folder, manifest, fresh.identity, plan)
+            _update_manifest(folder, manifest, fresh.identity, plan, launch.seen)
             empty = (storage.part_name(shard, plan.num_shards, parts) for shard in pending)
             folder.delete(name for name in empty if name in listing)
         if pending:
@@ -229,17 +226,6 @@ def run_identity(config: JobConfig, plan: Plan, models: CheckedModels) -> dict:
     return json.loads(json.dumps(identity))
 
 
-def code_digest() -> str:
-    """SHA-256 of the sources of `decoding/` and `transforms/`."""
-    digest = hashlib.sha256()
-    for package in (decoding, transforms):
-        root = pathlib.Path(package.__file__).parent
-        for path in sorted(root.rglob("*.py")):
-            digest.update(f"{package.__name__}/{path.relative_to(root).as_posix()}\0".encode())
-            digest.update(path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def new_manifest(
     config: JobConfig, plan: Plan, identity: Mapping[str, Any], device: Mapping[str, Any] | None, **of_scores: Any
 ) -> Manifest:
@@ -276,9 +262,9 @@ def _refuse_other_run(folder: OutputFolder, manifest: Manifest, identity: Mappin
     )
 
 
-def _update_manifest(folder: OutputFolder, manifest: Manifest, identity: Mapping, plan: Plan) -> None:
+def _update_manifest(folder: OutputFolder, manifest: Manifest, identity: Mapping, plan: Plan, seen: str) -> None:
     """Writes down an allowed change of code, and where input files of the same content lie now."""
-    updated = dataclasses.replace(manifest, plan=json.loads(json.dumps(plan.to_json())))
+    updated = dataclasses.replace(manifest, seen=seen, plan=json.loads(json.dumps(plan.to_json())))
     if identity["code"] != manifest.code:
         change = {"at": _now(), "code": identity["code"]}
         updated = dataclasses.replace(updated, code_changes=[*manifest.code_changes, change])

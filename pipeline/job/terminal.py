@@ -73,6 +73,7 @@ def summary_rows(summary: dict, seconds: float | None = None) -> list[tuple[str,
     by_stage = ", ".join(f"{stage} {count:,}" for stage, count in errors.items() if stage != "total")
     rows = [
         ("examples", f"{summary['examples']:,}" + _truncated(summary)),
+        *([("generations", f"{summary['generations']:,}")] if summary["generations"] != summary["examples"] else []),
         ("tokens", f"{summary['tokens']:,}"),
         ("tokens per second", _number(timings["tokens_per_second"], ",.0f") + "  while decoding"),
         ("target calls per token", _number(summary["target_calls_per_token"], ".3f")),

@@ -46,12 +46,14 @@ class Launch:
       id: unique.
       deaths: how many processes it has lost so far.
       dry_run: whether the job is prepared and not run; the output folder stays as it is.
+      seen: digest of what it found before it read anything, for the manifest; see `pipeline.job.seen`.
       began: when, of `time.monotonic`.
     """
 
     id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     deaths: int = 0
     dry_run: bool = False
+    seen: str = ""
     began: float = dataclasses.field(default_factory=time.monotonic)
 
 

@@ -9,6 +9,7 @@ from pipeline.settings.command_line import (
     refuse_placeholders,
     resolve_paths,
 )
+from pipeline.settings.flags import version_text
 from pipeline.settings.sections import InputConfig, JobConfig, ModelConfig, ScoreConfig, ShardsConfig
 from pipeline.settings.typed import ConfigError, build
 
@@ -27,4 +28,5 @@ __all__ = [
     "parse_command_line",
     "refuse_placeholders",
     "resolve_paths",
+    "version_text",
 ]

@@ -6,19 +6,28 @@ job does not know itself is a Beam option and is passed on.
 
 import ast
 import dataclasses
+import difflib
 import os
+import pathlib
+import textwrap
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+import configs
 from decoding.registry import DRAFTS
+from pipeline.settings.flags import JOB_FLAGS, refuse_near
 from pipeline.settings.sections import JobConfig
-from pipeline.settings.typed import ConfigError, build, check_names, describe, dotted
+from pipeline.settings.typed import ConfigError, build, check_names, describe, documented, dotted
+from transforms.inputs import format_of
 from transforms.storage import carries_credential, is_remote, placeholder_in, without_query
+
+_PRESETS = pathlib.Path(configs.__file__).resolve().parent
+_EXAMPLES = _PRESETS.parent / "examples"  # of a checkout; an installed package has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +48,11 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
     Raises:
       ConfigError: with the setting, its value and what is allowed.
     """
+    args = [_find_preset(arg) for arg in _joined(args)]
     args = sorted(args, key=lambda arg: not arg.startswith("--config="))  # the file comes before what overrides it
     allowed = _check_overrides(args)
+    overridden = {*allowed}
+    file = next((arg.partition("=")[2] for arg in args if arg.startswith("--config=")), "")
     args, taken = _take_overrides(args)
     values = _flags(args)
     try:
@@ -52,25 +64,134 @@ def parse_command_line(args: Sequence[str]) -> CommandLine:
             for section in sections:
                 inner = inner.setdefault(section, {})
             inner[name] = value
-    except Exception as error:  # absl, ml_collections and the config file itself raise whatever they like
-        message = _one_line(error)
+    except (Exception, SystemExit) as error:  # absl, ml_collections and the config file itself raise whatever they like
+        message = _told(error, file)
         hints = [f"; allowed: {types_}" for flag, types_ in allowed.items() if f"{flag}=" in message]
         raise ConfigError(message + "".join(hints)) from error
+    _refuse_strays(rest)
     if settings is None:
         raise ConfigError("--config is missing; give a config file, for example --config=configs/quickstart.py")
     if not values.output:
         raise ConfigError("--output is missing; give a folder for the results, local or gs://")
     for name in ("--config", "--output"):  # a misspelt override must not become a Beam option
-        if stray := [arg for arg in rest if arg.startswith(name)]:
+        if stray := [arg for arg in rest if arg.partition("=")[0] == name or arg.startswith(f"{name}.")]:
             raise ConfigError(f"{stray[0]!r} is not understood; overrides are written --config.path.to.setting=value")
+    config = resolve_paths(build(JobConfig, _adapted(settings, overridden)))
+    _refuse_absent_examples(config)
     return CommandLine(
-        config=resolve_paths(build(JobConfig, settings)),
+        config=config,
         output=absolute(values.output),
         allow_failed_shards=values.allow_failed_shards,
         allow_code_change=values.allow_code_change,
         dry_run=values.dry_run,
         beam_args=(*rest, "--dry_run=True") if values.dry_run else tuple(rest),  # Beam has an option of that name
     )
+
+
+def _joined(args: Sequence[str]) -> list[str]:
+    """`args` with `--config FILE` and `--output DIR` as one argument each."""
+    joined: list[str] = []
+    for arg in args:
+        if joined and joined[-1] in ("--config", "--output") and not arg.startswith("-"):
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return joined
+
+
+def _find_preset(arg: str) -> str:
+    """`--config=FILE`, checked; a preset's name as in a checkout, configs/NAME.py, means the installed one elsewhere.
+
+    Raises:
+      ConfigError: there is no such file.
+    """
+    flag, _, value = arg.partition("=")
+    path, colon, argument = value.partition(":")
+    if flag == "--config" and not path:
+        raise ConfigError("--config has no value; give a config file, for example --config=configs/quickstart.py")
+    if flag != "--config" or os.path.isfile(path):
+        return arg
+    preset = _PRESETS / path.removeprefix("configs/")
+    if path.startswith("configs/") and preset.is_file():
+        return f"{flag}={preset}{colon}{argument}"
+    names = sorted(f"configs/{found.name}" for found in _PRESETS.glob("[a-z]*.py"))
+    close = difflib.get_close_matches(path, names, 1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    what = "is a directory" if os.path.isdir(path) else "does not exist"
+    raise ConfigError(f"--config is {path!r}, which {what}; {hint}allowed: a Python file with get_config(), or of the presets "
+                      f"{', '.join(names)}")  # fmt: skip
+
+
+def _told(error: BaseException, file: str) -> str:
+    """What is wrong, of which ml_collections tells with a traceback where the config file raises."""
+    message = str(error).strip()
+    if "Traceback (most recent call last)" in message:
+        message = message.splitlines()[-1].partition(": ")[2]
+    elif "failure to load: " in message or not isinstance(error, flags.Error):
+        message = message.rpartition("failure to load: ")[2].replace("module 'config_config'", "it")
+    else:
+        return _one_line(message) or type(error).__name__
+    return f"--config is {file!r}, which cannot be read: {_one_line(message)}"
+
+
+def _refuse_strays(rest: Sequence[str]) -> None:
+    """Refuses flags that are none of the job's but look like one, or like a setting without its path.
+
+    Args:
+      rest: what would be Beam's.
+
+    Raises:
+      ConfigError: with what was meant.
+    """
+    settings = {path.rpartition(".")[2]: f"config.{path}" for path in _paths(JobConfig)}
+    refuse_near(rest, {name: name for name in JOB_FLAGS} | settings)
+
+
+def _paths(cls: type, path: str = "") -> Iterator[str]:
+    """Of every setting, dotted."""
+    types_ = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        inner = dotted(path, field.name)
+        yield from _paths(types_[field.name], inner) if dataclasses.is_dataclass(types_[field.name]) else [inner]
+
+
+def _adapted(settings: Mapping[str, Any], overridden: set[str]) -> Mapping[str, Any]:
+    """`settings` without what a config file says of another input or draft than the command line names.
+
+    A text file has no fields, so that those of the file's own input do not apply to it; nor does its γ where the draft is
+    set to nothing: that is plain decoding.
+    """
+    input_, model, decoding = ({**section} if isinstance(section := settings.get(name, {}), Mapping) else None
+                               for name in ("input", "model", "decoding"))  # fmt: skip
+    if None in (input_, model, decoding):
+        return settings
+    if overridden & {"--config.input.pattern", "--config.input.format"} and _is_text(input_):
+        for name in ("input_field", "target_field", "id_field"):
+            if f"--config.input.{name}" not in overridden:
+                input_.pop(name, None)
+    given = "--config.decoding.gamma" in overridden or ("gamma" in decoding and "--config.model.draft" not in overridden)
+    if not model.get("draft", "") and not given:
+        decoding["gamma"] = 0
+    return {**settings, "input": input_, "model": model, "decoding": decoding} if settings else settings
+
+
+def _is_text(input_: Mapping[str, Any]) -> bool:
+    pattern = input_.get("pattern") or ""
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    return (input_.get("format") or {format_of(str(one)) for one in patterns}) in ("text", {"text"})
+
+
+def _refuse_absent_examples(config: JobConfig) -> None:
+    """Presets name samples that lie beside them in the repository; an installed package comes without."""
+    model = config.model
+    for setting, path in [*(("input.pattern", path) for path in config.input.patterns),
+                          ("model.target", model.target), ("model.draft", model.draft)]:  # fmt: skip
+        if path.startswith(f"{_EXAMPLES}{os.sep}") and not _EXAMPLES.is_dir():
+            name = os.path.relpath(path, _EXAMPLES.parent)
+            raise ConfigError(
+                f"{setting} is {name!r}, which comes with SpecBeam's repository and not with the installed package; allowed: "
+                f"a path of your own, as --config.{setting}=..., or the command in a checkout"
+            )
 
 
 def _flags(args: Sequence[str]) -> flags.FlagValues:
@@ -96,12 +217,13 @@ def help_text(about: str) -> str:
     """What `--help` of a job says: `about`, its own flags, and every setting with what it may be and its default."""
     values = _flags(())
     own = [f"  --{name}  {values[name].help}" for name in sorted(values)]
-    head = "Settings, described in pipeline/settings/sections.py and decoding/config.py; all other flags are Beam's:"
+    own += ["  --help  This text.", "  --version  The version."]
+    head = "Settings; all other flags are Beam's:"
     return "\n".join([about.rstrip(), "", "Flags:", *own, "", head, *_settings(JobConfig, "config")])
 
 
 def _settings(cls: type, path: str) -> Iterator[str]:
-    types_ = typing.get_type_hints(cls)
+    types_, meanings = typing.get_type_hints(cls), documented(cls)
     for field in dataclasses.fields(cls):
         name, expected = f"{path}.{field.name}", types_[field.name]
         if dataclasses.is_dataclass(expected):
@@ -110,6 +232,7 @@ def _settings(cls: type, path: str) -> Iterator[str]:
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         shown = "required" if default is dataclasses.MISSING else f"default {default!r}"
         yield f"  --{name}  {describe(expected)}; {shown}"
+        yield from textwrap.wrap(meanings[field.name], 110, initial_indent="      ", subsequent_indent="      ")
 
 
 def _check_overrides(args: Sequence[str]) -> dict[str, str]:
@@ -220,5 +343,5 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path)) if path and not is_remote(path) else path
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import inspect
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -43,6 +45,8 @@ def build(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
 
 
 def _convert(value: Any, expected: Any, path: str) -> Any:
+    if value is None:  # as a preset has where only its user can know
+        raise ConfigError(f"{path} has no value; allowed: {describe(expected)}, as --config.{path}=...")
     if dataclasses.is_dataclass(expected):
         return build(expected, value, path)
     for option in _options(expected):
@@ -69,6 +73,21 @@ def check_names(cls: type, names: Iterable[str], path: str) -> None:
             raise ConfigError(
                 f"unknown setting {dotted(path, name)!r}{hint} allowed in {path or 'the config'}: {', '.join(known)}"
             )
+
+
+def documented(cls: type) -> dict[str, str]:
+    """What a dataclass's docstring says of each of its fields, under "Attributes:"; a line may name several."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    _, _, attributes = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
+    for line in attributes.partition("\n\n")[0].splitlines():
+        begun = re.fullmatch(r"  (\w+(?:, \w+)*): (.*)", line)
+        if begun:
+            names = begun[1].split(", ")
+            found |= dict.fromkeys(names, begun[2])
+        else:
+            found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return found
 
 
 def require(condition: bool, setting: str, value: Any, allowed: str) -> None:

@@ -55,7 +55,7 @@ def test_used_buckets():
         ("--repeats=1", ["--repeats", "'1'", "at least 2"]),
         ("--examples=0", ["--examples", "'0'", "at least 1"]),
         ("--seed=-1", ["--seed", "'-1'", "at least 0"]),
-        ("--gamas=1", ["'--gamas=1'", "not an option"]),
+        ("--gamas=1", ["'--gamas'", "not an option", "did you mean --gammas?"]),
         ("--runner=DirectRunner", ["'--runner=DirectRunner'", "not an option"]),
         ("--config.decoding.gamma=3", ["--config.decoding.gamma=3", "--gammas=..."]),
         ("--config.decoding.num_slots=3", ["--config.decoding.num_slots=3", "--num_slots=..."]),

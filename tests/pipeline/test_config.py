@@ -49,7 +49,6 @@ def test_one_pattern_or_several(command, text, pattern):
         ("--config.decoding.num_slots=1.5", ["decoding.num_slots", "1.5", "a whole number"]),
         ("--config.decoding.seed=True", ["decoding.seed", "True", "a whole number"]),
         ("--config.model.dtype=float16", ["model.dtype", "'float16'", "bfloat16"]),
-        ("--config.model.draft=", ["decoding.gamma", "3", "model.draft is empty"]),
         ("--config.shards.examples_per_shard=0", ["shards.examples_per_shard", "0", "at least 1"]),
         ("--config.input.format=xml", ["input.format", "'xml'", "jsonl", "seqio"]),
         ("--config.input.pattern=", ["input.pattern", "''"]),

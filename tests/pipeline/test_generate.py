@@ -15,7 +15,7 @@ from transforms.parts import read_footer
 from transforms.write import SCHEMA
 
 COLUMNS = [
-    "example_id", "shard", "index", "inputs", "targets", "prediction", "input_tokens", "output_tokens",
+    "example_id", "shard", "index", "sample", "inputs", "targets", "prediction", "input_tokens", "output_tokens",
     "finish_reason", "input_truncated", "source", "iteration", "beta", "target_logprob", "draft_logprob",
     "gammas", "accepted", "num_iterations", "decode_seconds",
 ]  # fmt: skip
@@ -159,10 +159,13 @@ def test_a_baseline_within_the_job(command, tmp_path):
     run(command("--config.shards.baseline_fraction=0.25"), expect=2)  # another result, so another run
 
 
-def test_several_samples_are_adjacent(command, tmp_path):
+def test_several_samples_are_adjacent(command, tmp_path, capsys):
     run(command("--config.decoding.num_samples=3"))
     table = pq.read_table(tmp_path / "out" / "generations" / "part-00000-of-00004.parquet").to_pandas()
     assert list(table["index"]) == [i for i in range(8) for _ in range(3)]
+    assert list(table["sample"]) == 8 * [0, 1, 2]
     assert len({tuple(t) for t in table["output_tokens"][:3]}) == 3
     total = summary(tmp_path / "out")
     assert (total["examples"], total["generations"]) == (30, 90)
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["examples", "30"] in shown and ["generations", "90"] in shown

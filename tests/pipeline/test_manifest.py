@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipeline.job import run as manifest
+from pipeline.job import seen
 from pipeline.job.preflight import check_models
 from pipeline.settings import parse_command_line
 from transforms.storage import OutputFolder
@@ -85,10 +86,10 @@ def test_code_digest_sees_every_source(tmp_path, monkeypatch):
 
     (tmp_path / "inner").mkdir()
     (tmp_path / "__init__.py").touch()
-    monkeypatch.setattr(manifest, "decoding", Package)
-    before = manifest.code_digest()
+    monkeypatch.setattr(seen, "decoding", Package)
+    before = seen.code_digest()
     (tmp_path / "inner" / "new.py").write_text("x = 1")
-    assert manifest.code_digest() != before
+    assert seen.code_digest() != before
 
 
 def test_large_weights_are_sampled(tmp_path, monkeypatch):

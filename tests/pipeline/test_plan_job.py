@@ -43,7 +43,7 @@ def run(*args: str, tmp_path) -> tuple[int, dict]:
         (["--alpha=1.5"], "--alpha is 1.5; allowed: 0 to 1"),
         (["--json=/no/such/folder/plan.json"], "--json is '/no/such/folder/plan.json'; allowed: a file in a folder that is"),
         (["--target=t5-huge"], "--target is 't5-huge'; allowed: t5-v1.1-small"),
-        (["--toplogy=v4:2x2x1"], "unknown arguments: --toplogy"),
+        (["--toplogy=v4:2x2x1"], "'--toplogy' is not an option of this job; did you mean --topology\\?"),
     ],
 )
 def test_what_is_wrong_with_the_command_is_said(args, message, capsys):

@@ -13,7 +13,8 @@ from decoding import DecodingConfig, Generation
 from pipeline.runners.options import LOCAL_RUNNER
 from tests.pipeline.fakes import fake_generation
 from transforms import aggregate
-from transforms.aggregate import CombineStatistics, DecodedText, Statistics, shard_statistics
+from transforms.aggregate import DecodedText, Statistics, shard_statistics
+from transforms.combine import CombineStatistics
 from transforms.records import example_error
 from transforms.statistics.intervals import poisson_weights
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from decoding.scoring import DraftScores, TextScores
-from transforms.aggregate import CombineStatistics
+from transforms.combine import CombineStatistics
 from transforms.score_statistics import ScoredText, ScoreStatistics, score_statistics
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from decoding import DecodingConfig
 from tests.pipeline.fakes import fake_generation
-from transforms import finish, storage
+from transforms import attempts, finish, storage
 from transforms.decode import DecodedShard, DecodeFailure, EngineCounters
 from transforms.parts import Footer, read_footer
 from transforms.records import Example, TokenizedShard, WorkShard, example_error
@@ -178,7 +178,7 @@ def test_errors_that_a_second_attempt_replaced_are_noticed_at_the_end(folder):
         )
         if failing:  # the shard is done again
             assert found == [] and PART not in folder.list()
-            (missing,) = [one for one in finish.missing_shards(folder, 3) if one["shard"] == 1]
+            (missing,) = [one for one in attempts.missing_shards(folder, 3) if one["shard"] == 1]
             assert missing["error"]["error_type"] == "ErrorsReplaced"
         else:  # errors of an attempt that lost
             assert found == [footer.statistics] and ERRORS not in folder.list() and PART in folder.list()

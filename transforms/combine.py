@@ -1,0 +1,28 @@
+"""Statistics of shards added up in a pipeline; what they are, `transforms.aggregate` and `transforms.score_statistics` say,
+which are read without Beam as well."""
+
+import functools
+from collections.abc import Iterable
+
+import apache_beam as beam
+
+from transforms.aggregate import Statistics
+
+
+class CombineStatistics(beam.CombineFn):
+    """Merges `Statistics`, or another class with a neutral element and an associative `merge`."""
+
+    def __init__(self, statistics: type = Statistics):
+        self._statistics = statistics
+
+    def create_accumulator(self) -> Statistics:
+        return self._statistics()
+
+    def add_input(self, accumulator: Statistics, element: Statistics) -> Statistics:
+        return accumulator.merge(element)
+
+    def merge_accumulators(self, accumulators: Iterable[Statistics]) -> Statistics:
+        return functools.reduce(self._statistics.merge, accumulators, self._statistics())
+
+    def extract_output(self, accumulator: Statistics) -> Statistics:
+        return accumulator
