@@ -19,6 +19,7 @@ position from itself, and everything at or beyond its position is masked.
 """
 
 import collections
+import copy
 import dataclasses
 import threading
 import time
@@ -118,6 +119,13 @@ class Generator:
     def plain(self) -> "Generator":
         """Plain decoding by the same target with the same settings; parameters are shared, programs compiled here."""
         return Generator(self._programs.target(), None, dataclasses.replace(self.config, gamma=0))
+
+    def with_draws(self, seed: int, num_samples: int) -> "Generator":
+        """This generator under another seed and number of samples, on which no program depends: everything is shared."""
+        other, programs = copy.copy(self), copy.copy(self._programs)
+        other.config = programs.config = dataclasses.replace(self.config, seed=seed, num_samples=num_samples)
+        other._programs = programs
+        return other
 
     def generate(self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]) -> list[Generation]:
         """Decodes every input `num_samples` times.

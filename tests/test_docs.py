@@ -13,11 +13,11 @@ from pipeline.settings import command_line, parse_command_line
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted((ROOT / "docs").glob("*.md"))]
-SOURCES = {path: path.read_text(encoding="utf-8") for name in ("pipeline", "benchmarks", "examples", "configs")
+SOURCES = {path: path.read_text(encoding="utf-8") for name in ("specbeam", "pipeline", "benchmarks", "examples", "configs")
            for path in sorted((ROOT / name).rglob("*.py"))}  # fmt: skip
 PROGRAMS = [path for path, text in SOURCES.items() if "python -m" in text or "__main__" in text]
 ELSEWHERE = {"--checkpointing_interval"}  # of Flink's job server
-FOLDERS = "decoding|transforms|pipeline|tests|benchmarks|configs|examples|docs"
+FOLDERS = "specbeam|decoding|transforms|pipeline|tests|benchmarks|configs|examples|docs"
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -8,13 +8,14 @@ import numpy as np
 from apache_beam.metrics import Metrics
 
 from transforms import attempts, chat, records, storage
+from transforms.encoding import NoTokensError, encode_text
 from transforms.folder import read_manifest
 from transforms.inputs import read_records
 from transforms.inputs.base import InputSpec
 from transforms.inputs.texts import TextRecord, read_text
 from transforms.plan import Plan, ShardTable
 from transforms.records import Example, ExampleError, TokenizedShard, WorkShard
-from transforms.tokenize import Tokenizer, encode_start, load_tokenizer
+from transforms.tokenize import Tokenizer, load_tokenizer
 
 
 def read_shard(
@@ -66,30 +67,21 @@ def _tokenize(
             record.example_id, record.index, records.TOKENIZE, error_type, message, record.place, record.raw
         )
 
-    cut = False
     try:
-        if record.tokens is not None:
-            tokens = record.tokens
-        elif chat_template is not None:
-            tokens, cut = chat.encode(
-                tokenizer, chat_template, record.inputs, prefix=prefix, max_tokens=max_input_tokens
-            )
-        else:
-            tokens, whole = encode_start(tokenizer, prefix + record.inputs, max_input_tokens)
-            cut = not whole
+        tokens, truncated = encode_text(
+            record.inputs if record.tokens is None else record.tokens,
+            tokenizer,
+            prefix=prefix,
+            eos_id=eos_id,
+            max_input_tokens=max_input_tokens,
+            chat_template=chat_template,
+            empty_id=empty_id,
+        )
+    except NoTokensError as error:
+        return failed("NoTokens", str(error))
     except Exception as error:  # whatever a tokeniser's library raises concerns this record only
         return failed(type(error).__name__, str(error))
-    if not tokens and empty_id is not None:
-        tokens = [empty_id]
-    elif tokens and eos_id is None and record.tokens is None and chat_template is None:
-        tokens = [*tokenizer.begin, *tokens]
-    if not tokens:
-        return failed("NoTokens", "the tokeniser yields no token for this text")
-    if record.tokens is not None and tokens[-1] == eos_id:
-        tokens = tokens[:-1]
-    ending = [] if eos_id is None else [eos_id]
-    truncated = cut or len(tokens) + len(ending) > max_input_tokens
-    tokens = np.asarray(tokens[: max_input_tokens - len(ending)] + ending, np.int32)
+    tokens = np.asarray(tokens, np.int32)
     return Example(
         record.example_id, record.index, record.inputs, record.targets, tokens, truncated,
         record.place, record.raw[: records.MAX_RECORD_CHARS + 1],

@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("index", pa.int64(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
         pa.field("inputs", pa.string(), nullable=False),
         pa.field("targets", pa.string()),
         pa.field("prediction", pa.string(), nullable=False),
@@ -51,9 +52,10 @@ accepted."""
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One generation with the example it is of and its text."""
+    """One generation with the example it is of, which of the example's samples it is, and its text."""
 
     example: Example
+    sample: int
     generation: Generation
     prediction: str
 
@@ -64,7 +66,10 @@ def rows_and_errors(shard: DecodedShard, tokenizer: Tokenizer, eos_ids: Sequence
     for example, result in zip(shard.tokenized.examples, shard.results, strict=True):
         if not isinstance(result, DecodeFailure):
             try:
-                rows += [Row(example, generation, _text(generation, tokenizer, eos_ids)) for generation in result]
+                rows += [
+                    Row(example, sample, generation, _text(generation, tokenizer, eos_ids))
+                    for sample, generation in enumerate(result)
+                ]
                 continue
             except Exception as error:  # whatever a tokeniser's library raises concerns this example only
                 result = DecodeFailure(type(error).__name__, str(error))
@@ -100,8 +105,8 @@ def _value(row: Row, column: str, shard: int):
             return getattr(example, column)
         case "shard":
             return shard
-        case "prediction":
-            return row.prediction
+        case "sample" | "prediction":
+            return getattr(row, column)
         case "input_tokens":
             return example.tokens
         case "output_tokens":

@@ -1,0 +1,7 @@
+"""`python -m specbeam` is the command `specbeam`."""
+
+import sys
+
+from specbeam.command import main
+
+sys.exit(main())
