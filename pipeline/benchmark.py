@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from rich.console import Console
 from tqdm import tqdm
 
-import decoding
 from decoding.version import __version__
 from pipeline.benchmarking.inputs import Inputs, read_inputs, used_buckets
 from pipeline.benchmarking.paired import METHOD
@@ -43,7 +42,7 @@ from pipeline.job.command import command
 from pipeline.job.preflight import CheckedModels, check_models
 from pipeline.job.run import code_digest
 from pipeline.job.terminal import make_console
-from pipeline.settings import JobConfig
+from pipeline.settings import ConfigError, JobConfig
 from transforms.statistics.intervals import LEVEL
 from transforms.storage import OutputFolder
 
@@ -55,6 +54,8 @@ def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
     console = make_console()
     config, output, settings = parse(args)
+    if config.model.mesh:
+        raise ConfigError(f'model.mesh is {config.model.mesh!r}; allowed: "", since one device is measured')
     models = check_models(config)
     inputs = read_inputs(config, models, settings.examples, output)
     folder = open_folder(output)
@@ -80,13 +81,7 @@ def measure(
     began, started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.monotonic()
     if len(inputs.examples) < settings.examples:
         console.print(f"The input has {len(inputs.examples)} examples: fewer than --examples={settings.examples}.")
-    target = decoding.load_model(config.model.target, dtype=config.model.dtype)
-    draft = decoding.load_draft(
-        config.model.draft,
-        max_ngram=config.model.prompt_lookup_max_ngram,
-        min_ngram=config.model.prompt_lookup_min_ngram,
-        dtype=config.model.dtype,
-    )
+    target, draft = models.to_load.load_target(), models.to_load.load_draft()
     base = dataclasses.replace(
         config.decoding, input_buckets=used_buckets(config.decoding.input_buckets, inputs.lengths)
     )
@@ -120,7 +115,7 @@ def measure(
             groups,
             inputs.examples,
             lambda text: console.print(text, highlight=False, markup=False),
-            vocab_size=models.vocab_size,
+            vocab_size=models.to_load.vocab_size,
         )
         with _Progress((settings.repeats + 1) * runner.num_runs, settings.repeats) as progress:
             for repeat in runner.run(settings.repeats, settings.seed, progress.show):

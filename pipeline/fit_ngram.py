@@ -95,7 +95,7 @@ def parse(args: Sequence[str]) -> Job:
     pieces = load_tokenizer(models.tokenizer).pieces()
     settings = FitSettings(
         output=command.output,
-        vocab_size=models.vocab_size or target.vocab_size,
+        vocab_size=models.to_load.vocab_size or target.vocab_size,
         start_id=target.start_id,
         eos_id=target.eos_id,
         order=order,

@@ -74,15 +74,9 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
         hints = dataflow.resource_hints(root.options, [config.model.target, config.model.draft])
         handler = ShardModelHandler(
             output,
-            config.model.target,
-            config.model.draft,
+            models.to_load,
             config.decoding,
-            dtype=config.model.dtype,
             factory=factory,
-            vocab_size=models.vocab_size,
-            max_ngram=config.model.prompt_lookup_max_ngram,
-            min_ngram=config.model.prompt_lookup_min_ngram,
-            mesh=config.model.mesh,
             baseline_fraction=config.shards.baseline_fraction,
             resource_hints=hints,
             env_vars=runners.worker_environment(root.options),

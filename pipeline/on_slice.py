@@ -23,7 +23,8 @@ from pipeline import generate
 from pipeline.settings import ConfigError, help_text, parse_command_line
 from pipeline.settings.flags import Parser
 from transforms.costs import Costs
-from transforms.decode import Models, load_generator
+from transforms.decode import load_generator
+from transforms.models import Models
 
 _leader: slices.Leader | None = None
 

@@ -122,15 +122,11 @@ def prepare(command: CommandLine, device: dict | None, launch: Launch) -> ScoreR
         statistics=ScoreStatistics,
     )
     settings = ScoreSettings(
-        target=config.model.target,
+        models=models.to_load,
         drafts=tuple(named_drafts(config).items()),
         config=config.decoding,
         lenience=config.score.lenience,
         batch_tokens=config.score.batch_tokens,
-        vocab_size=models.vocab_size,
-        dtype=config.model.dtype,
-        max_ngram=config.model.prompt_lookup_max_ngram,
-        min_ngram=config.model.prompt_lookup_min_ngram,
     )
     known = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run)}
     return ScoreRun(**known, source=source, settings=settings)
@@ -150,6 +146,8 @@ def named_drafts(config: JobConfig) -> dict[str, str]:
 
 def check_score_models(config: JobConfig) -> tuple[CheckedModels, dict[str, dict]]:
     """Checks target and drafts as generation does. Returns what it found out, and the identity of every draft."""
+    if config.model.mesh:
+        raise ConfigError(f'model.mesh is {config.model.mesh!r}; allowed: "", since scores are of one device')
     named = named_drafts(config)
     alone = dataclasses.replace(
         config,
@@ -164,7 +162,8 @@ def check_score_models(config: JobConfig) -> tuple[CheckedModels, dict[str, dict
         name: check_draft(setting.format(name), path, config.model, target, pieces) for name, path in named.items()
     }
     vocab_size = shared_vocab_size(config.model, target, list(found.values()), pieces)
-    return dataclasses.replace(models, vocab_size=vocab_size), {name: one.identity for name, one in found.items()}
+    to_load = dataclasses.replace(models.to_load, vocab_size=vocab_size)
+    return dataclasses.replace(models, to_load=to_load), {name: one.identity for name, one in found.items()}
 
 
 def find_generations(config: JobConfig, models: CheckedModels, drafts: Mapping[str, dict]) -> Source:
@@ -232,7 +231,7 @@ def _references(config: JobConfig, models: CheckedModels, opened) -> Source:
 
 def _identity(config: JobConfig, models: CheckedModels, drafts: Mapping[str, dict], source: Source) -> dict:
     settings = {name: getattr(config.decoding, name) for name in (*SAMPLING, *_LENGTHS)}
-    read = {"vocab_size": models.vocab_size, "tokenizer": models.tokenizer_sha256, "dtype": config.model.dtype}
+    read = {"vocab_size": models.to_load.vocab_size, "tokenizer": models.tokenizer_sha256, "dtype": config.model.dtype}
     identity = {
         "job": "score",
         "text": source.identity,
@@ -256,7 +255,7 @@ def build_pipeline(root: beam.Pipeline, *, run: ScoreRun, factory: ScorerFactory
     output, source, settings = run.folder.root, run.source, run.settings
     outcomes = ()
     if run.pending:
-        hints = dataflow.resource_hints(root.options, [settings.target, *(path for _, path in settings.drafts)])
+        hints = dataflow.resource_hints(root.options, [settings.models.target, *(path for _, path in settings.drafts)])
         pending = root | "PendingRanges" >> beam.Create(ranges(run.pending))
         if isinstance(source.plan, GenerationsPlan):
             plan = source.plan

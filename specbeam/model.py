@@ -6,10 +6,9 @@ import re
 import threading
 from collections.abc import Sequence
 
-from pipeline.job.preflight import CheckedModels, check_models
-
 import decoding
 from decoding import DecodingConfig, Generation
+from pipeline.job.preflight import CheckedModels, check_models
 from pipeline.settings import InputConfig, JobConfig, ModelConfig, build
 from transforms.encoding import encode_text
 from transforms.storage import is_remote

@@ -20,9 +20,9 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
 
 import decoding
-from decoding import sharding
 from transforms import costs, records
 from transforms.costs import Costs
+from transforms.models import Models
 from transforms.records import ShardFailure, TokenizedShard
 from transforms.storage import OutputFolder
 
@@ -87,28 +87,6 @@ def is_baseline(shard: int, fraction: float, seed: int) -> bool:
     return (offset + shard * 0x9E3779B97F4A7C15) % 2**64 < fraction * 2.0**64
 
 
-@dataclasses.dataclass(frozen=True)
-class Models:
-    """Which models to load.
-
-    Attributes:
-      target: directory of the target model.
-      draft: as of `decoding.load_draft`.
-      dtype: of their parameters.
-      vocab_size: as of `decoding.Generator`.
-      max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
-      mesh: of the devices that the target is split over, as of `decoding.sharding.parse_mesh`; "" for one device.
-    """
-
-    target: str
-    draft: str = ""
-    dtype: str = "float32"
-    vocab_size: int | None = None
-    max_ngram: int = 3
-    min_ngram: int = 1
-    mesh: str = ""
-
-
 _status = logging.getLogger("specbeam.status")  # what a launcher in this process shows
 
 GeneratorFactory = Callable[[Models, decoding.DecodingConfig, Costs | None], decoding.Generator]
@@ -121,15 +99,10 @@ def load_generator(models: Models, config: decoding.DecodingConfig, costs: Costs
     """
     decoding.keep_programs()
     _status.info("loading the models")
-    mesh = sharding.make_mesh(*sharding.parse_mesh(models.mesh)) if models.mesh else None
-    target = decoding.load_model(models.target, dtype=models.dtype, mesh=mesh)
-    draft = decoding.load_draft(
-        models.draft if max(config.gammas) > 0 else "",
-        max_ngram=models.max_ngram,
-        min_ngram=models.min_ngram,
-        dtype=models.dtype,
+    draft = "" if max(config.gammas) == 0 else None
+    return decoding.Generator(
+        models.load_target(), models.load_draft(draft), config, costs, vocab_size=models.vocab_size
     )
-    return decoding.Generator(target, draft, config, costs, vocab_size=models.vocab_size)
 
 
 def decode_batch(
@@ -160,7 +133,42 @@ def decode_batch(
     return [tuple(flat[i : i + samples]) for i in range(0, len(flat), samples)], counters
 
 
-class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Generator]):
+class _EngineHandler(ModelHandler):
+    """Loads the engine once per process, and says to Beam what concerns every use of it."""
+
+    def __init__(
+        self,
+        models: Models,
+        config: decoding.DecodingConfig,
+        factory: GeneratorFactory | None,
+        resource_hints: Mapping[str, str | int] | None,
+        env_vars: Mapping[str, str] | None,
+        **batching: int,
+    ):
+        super().__init__(env_vars=dict(env_vars or {}), **batching)
+        self._models, self._config, self._factory = models, config, factory or load_generator
+        self._resource_hints = dict(resource_hints or {})
+
+    def _build(self, frozen: Costs | None) -> decoding.Generator:
+        if programs := self._env_vars.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX looks at when it is imported only
+            decoding.keep_programs(programs)
+        return self._factory(self._models, self._config, frozen)
+
+    def get_metrics_namespace(self) -> str:
+        return "specbeam"
+
+    def get_resource_hints(self) -> dict[str, str | int]:
+        return self._resource_hints
+
+    def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
+        if inference_args:
+            raise ValueError(f"inference_args are not used here: {sorted(inference_args)}; settings go into the config")
+
+    def share_model_across_processes(self) -> bool:
+        return False  # an accelerator belongs to one process, and a proxy would copy every result
+
+
+class SpeculativeModelHandler(_EngineHandler, ModelHandler[Prompt, PredictionResult, decoding.Generator]):
     """Speculative decoding for `RunInference`.
 
     Takes `Prompt`s with distinct example ids. Yields one `PredictionResult` per prompt, whose `inference` is a tuple of
@@ -197,19 +205,13 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
           resource_hints: of Beam, for runners that choose machines by them: {"min_ram": bytes, "accelerator": "type:..."}.
           env_vars: environment variables that workers set before the models are loaded.
         """
-        super().__init__(min_batch_size=1, max_batch_size=batch_size, env_vars=dict(env_vars or {}))
-        self._resource_hints = dict(resource_hints or {})
-        self._models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram, mesh)
-        self._config = config or decoding.DecodingConfig()
-        self._factory = factory
+        models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram, mesh)
+        config = config or decoding.DecodingConfig()
+        batching = {"min_batch_size": 1, "max_batch_size": batch_size}
+        super().__init__(models, config, factory, resource_hints, env_vars, **batching)
 
     def load_model(self) -> decoding.Generator:
         return self._build(None)
-
-    def _build(self, frozen: Costs | None) -> decoding.Generator:
-        if programs := self._env_vars.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX looks at when it is imported only
-            decoding.keep_programs(programs)
-        return (self._factory or load_generator)(self._models, self._config, frozen)
 
     def run_inference(
         self,
@@ -222,19 +224,6 @@ class SpeculativeModelHandler(ModelHandler[Prompt, PredictionResult, decoding.Ge
 
     def get_num_bytes(self, batch: Sequence[Prompt]) -> int:
         return sum(4 * len(prompt.tokens) for prompt in batch)
-
-    def get_metrics_namespace(self) -> str:
-        return "specbeam"
-
-    def get_resource_hints(self) -> dict[str, str | int]:
-        return self._resource_hints
-
-    def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
-        if inference_args:
-            raise ValueError(f"inference_args are not used here: {sorted(inference_args)}; settings go into the config")
-
-    def share_model_across_processes(self) -> bool:
-        return False  # an accelerator belongs to one process, and a proxy would copy every result
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -249,21 +238,32 @@ class ShardGenerators:
     turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
-class ShardModelHandler(SpeculativeModelHandler):
+class ShardModelHandler(_EngineHandler, ModelHandler[TokenizedShard, DecodedShard, ShardGenerators]):
     """`TokenizedShard`s in, `DecodedShard`s out; used with `with_no_batching` on lists of one shard.
 
     A shard of which every example fails, and that has more than one, is a `failure` as a whole: the cause is not in
     the examples. With γ = "auto" all workers of the run use one set of measured costs.
     """
 
-    def __init__(self, output: str, *args, baseline_fraction: float = 0.0, **kwargs):
+    def __init__(
+        self,
+        output: str,
+        models: Models,
+        config: decoding.DecodingConfig,
+        *,
+        factory: GeneratorFactory | None = None,
+        baseline_fraction: float = 0.0,
+        resource_hints: Mapping[str, str | int] | None = None,
+        env_vars: Mapping[str, str] | None = None,
+    ):
         """
         Args:
           output: folder of the run, where costs are frozen.
+          models, config: what decodes, and how.
+          factory, resource_hints, env_vars: as of `SpeculativeModelHandler`.
           baseline_fraction: share of the shards that are decoded plainly.
-          *args, **kwargs: as of `SpeculativeModelHandler`.
         """
-        super().__init__(*args, **kwargs)
+        super().__init__(models, config, factory, resource_hints, env_vars)
         self._output, self._baseline_fraction = output, baseline_fraction
 
     def load_model(self) -> ShardGenerators:

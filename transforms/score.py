@@ -21,6 +21,7 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 import decoding
 from decoding.scoring import Scorer, TextScores
 from transforms import attempts, records, storage
+from transforms.models import Models
 from transforms.parts import open_part
 from transforms.read import ReadShards
 from transforms.records import ExampleError, ShardFailure, TokenizedShard
@@ -212,23 +213,17 @@ class ScoreSettings:
     """Everything that determines scores.
 
     Attributes:
-      target: directory of the target.
+      models: the target; its own draft plays no part.
       drafts: (name, what `decoding.load_draft` takes) in the order of the output.
       config: its sampling method, input_buckets and max_decode_tokens.
-      lenience, batch_tokens, vocab_size: as of `Scorer`.
-      dtype: of the models' parameters.
-      max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
+      lenience, batch_tokens: as of `Scorer`.
     """
 
-    target: str
+    models: Models
     drafts: tuple[tuple[str, str], ...]
     config: decoding.DecodingConfig
     lenience: tuple[float, ...] = ()
     batch_tokens: int = 512
-    vocab_size: int | None = None
-    dtype: str = "float32"
-    max_ngram: int = 3
-    min_ngram: int = 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -245,23 +240,16 @@ def load_scorer(settings: ScoreSettings) -> Scorer:
     """Loads the models and compiles their programs, or finds them compiled by an earlier process on this machine."""
     decoding.keep_programs()
     _status.info("loading the models")
-    target = decoding.load_model(settings.target, dtype=settings.dtype)
-    drafts = {
-        name: decoding.load_draft(
-            path,
-            max_ngram=settings.max_ngram,
-            min_ngram=settings.min_ngram,
-            dtype=settings.dtype,
-        )
-        for name, path in settings.drafts
-    }
+    models = settings.models
+    target = models.load_target()
+    drafts = {name: models.load_draft(draft) for name, draft in settings.drafts}
     return Scorer(
         target,
         drafts,
         settings.config,
         lenience=settings.lenience,
         batch_tokens=settings.batch_tokens,
-        vocab_size=settings.vocab_size,
+        vocab_size=models.vocab_size,
     )
 
 

@@ -85,8 +85,9 @@ def _run(job: Job, args: Sequence[str], launch: Launch, status: Status, interrup
     try:
         options = runners.beam_options(command.beam_args, runners.paths_of(command.config, command.output))
         dataflow.check_config(options, command.config)
+        runners.check_mesh(options, command.config.model.mesh)
         launch = dataclasses.replace(launch, dry_run=command.dry_run, seen=seen(job.name, command.config))
-        device = _local_device() if runners.in_this_process(options) else None
+        device = _local_device(command.config.model.mesh) if runners.in_this_process(options) else None
         run = _prepare(job, command, device, launch)
     except (ConfigError, FolderError, OSError) as error:
         status.clear()
@@ -210,11 +211,23 @@ def _dry_run(job: Job, run: Run, options: PipelineOptions, console: Console) -> 
         return 1
 
 
-def _local_device() -> dict:
+def _local_device(mesh: str) -> dict:
+    """The device that this process decodes on.
+
+    Raises:
+      ConfigError: there is none, or `model.mesh` asks for other devices than there are.
+    """
     import jax
 
     try:
         devices = jax.devices()
     except RuntimeError as error:  # a TPU that another process has, a JAX_PLATFORMS that is not installed
         raise ConfigError(f"JAX finds no device to decode on: {error}") from error
+    if mesh:
+        from decoding import sharding
+
+        try:
+            sharding.make_mesh(*sharding.parse_mesh(mesh))
+        except ValueError as error:
+            raise ConfigError(f"model.mesh is {mesh!r}: {error}") from error
     return {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices)}

@@ -12,6 +12,7 @@ from decoding.drafts import ngram
 from decoding.registry import DRAFTS, PROMPT_LOOKUP
 from pipeline.settings import ConfigError, JobConfig, ModelConfig
 from transforms import chat, storage
+from transforms.models import Models
 from transforms.tokenize import Tokenizer, TokenizerError, find_tokenizer, load_tokenizer
 
 _WHOLE_FILE_BYTES = 256 << 20
@@ -30,7 +31,7 @@ class CheckedModels:
       identity: what tells these models' weights from others, for the fingerprint.
       chat_template: makes prompts of texts; None for none.
       empty_id: what an empty text becomes; None makes it an error.
-      vocab_size: of `decoding.Generator`: what vocabularies padded by different amounts are cut to; None for nothing.
+      to_load: the models, as workers load them.
     """
 
     tokenizer: str
@@ -38,7 +39,7 @@ class CheckedModels:
     eos_ids: tuple[int, ...]
     input_eos_id: int | None
     identity: dict
-    vocab_size: int | None = None
+    to_load: Models
     chat_template: chat.ChatTemplate | None = None
     empty_id: int | None = None
 
@@ -83,9 +84,22 @@ def check_models(config: JobConfig) -> CheckedModels:
         eos_ids=target.eos_ids,
         input_eos_id=target.eos_id if target.encoder_decoder else None,
         identity=identity,
-        vocab_size=vocab_size,
+        to_load=models_of(config.model, vocab_size),
         chat_template=_check_chat_template(config, target, found),
         empty_id=_check_empty(config, target),
+    )
+
+
+def models_of(config: ModelConfig, vocab_size: int | None = None) -> Models:
+    """What the settings say is to be loaded."""
+    return Models(
+        target=config.target,
+        draft=config.draft,
+        dtype=config.dtype,
+        vocab_size=vocab_size,
+        max_ngram=config.prompt_lookup_max_ngram,
+        min_ngram=config.prompt_lookup_min_ngram,
+        mesh=config.mesh,
     )
 
 
@@ -200,7 +214,7 @@ def check_draft(
 def shared_vocab_size(
     config: ModelConfig, target: decoding.CheckpointInfo, drafts: Sequence[CheckedDraft], pieces: Sequence[str]
 ) -> int | None:
-    """`CheckedModels.vocab_size`: the setting, or where sizes differ the number of tokens that are not padding.
+    """`Models.vocab_size`: the setting, or where sizes differ the number of tokens that are not padding.
 
     For an encoder-decoder model that is what all models have: T5's sentinel tokens lie beyond its tokeniser's pieces.
 

@@ -8,7 +8,6 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-import decoding
 from decoding import DecodingConfig, sharding
 from decoding.checkpoints import CheckpointError, architecture, find_checkpoint
 from decoding.checkpoints.load import DTYPES
@@ -18,7 +17,7 @@ from decoding.drafts.ngram import is_ngram
 from decoding.engine import Generator
 from decoding.programs import max_positions, prefill_rows
 from decoding.registry import DRAFTS
-from pipeline.job.preflight import check_models
+from pipeline.job.preflight import check_models, models_of
 from pipeline.planning import chips, memory, roofline
 from pipeline.planning.command import PlanOptions
 from pipeline.settings import ConfigError, JobConfig
@@ -49,8 +48,7 @@ def abstract_models(config: JobConfig, vocab_size: int | None = None):
         return target, None
     if name not in DRAFTS and not is_ngram(name):
         return target, model("model.draft", name)
-    lengths = {"max_ngram": config.model.prompt_lookup_max_ngram, "min_ngram": config.model.prompt_lookup_min_ngram}
-    return target, fitted(target, decoding.load_draft(name, **lengths), vocab_size)[1]
+    return target, fitted(target, models_of(config.model).load_draft(), vocab_size)[1]
 
 
 def job_programs(target, draft, config: DecodingConfig, vocab_size: int | None, baseline: bool) -> dict:

@@ -8,6 +8,7 @@ that were left out.
 import contextlib
 import importlib
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.runner import create_runner
 
+from decoding.config import parse_mesh
 from pipeline.job.terminal import warn
 from pipeline.runners import beam_internals, prism
 from pipeline.runners import local as local_processes
@@ -138,6 +140,20 @@ def worker_environment(options: PipelineOptions) -> dict[str, str]:
         return dataflow.worker_environment(options)
     programs = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     return {"JAX_COMPILATION_CACHE_DIR": programs} if programs and not in_this_process(options) else {}
+
+
+def check_mesh(options: PipelineOptions, mesh: str) -> None:
+    """Refuses a mesh of more devices than each of several worker processes has: one.
+
+    Raises:
+      ConfigError: with what is allowed.
+    """
+    devices = math.prod(parse_mesh(mesh or "model:1"))
+    if uses_processes(options) and num_workers(options) > 1 and devices > 1:
+        raise ConfigError(
+            f"model.mesh is {mesh!r}, and each of {num_workers(options)} worker processes has one device; allowed: a mesh of "
+            "one, or --direct_num_workers=1"
+        )
 
 
 def in_this_process(options: PipelineOptions) -> bool:

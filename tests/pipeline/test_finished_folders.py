@@ -146,7 +146,7 @@ def test_a_malformed_plan(command, finished, capsys, plan):
     assert said.count("\n") == 1 and "the plan in manifest.json" in said
 
 
-@pytest.mark.parametrize("content", ["{", "[[1]]", '[["a", 2, 3]]', "3"])
+@pytest.mark.parametrize("content", ["{", "[[1]]", '[["a", "b", 3]]', "3"])
 def test_malformed_costs(command, tmp_path, capsys, content):
     run(command("--config.decoding.gamma=auto"), expect=1, broken=True)
     (tmp_path / "out" / "attempts" / "costs.json").write_text(content)

@@ -16,6 +16,7 @@ from tests.pipeline import fakes
 from transforms import DecodeFailure, Prompt, SpeculativeModelHandler, costs
 from transforms.decode import ShardModelHandler, decode_batch, is_baseline
 from transforms.folder import Manifest, fingerprint_of
+from transforms.models import Models
 from transforms.records import Example, TokenizedShard, WorkShard
 from transforms.storage import OutputFolder
 
@@ -89,7 +90,7 @@ def test_samples_are_grouped():
 
 
 def test_shards_stay_together():
-    handler = ShardModelHandler("unused", "t", "d", CONFIG, factory=fakes.factory(poisoned=("id1",)))
+    handler = ShardModelHandler("unused", Models("t", "d"), CONFIG, factory=fakes.factory(poisoned=("id1",)))
     (result,) = handler.run_inference([shard(3)], handler.load_model())
     assert result.failure is None
     assert [isinstance(one, DecodeFailure) for one in result.results] == [False, True, False]
@@ -99,7 +100,7 @@ def test_shards_stay_together():
 
 @pytest.mark.parametrize(("count", "fails"), [(3, True), (1, False), (0, False)])
 def test_a_shard_whose_examples_all_fail_is_set_aside(count, fails):
-    handler = ShardModelHandler("unused", "t", "d", CONFIG, factory=fakes.factory(broken=True))
+    handler = ShardModelHandler("unused", Models("t", "d"), CONFIG, factory=fakes.factory(broken=True))
     (result,) = handler.run_inference([shard(count)], handler.load_model())
     assert (result.failure is not None) == fails
     if fails:
@@ -119,7 +120,7 @@ def test_baseline_shards_are_a_share_chosen_by_hash():
 
 @pytest.mark.parametrize(("fraction", "source"), [(0.0, 2), (1.0, 3)])
 def test_a_baseline_shard_is_decoded_plainly(fraction, source):
-    handler = ShardModelHandler("unused", "t", "d", CONFIG, factory=fakes.factory(), baseline_fraction=fraction)
+    handler = ShardModelHandler("unused", Models("t", "d"), CONFIG, factory=fakes.factory(), baseline_fraction=fraction)
     (result,) = handler.run_inference([shard(8)], handler.load_model())
     assert result.baseline == (fraction == 1)
     assert {int(g.source[-1]) for (g,) in result.results} <= {0, source}
@@ -138,7 +139,7 @@ def test_baseline_and_other_shards_take_turns(monkeypatch):
         return decode(self, *args)
 
     monkeypatch.setattr(fakes.FakeGenerator, "generate_with_report", count)
-    handler = ShardModelHandler("unused", "t", "d", CONFIG, factory=fakes.factory(), baseline_fraction=0.5)
+    handler = ShardModelHandler("unused", Models("t", "d"), CONFIG, factory=fakes.factory(), baseline_fraction=0.5)
     model, one = handler.load_model(), shard(2)
     shards = [dataclasses.replace(one, work=dataclasses.replace(one.work, shard=i)) for i in range(8)]
     with ThreadPoolExecutor(4) as pool:
@@ -158,7 +159,8 @@ def test_costs_are_measured_once_per_run(tmp_path):
     config = DecodingConfig(gamma="auto", input_buckets=(8, 16))
 
     def load():
-        return ShardModelHandler(str(tmp_path), "t", "d", config, factory=fakes.factory()).load_model().speculative.costs
+        handler = ShardModelHandler(str(tmp_path), Models("t", "d"), config, factory=fakes.factory())
+        return handler.load_model().speculative.costs
 
     first, second = load(), load()
     assert first == second

@@ -1,0 +1,50 @@
+"""Which models a job works with, as one value that is passed whole, and the one way in which they are loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import decoding
+
+if typing.TYPE_CHECKING:
+    from decoding.drafts.base import Draft
+    from decoding.models.base import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """What is loaded, and how.
+
+    Attributes:
+      target: directory of the target model.
+      draft: as of `decoding.load_draft`; "" for none.
+      dtype: of their parameters.
+      vocab_size: as of `decoding.Generator`: what vocabularies that are padded by different amounts are cut to.
+      max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
+      mesh: of the devices that the target is split over, as of `decoding.sharding.parse_mesh`; "" for one device.
+    """
+
+    target: str
+    draft: str = ""
+    dtype: str = "float32"
+    vocab_size: int | None = None
+    max_ngram: int = 3
+    min_ngram: int = 1
+    mesh: str = ""
+
+    def load_target(self) -> LanguageModel:
+        """The target, on the devices that `mesh` names.
+
+        Raises:
+          ValueError: `mesh` does not fit this process' devices.
+        """
+        from decoding import sharding
+
+        mesh = sharding.make_mesh(*sharding.parse_mesh(self.mesh)) if self.mesh else None
+        return decoding.load_model(self.target, dtype=self.dtype, mesh=mesh)
+
+    def load_draft(self, draft: str | None = None) -> Draft | None:
+        """`draft`, of any kind, beside the same target; by default this value's own."""
+        name = self.draft if draft is None else draft
+        return decoding.load_draft(name, max_ngram=self.max_ngram, min_ngram=self.min_ngram, dtype=self.dtype)
