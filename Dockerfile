@@ -27,6 +27,7 @@ RUN case "$DEVICE" in \
 COPY decoding decoding
 COPY transforms transforms
 COPY pipeline pipeline
+COPY specbeam specbeam
 COPY configs configs
 RUN pip install --no-cache-dir --no-input --no-deps --force-reinstall . \
     && python -c "import pipeline.generate, pipeline.score"
