@@ -29,19 +29,19 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 help:
 	@sed -n 's/^#   //p' Makefile
 
-quickstart: $(VENV)/.with-base
+quickstart: $(VENV)/.with-base $(VENV)/.with-cxx
 	@$(BIN)/python -m pipeline.quickstart $(ARGS)
 
-test: $(VENV)/.with-test
+test: $(VENV)/.with-test $(VENV)/.with-cxx
 	$(PYTEST) -m "not slow and not soak" -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-slow: $(VENV)/.with-test $(VENV)/.with-tpu $(VENV)/.with-prism
+test-slow: $(VENV)/.with-test $(VENV)/.with-tpu $(VENV)/.with-prism $(VENV)/.with-compiler
 	$(PYTEST) -m "slow and not soak" -n $(WORKERS) --dist worksteal $(ARGS)
 
 soak: $(VENV)/.with-test
 	$(PYTEST) -m soak $(ARGS)
 
-benchmark: $(VENV)/.with-bench
+benchmark: $(VENV)/.with-bench $(VENV)/.with-cxx
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 lint: $(VENV)/.with-lint
@@ -72,6 +72,10 @@ $(VENV)/.uv:
 
 $(VENV)/.with-base: $(VENV)/.uv pyproject.toml setup.py requirements.lock
 	$(call install,.)
+
+# Products on processors are compiled at first use (decoding/kernels): with PyPI's compiler where the system has none.
+$(VENV)/.with-cxx: $(VENV)/.with-base
+	@if command -v c++ g++ clang++ >/dev/null; then touch $@; else $(MAKE) --no-print-directory $(VENV)/.with-compiler && touch $@; fi
 
 $(VENV)/.with-%: $(VENV)/.with-base
 	$(call install,.[$*])

@@ -1,4 +1,4 @@
-"""The library of products, compiled where it runs: at first use, once per user and machine, in about three seconds.
+"""The library of products, compiled where it runs: at first use, once per user and machine, in seconds.
 
 A compiled file lies in the user's cache under a name made of everything it depends on: sources, compiler, its flags and
 XLA's headers. Processes that start together each compile and put the same file there, whole.
@@ -23,10 +23,10 @@ _SOURCES = Path(__file__).parent
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-w"]
 # A sum is one fused multiply-add after the other; nothing else in the source changes by fusing.
 _PRODUCT_FLAGS = ["-ffp-contract=fast"]
-# Flags of each instruction set, in GCC's and in zig's words.
+# Flags of each instruction set, in GCC's and in zig's words; zig's own choice would be what this machine has.
 _TARGETS = {
     "x86_64": {
-        "plain": ([], []),
+        "plain": ([], ["-mcpu=baseline"]),
         "avx2": (["-march=x86-64-v3"], ["-mcpu=x86_64_v3"]),
         "avx512": (["-march=x86-64-v4", "-mprefer-vector-width=512"], ["-mcpu=x86_64_v4", "-mprefer-vector-width=512"]),
         "avx512_vnni": (
@@ -34,7 +34,7 @@ _TARGETS = {
             ["-mcpu=x86_64_v4+avx512vnni", "-mprefer-vector-width=512"],
         ),
     },
-    "aarch64": {"plain": ([], []), "neon": ([], [])},
+    "aarch64": {"plain": ([], ["-mcpu=baseline"]), "neon": ([], ["-mcpu=baseline"])},
 }
 
 
@@ -58,7 +58,7 @@ def build(compiler: list[str], directory: Path) -> Path:
       BuildError: the compiler fails, or the processor is of an unknown kind.
     """
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-    targets = _TARGETS.get(machine, {"plain": ([], [])})
+    targets = _TARGETS.get(machine, {"plain": ([], ["-mcpu=baseline"])})
     zig = "ziglang" in compiler
     include = jax.ffi.include_dir()
     path = directory / f"products-{_key(compiler, machine, include)}.so"
@@ -66,7 +66,7 @@ def build(compiler: list[str], directory: Path) -> Path:
         return path
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        commands = [[*_FLAGS, f"-I{include}", "-c", f"{_SOURCES}/dispatch.cc", "-o", f"{scratch}/dispatch.o"]]
+        commands = [[*_FLAGS, "-O1", *targets["plain"][zig], f"-I{include}", "-c", f"{_SOURCES}/dispatch.cc", "-o", f"{scratch}/dispatch.o"]]
         for name, flags in targets.items():
             flags = [*_FLAGS, *_PRODUCT_FLAGS, *flags[zig], f"-DTARGET={name}"]
             for source in ("product", "attention"):
@@ -103,7 +103,7 @@ def sources_key() -> str:
 
 
 def _key(compiler: list[str], machine: str, include: str) -> str:
-    version = _run([*compiler, "version" if "ziglang" in compiler else "--version"])
+    version = _run([*compiler, "--version"])
     digest = hashlib.sha256(repr((sources_key(), compiler, version, machine, _FLAGS, _PRODUCT_FLAGS, _TARGETS)).encode())
     for header in sorted(Path(include).rglob("*.h")):
         digest.update(header.read_bytes())

@@ -86,13 +86,18 @@ def test_the_bound_rejects_a_product_that_leaves_one_step_out(instruction_set):
     assert (np.abs(got - x.astype(np.float64) @ dense) > _bound(x, dense)).mean() > 0.9
 
 
-@pytest.mark.parametrize("inputs, outputs", [(130, 49), (768, 144), (1088, 50)])
+@jax.jit
+def _products(x, weights):
+    return {kind: kernels.product(x, weight) for kind, weight in weights.items()}
+
+
+@pytest.mark.parametrize("inputs, outputs", [(131, 49), (768, 144)])
 def test_a_rows_bits_depend_on_no_other_row(instruction_set, inputs, outputs):
-    x = _random(2, 300, inputs)
-    for kind, weight in _weights(inputs, outputs).items():
-        whole = _product(x, weight)
-        for rows in (*range(1, MAX_ROWS + 1), 129, 257):
-            assert np.array_equal(_product(x[-rows:], weight), whole[-rows:]), (kind, rows)
+    x, weights = _random(2, 300, inputs), _weights(inputs, outputs)
+    whole = _products(x, weights)
+    for rows in (*range(1, MAX_ROWS + 1), 129, 257):
+        for kind, part in _products(x[-rows:], weights).items():
+            assert np.array_equal(part, whole[kind][-rows:]), (kind, rows)
 
 
 def test_instruction_sets_with_fused_multiply_add_agree_in_every_bit():
