@@ -18,7 +18,7 @@ COPY decoding/version.py decoding/
 ARG DEVICE=cpu
 ARG EXTRAS=gcp,gguf
 RUN case "$DEVICE" in \
-        cpu) extras="$EXTRAS" ;; \
+        cpu) extras="$EXTRAS,compiler" ;; \
         cuda | tpu) extras="$EXTRAS,$DEVICE" ;; \
         *) echo "DEVICE is '$DEVICE'; allowed: cpu, cuda, tpu" >&2; exit 1 ;; \
     esac \
@@ -30,7 +30,8 @@ COPY pipeline pipeline
 COPY specbeam specbeam
 COPY configs configs
 RUN pip install --no-cache-dir --no-input --no-deps --force-reinstall . \
-    && python -c "import pipeline.generate, pipeline.score"
+    && python -c "import pipeline.generate, pipeline.score" \
+    && if [ "$DEVICE" = cpu ]; then python -c "from decoding import kernels; assert kernels.available()"; fi
 
 # A worker without its accelerator fails at once, instead of decoding on the processor at the accelerator's price.
 # The driver of a GPU is mounted by Dataflow. The boot binary installs nothing and needs no environment of its own.

@@ -75,7 +75,9 @@ $(VENV)/.with-base: $(VENV)/.uv pyproject.toml setup.py requirements.lock
 
 # Products on processors are compiled at first use (decoding/kernels): with PyPI's compiler where the system has none.
 $(VENV)/.with-cxx: $(VENV)/.with-base
-	@if command -v c++ g++ clang++ >/dev/null; then touch $@; else $(MAKE) --no-print-directory $(VENV)/.with-compiler && touch $@; fi
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	    $(MAKE) --no-print-directory $(VENV)/.with-compiler
+	@touch $@
 
 $(VENV)/.with-%: $(VENV)/.with-base
 	$(call install,.[$*])
