@@ -129,7 +129,7 @@ class Model:
         if shapes not in self._generators:
             draft = self._draft if max(config.gammas) > 0 else None
             self._generators[shapes] = decoding.Generator(
-                self._target, draft, shapes, vocab_size=self._checked.vocab_size
+                self._target, draft, shapes, vocab_size=self._checked.to_load.vocab_size
             )
         return self._generators[shapes].with_draws(config.seed, config.num_samples)
 
@@ -168,9 +168,8 @@ def load(
     inputs = dataclasses.replace(_ANY_TEXT, chat_template=chat_template)
     checked = check_models(JobConfig(inputs, names, DecodingConfig(**gamma)))
     decoding.keep_programs()
-    loaded = decoding.load_model(names.target, dtype=dtype)
-    proposer = decoding.load_draft(names.draft, dtype=dtype)
-    return Model(names, checked, load_tokenizer(checked.tokenizer), loaded, proposer)
+    models = checked.to_load
+    return Model(names, checked, load_tokenizer(checked.tokenizer), models.load_target(), models.load_draft())
 
 
 def find(name: str) -> str:
