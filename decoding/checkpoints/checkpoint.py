@@ -16,7 +16,8 @@ class Checkpoint:
       raw: its config in Hugging Face's keys, from which `config` was parsed.
       config: shape of the model.
       weight_files: paths of the files with weights.
-      parameters: reads the weights: NumPy dtype -> path and value of each parameter, one at a time.
+      parameters: reads the weights: NumPy dtype -> path and value of each parameter, one at a time. Given None, in the
+        file's own form: arrays of its dtype, or `gguf.Blocks`.
     """
 
     raw: dict

@@ -30,11 +30,15 @@ class Tensors(Protocol):
 
 
 class Source(NamedTuple):
-    """Where one of our parameters comes from: tensors of the file, their shapes there, and how they are joined."""
+    """Where one of our parameters comes from: tensors of the file, their shapes there, and how they are joined.
+
+    `side_by_side` says that they are weights [out, in] whose transposes are joined column by column, and nothing else.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     combine: Callable[..., np.ndarray]
+    side_by_side: bool = False
 
 
 def as_is(name: str, *shape: int) -> Source:
@@ -45,7 +49,7 @@ def as_is(name: str, *shape: int) -> Source:
 def linear(names: Sequence[str], outs: Sequence[int], into: int) -> Source:
     """PyTorch's linear weights [out, in], fused side by side to [in, sum of outs]."""
     shapes = tuple((out, into) for out in outs)
-    return Source(tuple(names), shapes, lambda *tensors: np.concatenate([t.T for t in tensors], axis=1))
+    return Source(tuple(names), shapes, lambda *tensors: np.concatenate([t.T for t in tensors], axis=1), True)
 
 
 def vectors(names: Sequence[str], widths: Sequence[int]) -> Source:
@@ -67,7 +71,7 @@ def stream(
       shown: the checkpoint's path, for messages.
       sources: by the path of our parameter.
       tensors: the checkpoint.
-      dtype: of the parameters.
+      dtype: of the parameters; None for that of the file.
       ignored: names in the checkpoint that need no place in the model.
 
     Yields:
@@ -83,7 +87,8 @@ def stream(
 
 def _read(source: Source, tensors: Tensors, dtype) -> np.ndarray:
     """A function of its own, so that nothing read lives on while the parameter is placed."""
-    return np.asarray(source.combine(*(tensors.read(name) for name in source.names))).astype(dtype, copy=False)
+    value = np.asarray(source.combine(*(tensors.read(name) for name in source.names)))
+    return value if dtype is None else value.astype(dtype, copy=False)
 
 
 def fill(
@@ -106,7 +111,7 @@ def fill(
     flat = []
     for path, value in parameters:
         keys, leaf = leaves.pop(path)
-        assert value.shape == leaf.shape and value.dtype == leaf.dtype, (path, value.shape, value.dtype, leaf)
+        assert tuple(value.shape) == leaf.shape, (path, value.shape, leaf)
         flat.append((keys, leaf.replace(place(path, value))))
         del value  # else it would live on while the next is read
     assert not leaves, f"parameters without a value: {sorted(leaves)}"

@@ -6,6 +6,7 @@ interleaves the two halves of every query and key head, which is undone here.
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from decoding import kernels
 from decoding.checkpoints import architecture, storage
 from decoding.checkpoints.checkpoint import Checkpoint
-from decoding.checkpoints.fill import Source, stream
+from decoding.checkpoints.fill import Source, check, stream
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.decoder_only import DecoderConfig
 from decoding.registry import FAMILIES
@@ -68,6 +70,14 @@ class GgufFile:
             raise CheckpointError(f"{self.path}: the metadata lacks {key!r}")
         return self.get(key)
 
+    def blocks(self, name: str) -> tuple[np.ndarray, str]:
+        """A weight [out, in] as one of `Blocks.columns`."""
+        tensor = self._tensors[name]
+        kind = tensor.tensor_type.name
+        if kind in kernels.BLOCKS:
+            return np.asarray(tensor.data).reshape(self.shapes[name][0], -1), kind
+        return self.read(name).astype(np.float32, copy=False).T, "float32"
+
     def read(self, name: str) -> np.ndarray:
         import gguf
 
@@ -78,6 +88,20 @@ class GgufFile:
             return gguf.dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
             raise CheckpointError(f"{self.path}: {name} is stored as {tensor.tensor_type.name}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A weight [in, out] in the file's own form.
+
+    Attributes:
+      columns: of tensors side by side, the columns of each: its blocks uint8[out, bytes] and their kind, one of
+        `kernels.BLOCKS`; or float32[in, out] and "float32".
+      shape: of the whole.
+    """
+
+    columns: tuple[tuple[np.ndarray, str], ...]
+    shape: tuple[int, int]
 
 
 def is_gguf(path: str) -> bool:
@@ -156,7 +180,16 @@ def find(path: str, given: str | Mapping | None) -> Checkpoint:
 
     def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
         with open_file(path) as file:
-            yield from stream(path, sources(config, raw["model_type"]), file, dtype, IGNORED)
+            named, family = sources(config, raw["model_type"]), raw["model_type"]
+            if dtype is not None:
+                yield from stream(path, named, file, dtype, IGNORED)
+                return
+            check(path, named, file.shapes, IGNORED)
+            for ours, source in named.items():
+                if source.side_by_side or ours == "embedding":
+                    yield ours, _in_blocks(file, source, config, family)
+                else:
+                    yield ours, np.asarray(source.combine(*(file.read(name) for name in source.names)))
 
     return Checkpoint(raw, config, (path,), parameters)
 
@@ -250,7 +283,19 @@ def _renamed(source: Source, config: DecoderConfig, family: str) -> Source:
             tensors = [_halves_apart(name, tensor, config) for name, tensor in zip(names, tensors)]
         return source.combine(*tensors)
 
-    return Source(tuple(names), source.shapes, combine)
+    return Source(tuple(names), source.shapes, combine, source.side_by_side)
+
+
+def _in_blocks(file: GgufFile, source: Source, config: DecoderConfig, family: str) -> Blocks:
+    columns = []
+    for name in source.names:
+        values, kind = file.blocks(name)
+        if family == "llama":  # a head's dimensions are rows of blocks, whole ones
+            values = _halves_apart(name, values.T if kind == "float32" else values, config)
+            values = values.T if kind == "float32" else values
+        columns.append((values, kind))
+    outs = [shape[0] for shape in source.shapes]
+    return Blocks(tuple(columns), (source.shapes[0][1], sum(outs)) if source.side_by_side else source.shapes[0])
 
 
 def _halves_apart(name: str, tensor: np.ndarray, config: DecoderConfig) -> np.ndarray:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from decoding import sharding
+from decoding import kernels, sharding
 from decoding.checkpoints import architecture as architectures
 from decoding.checkpoints import gguf, hf, orbax, storage, t5x
 from decoding.checkpoints.checkpoint import Checkpoint
 from decoding.checkpoints.fill import fill
 from decoding.checkpoints.storage import CheckpointError
+from decoding.models import resident
 from decoding.models.base import LanguageModel
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -91,6 +92,7 @@ def load_model(
     path: str,
     dtype: str = "float32",
     *,
+    weights: str = "",
     architecture: str | Mapping | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> LanguageModel:
@@ -99,21 +101,42 @@ def load_model(
     Args:
       path: a checkpoint, see `find_checkpoint`.
       dtype: "float32" or "bfloat16", the dtype of the parameters; norms, softmax and logits are float32 in both.
+      weights: of products, on processors: "float32", "bfloat16" or "int8" (one scale per output column), to which they are
+        rounded, or "file", as they are stored: a GGUF file's blocks, bfloat16, else float32. "" for "file" where
+        `decoding.kernels` is available, dtype is float32 and there is no mesh, and else for plain arrays of `dtype`.
       architecture: where the checkpoint has no config, see `find_checkpoint`.
       mesh: devices that the model is split over, see `decoding.sharding.make_mesh`; each is sent its own part only. None
         for JAX's default device.
 
     Raises:
       CheckpointError: the checkpoint is unusable; missing or misshaped weights are named with both shapes.
-      ValueError: an unknown dtype, or a mesh without the axis "model".
+      ValueError: an unknown dtype, weights that this platform or dtype does not allow, or a mesh without the axis "model".
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(sorted(DTYPES))}")
     checkpoint = find_checkpoint(path, architecture)
-    config, parameters = checkpoint.config, checkpoint.parameters(DTYPES[dtype])
+    config = checkpoint.config
+    if form := _form_of(weights, dtype, mesh):
+        packing = resident.Packing(config, form)
+        parameters = checkpoint.parameters(None if form == "file" else DTYPES[dtype])
+        return fill(lambda: architectures.build(config, DTYPES[dtype]), parameters, packing.place)
+    parameters = checkpoint.parameters(DTYPES[dtype])
     if mesh is None:
         return fill(lambda: architectures.build(config, DTYPES[dtype]), parameters)
     division = sharding.Division(config, mesh)
     return fill(
         lambda: architectures.build(division.config, DTYPES[dtype]), division.arranged(parameters), division.place
     )
+
+
+def _form_of(weights: str, dtype: str, mesh) -> str:
+    """The form that weights are packed in, "" for plain arrays."""
+    if weights not in ("", *resident.FORMS):
+        raise ValueError(f'weights is {weights!r}; allowed: {", ".join(resident.FORMS)}, or "" to choose')
+    able = mesh is None and dtype == "float32" and jax.default_backend() == "cpu" and kernels.available() is not None
+    if weights not in ("", "float32") and not able:
+        raise ValueError(
+            f"weights is {weights!r}, which needs a processor with the products of decoding.kernels, dtype float32 and no "
+            f"mesh; here are {jax.default_backend()}, {dtype} and {'no' if mesh is None else 'a'} mesh"
+        )
+    return (weights or "file") if able else ""

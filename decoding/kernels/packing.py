@@ -7,6 +7,7 @@ Columns beyond N are zeros. What the words of a column hold:
   bfloat16         two weights a word, the first in the low half
   int8             the column's scale (float32), the sum of its integers (int32), then four integers a word
   Q8_0 Q4_0 Q5_0   GGUF's blocks of 32 weights, two and two: both scales (float16) in a word, then the blocks' other bytes
+  Q4_1 Q5_1        GGUF's blocks of 32 weights, byte for byte
   Q4_K Q5_K Q6_K   GGUF's blocks of 256 weights, byte for byte; Q6_K's with two bytes of padding
 """
 
@@ -24,7 +25,8 @@ import numpy as np
 COLUMNS = 48
 FLOATS = ("float32", "bfloat16", "int8")
 # Weights and bytes of a block in the file, by the names of the `gguf` package.
-BLOCKS = {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q5_0": (32, 22), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)}
+BLOCKS = {"Q8_0": (32, 34), "Q4_0": (32, 18), "Q5_0": (32, 22), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+          "Q4_1": (32, 20), "Q5_1": (32, 24)}
 KINDS = (*FLOATS, *BLOCKS)  # in the order of `Kind` in product.h
 
 
@@ -91,7 +93,7 @@ def pack_blocks(blocks, kind: str, *, gated: bool = False) -> PackedWeight:
 
     Args:
       blocks: uint8[N, bytes], as `gguf.GGUFReader` gives a tensor's data.
-      kind: "Q8_0", "Q4_0", "Q5_0", "Q4_K", "Q5_K" or "Q6_K".
+      kind: one of BLOCKS.
       gated: as of `pack`.
     """
     if kind not in BLOCKS:
@@ -103,7 +105,9 @@ def pack_blocks(blocks, kind: str, *, gated: bool = False) -> PackedWeight:
     outputs, inputs = blocks.shape[0], blocks.shape[1] // nbytes * size
     blocks = blocks.reshape(outputs, -1, nbytes)
     if size == 32:
-        blocks = np.pad(blocks, [(0, 0), (0, blocks.shape[1] % 2), (0, 0)]).reshape(outputs, -1, 2, nbytes)
+        blocks = np.pad(blocks, [(0, 0), (0, blocks.shape[1] % 2), (0, 0)])
+    if nbytes % 4 and size == 32:
+        blocks = blocks.reshape(outputs, -1, 2, nbytes)
         scales, rest = blocks[..., :2].reshape(outputs, -1, 4), blocks[..., 2:].reshape(outputs, blocks.shape[1], -1)
         blocks = np.concatenate([scales, rest], axis=-1)
     else:

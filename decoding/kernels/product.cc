@@ -220,6 +220,36 @@ void unpack_q5_0(Columns c, int64_t k) {
   });
 }
 
+// Scale and offset of a block of 32 share a word as they are; the products are exact, as those of Q4_K below.
+void unpack_q4_1(Columns c, int64_t k) {
+  c = c.at(k / 32 * 5, 0);
+  for (int block = 0; block < 2; ++block, c = c.at(5, 32)) {
+    const Floats scale = half(c.word(0)), offset = half(c.word(0) >> 16);
+    for (int i = 0; i < 4; ++i) {
+      const Words eight = c.word(1 + i);
+      for (int b = 0; b < 4; ++b) {
+        c.put(4 * i + b, nibble(eight >> 8 * b, 0) * scale + offset);
+        c.put(4 * i + b + 16, nibble(eight >> (8 * b + 4), 0) * scale + offset);
+      }
+    }
+  }
+}
+
+void unpack_q5_1(Columns c, int64_t k) {
+  c = c.at(k / 32 * 6, 0);
+  for (int block = 0; block < 2; ++block, c = c.at(6, 32)) {
+    const Floats scale = half(c.word(0)), offset = half(c.word(0) >> 16);
+    Words fifth = c.word(1);
+    for (int i = 0; i < 4; ++i, fifth >>= 4) {
+      const Words eight = c.word(2 + i);
+      for (int b = 0; b < 4; ++b) {
+        c.put(4 * i + b, five_bits((eight >> 8 * b & 15) | (fifth << (4 - b) & 16), 0) * scale + offset);
+        c.put(4 * i + b + 16, five_bits((eight >> (8 * b + 4) & 15) | (fifth >> (12 + b) & 16), 0) * scale + offset);
+      }
+    }
+  }
+}
+
 // Scale and offset of the i-th of eight groups of 32 in Q4_K and Q5_K: six bits each in three words after the first.
 struct Affine { Floats scale, offset; };
 inline Affine affine(Columns c, int i) {
@@ -273,7 +303,7 @@ void unpack_q6_k(Columns c, int64_t k) {
 
 using Unpack = void (*)(Columns, int64_t k);
 constexpr Unpack kUnpack[] = {nullptr, unpack_bfloat16, unpack_int8, unpack_q8_0, unpack_q4_0,
-                              unpack_q5_0, unpack_q4_k, unpack_q5_k, unpack_q6_k};
+                              unpack_q5_0, unpack_q4_k, unpack_q5_k, unpack_q6_k, unpack_q4_1, unpack_q5_1};
 
 void product_floats(const Call& call, int64_t panel, int64_t first, int64_t rows) {
   const Weight& weight = call.weight;

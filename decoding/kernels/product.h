@@ -7,7 +7,7 @@ namespace specbeam {
 constexpr int64_t kColumns = 48;  // of a panel: three vectors of 16 floats
 
 // How a column's weights lie in 32-bit words; packing.py names them in this order.
-enum Kind : int32_t { kFloat32, kBFloat16, kInt8, kQ8_0, kQ4_0, kQ5_0, kQ4_K, kQ5_K, kQ6_K };
+enum Kind : int32_t { kFloat32, kBFloat16, kInt8, kQ8_0, kQ4_0, kQ5_0, kQ4_K, kQ5_K, kQ6_K, kQ4_1, kQ5_1 };
 
 // A packed weight: panels of kColumns columns, each uint32[words][kColumns].
 struct Weight {

@@ -216,8 +216,7 @@ class DecoderOnly(nnx.Module):
         self.max_positions = config.max_positions
         self.eos_id, self.forced_ids = config.eos_ids[0], (config.forced_bos_id, config.forced_eos_id)
         new = functools.partial(weight, rngs, fan_in=config.d_model, dtype=dtype)
-        role = "tied" if config.tied else ""
-        self.embedding = new(config.vocab_size, config.d_model, axes=("vocabulary", None), role=role)
+        self.embedding = new(config.vocab_size, config.d_model, axes=("vocabulary", None), role="table")
         if config.position == "learned":
             self.positions = new(config.max_positions, config.d_model)
         if config.position == "relative":

@@ -28,8 +28,8 @@ def weight(
     """A randomly initialised parameter of standard deviation fan_in ** -0.5.
 
     Args:
-      role: "product" where `project` or `head_logits` reads it, "tied" where `tied_logits` does; only these are packed, see
-        `decoding.models.resident`.
+      role: "product" where `project` or `head_logits` reads it, "table" where `embed` and perhaps `tied_logits` do; only
+        these are packed, see `decoding.models.resident`.
       gated: whether its columns are a gate's and as many more.
       axes: logical axes of the last axes of the shape, see `decoding.sharding.RULES`; others are whole on every device.
       parts: where the columns are fused of several projections, (units, columns of a unit) of each: heads and their
@@ -84,12 +84,14 @@ def project(
       residual: added last.
     """
     value = weight.get_value()
+    if isinstance(value, tuple):  # packed, in several forms side by side
+        parts = jnp.concatenate([kernels.product(x, part, norm=_ends(norm)) for part in value], axis=-1)
+        return parts if bias is None else parts + bias[...]
     if isinstance(value, PackedWeight):
-        ends = None if norm is None else (norm.scale[...], None if norm.bias is None else norm.bias[...], norm.epsilon)
         return kernels.product(
             x,
             value,
-            norm=ends,
+            norm=_ends(norm),
             bias=None if bias is None else bias[...],
             activation=activation,
             residual=residual,
@@ -103,6 +105,10 @@ def project(
     elif activation:
         x = ACTIVATIONS[activation](x)
     return x if residual is None else residual + x
+
+
+def _ends(norm: RowNorm | None) -> tuple | None:
+    return norm and (norm.scale[...], None if norm.bias is None else norm.bias[...], norm.epsilon)
 
 
 def embed(tokens: jax.Array, table: nnx.Param) -> jax.Array:
@@ -131,7 +137,7 @@ def _logits(x, weight, norm, scale, axes) -> jax.Array:
 
 def is_packed(weight: nnx.Param) -> bool:
     """Whether products with it are those of `decoding.kernels`."""
-    return isinstance(weight.get_value(), PackedWeight)
+    return isinstance(weight.get_value(), PackedWeight | tuple)
 
 
 class Linear(nnx.Module):

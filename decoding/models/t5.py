@@ -185,8 +185,7 @@ class T5(nnx.Module):
         self.vocab_size, self.start_id, self.eos_ids = config.vocab_size, config.start_id, config.eos_ids
         self.eos_id, self.forced_ids = config.eos_ids[0], (config.forced_bos_id, config.forced_eos_id)
         new = functools.partial(weight, rngs, dtype=dtype)
-        role = "tied" if config.tied else ""
-        self.embedding = new(config.vocab_size, config.d_model, fan_in=1, axes=("vocabulary", None), role=role)
+        self.embedding = new(config.vocab_size, config.d_model, fan_in=1, axes=("vocabulary", None), role="table")
         self.encoder_bias = new(*bias_shape(config, config.num_layers), fan_in=config.d_model, axes=("heads",))
         self.decoder_bias = new(*bias_shape(config, config.num_decoder_layers), fan_in=config.d_model, axes=("heads",))
         self.encoder = nnx.List([EncoderLayer(config, rngs, dtype) for _ in range(config.num_layers)])

@@ -48,7 +48,7 @@ def _blocks(kind: str, outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
     """Random blocks uint8[N, bytes]; every bit pattern but scales that are not finite."""
     size, nbytes = kernels.BLOCKS[kind]
     blocks = np.random.default_rng(seed).integers(0, 256, (outputs, inputs // size, nbytes), dtype=np.uint8)
-    for scale in {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}.get(kind, (0,)):
+    for scale in {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2)}.get(kind, (0,)):
         blocks[..., scale + 1] &= 0xBB  # the exponent is not 31
     return blocks.reshape(outputs, -1)
 
