@@ -231,7 +231,7 @@ def _references(config: JobConfig, models: CheckedModels, opened) -> Source:
 
 def _identity(config: JobConfig, models: CheckedModels, drafts: Mapping[str, dict], source: Source) -> dict:
     settings = {name: getattr(config.decoding, name) for name in (*SAMPLING, *_LENGTHS)}
-    read = {"vocab_size": models.to_load.vocab_size, "tokenizer": models.tokenizer_sha256, "dtype": config.model.dtype}
+    read = {"vocab_size": models.to_load.vocab_size, "tokenizer": models.tokenizer_sha256, **models.to_load.identity}
     identity = {
         "job": "score",
         "text": source.identity,

@@ -64,7 +64,7 @@ class DecodedShard:
       tokenized: what was decoded.
       results: per example its num_samples generations, or a `DecodeFailure`.
       counters: the engine's.
-      device: kind of the accelerator.
+      device: as of `Models.device`.
       failure: set where the shard as a whole failed; `results` are then of no use.
       baseline: whether it was decoded plainly, to be compared with the others.
     """
@@ -188,6 +188,7 @@ class SpeculativeModelHandler(_EngineHandler, ModelHandler[Prompt, PredictionRes
         max_ngram: int = 3,
         min_ngram: int = 1,
         mesh: str = "",
+        weights: str = "",
         resource_hints: Mapping[str, str | int] | None = None,
         env_vars: Mapping[str, str] | None = None,
     ):
@@ -202,10 +203,11 @@ class SpeculativeModelHandler(_EngineHandler, ModelHandler[Prompt, PredictionRes
           vocab_size: what models with differently padded vocabularies are cut to.
           max_ngram, min_ngram: tokens that prompt lookup matches.
           mesh: of the worker's devices that the target is split over, "data:D,model:M"; "" for one device.
+          weights: of products on processors, as of `decoding.load_model`.
           resource_hints: of Beam, for runners that choose machines by them: {"min_ram": bytes, "accelerator": "type:..."}.
           env_vars: environment variables that workers set before the models are loaded.
         """
-        models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram, mesh)
+        models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram, mesh, weights)
         config = config or decoding.DecodingConfig()
         batching = {"min_batch_size": 1, "max_batch_size": batch_size}
         super().__init__(models, config, factory, resource_hints, env_vars, **batching)
@@ -307,7 +309,7 @@ class ShardModelHandler(_EngineHandler, ModelHandler[TokenizedShard, DecodedShar
         Metrics.counter("specbeam", "tokens_generated").inc(
             sum(len(g.tokens) for result in results if isinstance(result, tuple) for g in result)
         )
-        return DecodedShard(tokenized, tuple(results), counters, _device_kind(), failure, baseline)
+        return DecodedShard(tokenized, tuple(results), counters, self._models.device(), failure, baseline)
 
 
 class DecodeShards(beam.PTransform):
@@ -323,9 +325,3 @@ class DecodeShards(beam.PTransform):
             | "OneShardBatches" >> beam.Map(lambda shard: [shard])
             | "RunInference" >> RunInference(self._handler.with_no_batching())
         )
-
-
-def _device_kind() -> str:
-    import jax
-
-    return jax.devices()[0].device_kind

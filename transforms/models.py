@@ -22,6 +22,7 @@ class Models:
       dtype: of their parameters.
       vocab_size: as of `decoding.Generator`: what vocabularies that are padded by different amounts are cut to.
       max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
+      weights: of products on processors, as of `decoding.load_model`.
       mesh: of the devices that the target is split over, as of `decoding.sharding.parse_mesh`; "" for one device.
     """
 
@@ -32,6 +33,7 @@ class Models:
     max_ngram: int = 3
     min_ngram: int = 1
     mesh: str = ""
+    weights: str = ""
 
     def load_target(self) -> LanguageModel:
         """The target, on the devices that `mesh` names.
@@ -42,9 +44,26 @@ class Models:
         from decoding import sharding
 
         mesh = sharding.make_mesh(*sharding.parse_mesh(self.mesh)) if self.mesh else None
-        return decoding.load_model(self.target, dtype=self.dtype, mesh=mesh)
+        return decoding.load_model(self.target, dtype=self.dtype, weights=self.weights, mesh=mesh)
 
     def load_draft(self, draft: str | None = None) -> Draft | None:
         """`draft`, of any kind, beside the same target; by default this value's own."""
         name = self.draft if draft is None else draft
-        return decoding.load_draft(name, max_ngram=self.max_ngram, min_ngram=self.min_ngram, dtype=self.dtype)
+        form = dict(dtype=self.dtype, weights=self.weights)
+        return decoding.load_draft(name, max_ngram=self.max_ngram, min_ngram=self.min_ngram, **form)
+
+    @property
+    def identity(self) -> dict:
+        """How weights are rounded, for the fingerprint; "weights" is there where it is set."""
+        return {"dtype": self.dtype, **({"weights": self.weights} if self.weights else {})}
+
+    def device(self) -> str:
+        """What this process computes them on: JAX's kind of device, for a processor with the products that are used."""
+        import jax
+
+        from decoding import kernels
+        from decoding.checkpoints.load import form_of
+
+        kind = jax.devices()[0].device_kind
+        packed = kind == "cpu" and form_of(self.weights, self.dtype, self.mesh or None)
+        return f"{kind}, products {kernels.available()}" if packed else kind

@@ -280,7 +280,8 @@ class ScoreModelHandler(ModelHandler[TextShard, ScoredShard, Scorer]):
     def run_inference(
         self, batch: Sequence[TextShard], model: Scorer, inference_args: Mapping[str, Any] | None = None
     ) -> list[ScoredShard]:
-        return [score_shard(model, shard) for shard in batch]
+        device = self._settings.models.device()
+        return [score_shard(model, shard, device) for shard in batch]
 
     def get_num_bytes(self, batch: Sequence[TextShard]) -> int:
         return sum(text.tokens.nbytes + text.input_tokens.nbytes for shard in batch for text in shard.texts)
@@ -295,10 +296,8 @@ class ScoreModelHandler(ModelHandler[TextShard, ScoredShard, Scorer]):
         return False  # an accelerator belongs to one process
 
 
-def score_shard(scorer: Scorer, shard: TextShard) -> ScoredShard:
+def score_shard(scorer: Scorer, shard: TextShard, device: str) -> ScoredShard:
     """Scores a shard. Texts that cannot be scored become errors; what fails all the same fails the shard."""
-    import jax
-
     texts, errors = [], list(shard.errors)
     for text in shard.texts:
         if problem := scorer.problem(text.input_tokens, text.tokens):
@@ -319,7 +318,7 @@ def score_shard(scorer: Scorer, shard: TextShard) -> ScoredShard:
         logging.getLogger(__name__).warning("shard %d failed: %s", shard.shard, error)
         failure = records.shard_failure(shard.shard, SCORE, error)
     seconds, compilations = time.perf_counter() - started, scorer.compilations() - compiled
-    return ScoredShard(shard, scores, seconds, compilations, jax.devices()[0].device_kind, failure)
+    return ScoredShard(shard, scores, seconds, compilations, device, failure)
 
 
 class ScoreShards(beam.PTransform):

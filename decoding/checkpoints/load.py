@@ -15,6 +15,7 @@ from decoding.checkpoints.storage import CheckpointError
 from decoding.models import resident
 from decoding.models.base import LanguageModel
 
+PLAIN = "plain"  # weights as arrays, which XLA multiplies
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -102,8 +103,9 @@ def load_model(
       path: a checkpoint, see `find_checkpoint`.
       dtype: "float32" or "bfloat16", the dtype of the parameters; norms, softmax and logits are float32 in both.
       weights: of products, on processors: "float32", "bfloat16" or "int8" (one scale per output column), to which they are
-        rounded, or "file", as they are stored: a GGUF file's blocks, bfloat16, else float32. "" for "file" where
-        `decoding.kernels` is available, dtype is float32 and there is no mesh, and else for plain arrays of `dtype`.
+        rounded, or "file", as they are stored: a GGUF file's blocks, bfloat16, else float32. "plain" for arrays of `dtype`
+        and XLA's products, as everywhere else. "" for "file" where `decoding.kernels` is available, dtype is float32 and
+        there is no mesh, and else for "plain".
       architecture: where the checkpoint has no config, see `find_checkpoint`.
       mesh: devices that the model is split over, see `decoding.sharding.make_mesh`; each is sent its own part only. None
         for JAX's default device.
@@ -116,7 +118,7 @@ def load_model(
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(sorted(DTYPES))}")
     checkpoint = find_checkpoint(path, architecture)
     config = checkpoint.config
-    if form := _form_of(weights, dtype, mesh):
+    if form := form_of(weights, dtype, mesh):
         packing = resident.Packing(config, form)
         parameters = checkpoint.parameters(None if form == "file" else DTYPES[dtype])
         return fill(lambda: architectures.build(config, DTYPES[dtype]), parameters, packing.place)
@@ -129,14 +131,14 @@ def load_model(
     )
 
 
-def _form_of(weights: str, dtype: str, mesh) -> str:
-    """The form that weights are packed in, "" for plain arrays."""
-    if weights not in ("", *resident.FORMS):
-        raise ValueError(f'weights is {weights!r}; allowed: {", ".join(resident.FORMS)}, or "" to choose')
+def form_of(weights: str, dtype: str, mesh) -> str:
+    """The form that `load_model` packs weights in, "" for plain arrays; arguments and errors are its own."""
+    if weights not in ("", PLAIN, *resident.FORMS):
+        raise ValueError(f'weights is {weights!r}; allowed: {", ".join((PLAIN, *resident.FORMS))}, or "" to choose')
     able = mesh is None and dtype == "float32" and jax.default_backend() == "cpu" and kernels.available() is not None
-    if weights not in ("", "float32") and not able:
+    if weights not in ("", PLAIN, "float32") and not able:
         raise ValueError(
             f"weights is {weights!r}, which needs a processor with the products of decoding.kernels, dtype float32 and no "
             f"mesh; here are {jax.default_backend()}, {dtype} and {'no' if mesh is None else 'a'} mesh"
         )
-    return (weights or "file") if able else ""
+    return (weights or "file") if able and weights != PLAIN else ""

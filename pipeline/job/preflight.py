@@ -100,6 +100,7 @@ def models_of(config: ModelConfig, vocab_size: int | None = None) -> Models:
         max_ngram=config.prompt_lookup_max_ngram,
         min_ngram=config.prompt_lookup_min_ngram,
         mesh=config.mesh,
+        weights=config.weights,
     )
 
 

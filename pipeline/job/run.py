@@ -219,7 +219,7 @@ def run_identity(config: JobConfig, plan: Plan, models: CheckedModels) -> dict:
             "num_shards": plan.num_shards,
             "baseline_fraction": config.shards.baseline_fraction,
         },
-        "model": {**models.identity, "tokenizer": models.tokenizer_sha256, "dtype": config.model.dtype},
+        "model": {**models.identity, "tokenizer": models.tokenizer_sha256, **models.to_load.identity},
         "decoding": dataclasses.asdict(config.decoding),
         "code": code_digest(),
     }

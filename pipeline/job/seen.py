@@ -25,7 +25,7 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for package in (decoding, transforms):
         root = pathlib.Path(package.__file__).parent
-        for path in sorted(root.rglob("*.py")):
+        for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".cc", ".h")):
             digest.update(f"{package.__name__}/{path.relative_to(root).as_posix()}\0".encode())
             digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()

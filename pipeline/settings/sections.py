@@ -145,6 +145,8 @@ class ModelConfig:
         docs/drafts.md.
       tokenizer: directory or file of the tokeniser, "" for the target's directory.
       dtype: of the parameters: "float32" or "bfloat16".
+      weights: of products on processors: "float32", "bfloat16" or "int8" (one scale per output column), to which they are
+        rounded; "file", as they are stored; "plain" for XLA's products; "" to choose what rounds nothing. See docs/models.md.
       vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's; 0 for all, or where target
         and draft are padded differently for those that are not padding.
       prompt_lookup_max_ngram, prompt_lookup_min_ngram: how many of the last tokens prompt lookup matches.
@@ -156,6 +158,7 @@ class ModelConfig:
     draft: str = ""
     tokenizer: str = ""
     dtype: str = "float32"
+    weights: str = ""
     vocab_size: int = 0
     prompt_lookup_max_ngram: int = 3
     prompt_lookup_min_ngram: int = 1
@@ -168,6 +171,12 @@ class ModelConfig:
             require(False, "model.mesh", self.mesh, '"", or numbers of at least 1, as in "data:2,model:4"')
         require(bool(self.target), "model.target", self.target, "the directory of a model")
         require(self.dtype in ("float32", "bfloat16"), "model.dtype", self.dtype, '"float32" or "bfloat16"')
+        allowed = ("", "float32", "bfloat16", "int8", "file", "plain")
+        require(self.weights in allowed, "model.weights", self.weights, ", ".join(f'"{form}"' for form in allowed))
+        ok = self.dtype == "float32" or self.weights in ("", "plain")
+        require(ok, "model.weights", self.weights, '"" or "plain" with model.dtype bfloat16')
+        ok = not self.mesh or self.weights in ("", "plain")
+        require(ok, "model.weights", self.weights, '"" or "plain" with a model.mesh')
         require(self.vocab_size >= 0, "model.vocab_size", self.vocab_size, "at least 0; 0 for all")
         least, most = self.prompt_lookup_min_ngram, self.prompt_lookup_max_ngram
         require(least >= 1, "model.prompt_lookup_min_ngram", least, "at least 1")

@@ -25,11 +25,11 @@ def test_t5x_from_a_bucket(golden, monkeypatch):
         emulator.use(monkeypatch, url)
         bucket = emulator.make_bucket(url)
         emulator.upload_tree(url, bucket, "t5x", golden / "t5x_tiny")
-        fetched = parameters(decoding.load_model(f"gs://{bucket}/t5x", architecture=SHAPE))
+        fetched = parameters(decoding.load_model(f"gs://{bucket}/t5x", architecture=SHAPE, weights="plain"))
         files = find_checkpoint(f"gs://{bucket}/t5x/checkpoint_0", SHAPE).weight_files
     assert files[0] == f"gs://{bucket}/t5x/checkpoint_0/checkpoint"
     assert len(files) == 1 + 2 * 66 and all(file.startswith(f"gs://{bucket}/t5x/") for file in files)
-    assert_same(fetched, parameters(decoding.load_model(str(golden / "t5x_tiny"), architecture=SHAPE)))
+    assert_same(fetched, parameters(decoding.load_model(str(golden / "t5x_tiny"), architecture=SHAPE, weights="plain")))
 
 
 @pytest.mark.slow  # it may have to build the emulator: the Python one leaves out generations, which OCDBT's stores need
@@ -39,7 +39,7 @@ def test_orbax_into_a_bucket_and_back(golden, monkeypatch):
         emulator.use(monkeypatch, url)
         output = f"gs://{emulator.make_bucket(url)}/converted"
         orbax.write(output, checkpoint.raw, checkpoint.parameters(np.float32), {"tokenizer.json": b"{}"})
-        fetched = parameters(decoding.load_model(output))
+        fetched = parameters(decoding.load_model(output, weights="plain"))
         files = find_checkpoint(output).weight_files
     assert f"{output}/orbax/_CHECKPOINT_METADATA" in files
-    assert_same(fetched, parameters(decoding.load_model(str(golden / "gpt2"))))
+    assert_same(fetched, parameters(decoding.load_model(str(golden / "gpt2"), weights="plain")))

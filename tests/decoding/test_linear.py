@@ -1,63 +1,26 @@
-"""Weights are known to `decoding.models.linear` alone: held in another form, they reach nobody else."""
+"""The one door of products, and models whose weights are packed."""
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import decoding
-from decoding.models import decoder_only, linear, t5
-
-PRODUCTS = ("project", "embed", "head_logits", "tied_logits")
-# Small parameters, of which models make what they like.
-PLAIN = ("norm", "scale", "bias", "encoder_bias", "decoder_bias", "relative")
+from decoding import kernels
+from decoding.models import linear, resident
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Packed:
-    """An array that can do nothing but be handed on."""
-
-    array: jax.Array
-
-
-def packed(model: nnx.Module) -> tuple[nnx.Module, int]:
-    """The model with its weights packed, and how many that are."""
-    graph, state = nnx.split(model)
-    leaves = [
-        (keys, leaf if str(keys[-1]) in PLAIN or "norm" in str(keys[-1]) else leaf.replace(Packed(leaf.get_value())))
-        for keys, leaf in nnx.to_flat_state(state)
-    ]
-    count = sum(isinstance(leaf.get_value(), Packed) for _, leaf in leaves)
-    return nnx.merge(graph, nnx.from_flat_state(leaves)), count
-
-
+@pytest.mark.skipif(kernels.available() is None, reason="the products cannot be built on this machine")
 @pytest.mark.parametrize("family", ["t5_v1_0", "t5_v1_1_target", "umt5", "gpt2", "llama"])
-def test_weights_reach_nobody_but_the_door(family, golden, monkeypatch):
-    model = decoding.load_model(str(golden / family))
+def test_packed_models_compute_what_plain_ones_do(family, golden):
+    plain = decoding.load_model(str(golden / family), weights="plain")
     rng = np.random.default_rng(0)
-    tokens = rng.integers(2, model.vocab_size, (2, 5)).astype(np.int32)
-    encoder = (tokens, np.array([5, 3], np.int32)) if model.encoder_decoder else ()
-    expected = model.logits(tokens, *encoder)
-    other, count = packed(model)
-    seen, products = set(), {name: getattr(linear, name) for name in PRODUCTS}
-
-    def unpacked(product):
-        def call(x, weight, *args, **keywords):
-            seen.add(id(weight))
-            return product(x, nnx.Param(weight.get_value().array), *args, **keywords)
-
-        return call
-
-    for name in PRODUCTS:
-        for module in (linear, t5, decoder_only):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, unpacked(products[name]))
-    np.testing.assert_array_equal(other.logits(tokens, *encoder), expected)
-    assert len(seen) == count >= 10
+    tokens = rng.integers(2, plain.vocab_size, (2, 5)).astype(np.int32)
+    encoder = (tokens, np.array([5, 3], np.int32)) if plain.encoder_decoder else ()
+    packed = resident.pack_model(plain)
+    weights = [leaf for _, leaf in nnx.to_flat_state(nnx.state(packed)) if linear.is_packed(leaf)]
+    assert len(weights) >= 9
+    np.testing.assert_allclose(packed.logits(tokens, *encoder), plain.logits(tokens, *encoder), atol=1e-4)
 
 
 def test_products():

@@ -1,0 +1,174 @@
+"""On processors a row's bits depend on nothing but the row: not on slots, γ, or what else is in the batch.
+
+The products, norms and attention are those of `decoding.kernels`; what XLA does beside them (softmax, sums, draws over the
+vocabulary) reduces one row at a time. Nothing is exempted as a tie.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import decoding
+from decoding import kernels
+from decoding.models.decoder_only import DecoderConfig
+from decoding.models.resident import pack_model
+from decoding.models.t5 import T5Config
+
+if kernels.available() is None:
+    pytest.skip("the products cannot be built on this machine", allow_module_level=True)
+
+PAIR = pathlib.Path(__file__).parents[2] / "examples" / "models" / "ende_software"
+_DECODER = DecoderConfig(
+    vocab_size=1003,
+    d_model=40,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=12,
+    d_ff=100,
+    norm="rms",
+    position="rotary",
+    activation="silu",
+    gated=True,
+    tied=True,
+)
+SHAPES = {
+    "t5": T5Config(
+        vocab_size=1003,
+        d_model=40,
+        d_kv=12,
+        d_ff=100,
+        num_layers=1,
+        num_decoder_layers=2,
+        num_heads=4,
+        gated=True,
+        activation="gelu_new",
+        tied=False,
+        scale_decoder_outputs=False,
+    ),
+    "gpt2": dataclasses.replace(
+        _DECODER,
+        num_kv_heads=4,
+        norm="layer",
+        position="learned",
+        activation="gelu",
+        gated=False,
+        max_positions=128,
+        qkv_bias=True,
+        out_bias=True,
+        feed_forward_bias=True,
+    ),
+    "llama": _DECODER,
+}
+
+
+def _models(family: str, form: str):
+    """A target and a draft that is the target with a little noise, so that some guesses are kept and some are not."""
+    shape = SHAPES[family]
+    target, draft = (shape.build(rngs=nnx.Rngs(0), dtype=np.float32) for _ in range(2))
+    state = nnx.state(draft)
+    rng = np.random.default_rng(1)
+    noisy = [
+        (path, leaf.replace(np.asarray(leaf.get_value()) * (1 + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32))))
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    nnx.update(draft, nnx.from_flat_state(noisy))
+    return pack_model(target, form), pack_model(draft, form)
+
+
+def _inputs(vocab_size: int, count: int) -> list[list[int]]:
+    rng = np.random.default_rng(2)
+    return [rng.integers(3, vocab_size, rng.integers(1, 13)).tolist() for _ in range(count)]
+
+
+def _run(target, draft, inputs, **settings) -> list[decoding.Generation]:
+    config = decoding.DecodingConfig(input_buckets=(6, 12), **settings)
+    return decoding.Generator(target, draft if config.gammas != (0,) else None, config).generate(
+        inputs, [str(i) for i in range(len(inputs))]
+    )
+
+
+def _bits(generation: decoding.Generation) -> tuple[bytes, bytes]:
+    """Tokens and their log-probabilities, which do not depend on what was drafted."""
+    return generation.tokens.tobytes(), generation.target_logprob.tobytes()
+
+
+LAWS = {
+    "greedy": dict(temperature=0.0),
+    "coupled": dict(temperature=1.0, verification="coupled"),
+    "coupled, filtered": dict(temperature=0.8, verification="coupled", top_k=40, top_p=0.95),
+}
+CASES = [
+    pytest.param(family, law, form, marks=() if (law, form) == ("coupled", "float32") else pytest.mark.slow)
+    for family in SHAPES
+    for law in LAWS
+    for form in ("float32", "bfloat16", "int8")
+]
+
+
+@pytest.mark.parametrize("family, law, form", CASES)
+def test_tokens_are_the_same_bits_for_any_slots_and_gamma(family, law, form):
+    target, draft = _models(family, form)
+    inputs = _inputs(target.vocab_size, 35)
+    reference = None
+    for slots, gamma in [(1, 0), (3, 2), (8, 0), (8, 5), (32, 7)]:
+        settings = dict(num_slots=slots, gamma=gamma, max_decode_tokens=24, **LAWS[law])
+        results = [_bits(result) for result in _run(target, draft, inputs, **settings)]
+        reference = reference or results
+        assert results == reference, (slots, gamma)
+
+
+@pytest.mark.parametrize("verification", ["token", "block"])
+def test_sampled_tokens_are_the_same_bits_for_any_slots(verification):
+    target, draft = _models("llama", "float32")
+    inputs = _inputs(target.vocab_size, 20)
+    settings = dict(gamma=3, temperature=1.0, verification=verification, max_decode_tokens=16)
+    runs = [_run(target, draft, inputs, num_slots=slots, **settings) for slots in (1, 3, 16)]
+    accepted, guesses = (sum(int(np.sum(getattr(result, name))) for result in runs[0]) for name in ("accepted", "gammas"))
+    assert 0 < accepted < guesses  # the draft is neither perfect nor useless
+    for run in runs[1:]:
+        for mine, first in zip(run, runs[0]):
+            for name in ("tokens", "source", "target_logprob"):
+                assert getattr(mine, name).tobytes() == getattr(first, name).tobytes(), name
+
+
+def test_arrays_of_xla_do_not_promise_it():
+    """Negative control: the same comparison sees the rounding of XLA's products."""
+    target, _ = _models("t5", "float32")
+    plain = SHAPES["t5"].build(rngs=nnx.Rngs(0), dtype=np.float32)
+    inputs = _inputs(target.vocab_size, 35)
+    settings = dict(gamma=0, max_decode_tokens=24, temperature=0.0)
+    packed, unpacked = (
+        [[_bits(result) for result in _run(model, None, inputs, num_slots=slots, **settings)] for slots in (1, 32)]
+        for model in (target, plain)
+    )
+    assert packed[0] == packed[1]
+    assert unpacked[0] != unpacked[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", ["greedy", "coupled"])
+def test_the_pair_on_real_sentences(law):
+    """1e5 tokens of the demo pair in all: num_slots 1, 3, 8, 32 and γ 0 to 7."""
+    import json
+
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(PAIR / "target" / "spiece.model"))
+    lines = (PAIR.parents[1] / "data" / "ende_software.test.jsonl").read_text().splitlines()
+    target, draft = (decoding.load_model(str(PAIR / name)) for name in ("target", "draft"))
+    texts = [next(value for value in json.loads(line).values() if isinstance(value, str)) for line in lines]
+    inputs = [tokens[:12] for text in texts if (tokens := [*pieces.encode(text), target.eos_id])][:250]
+    runs = itertools.chain([(1, 0)], ((slots, gamma) for slots in (3, 8, 32) for gamma in range(0, 8, 1 + (slots < 8))))
+    reference, tokens = None, 0
+    for slots, gamma in runs:
+        settings = dict(num_slots=slots, gamma=gamma, max_decode_tokens=48, **LAWS[law])
+        results = [_bits(result) for result in _run(target, draft, inputs, **settings)]
+        reference = reference or results
+        tokens += sum(len(each) // 4 for each, _ in results)
+        assert results == reference, (slots, gamma)
+    assert tokens > 50_000
