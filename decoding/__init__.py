@@ -15,6 +15,7 @@ if typing.TYPE_CHECKING:
     from decoding.config import DecodingConfig, Generation
     from decoding.drafts import NGramDraft, PromptLookupDraft, UniformDraft, load_draft
     from decoding.engine import EngineReport, Generator
+    from decoding.faults import NonFiniteLogits
     from decoding.registry import register_draft, register_family, register_rule
 
 _HOMES = {
@@ -25,6 +26,7 @@ _HOMES = {
     "Generation": "decoding.config",
     "Generator": "decoding.engine",
     "NGramDraft": "decoding.drafts",
+    "NonFiniteLogits": "decoding.faults",
     "PromptLookupDraft": "decoding.drafts",
     "UniformDraft": "decoding.drafts",
     "inspect_checkpoint": "decoding.checkpoints",
@@ -44,6 +46,7 @@ __all__ = [
     "Generation",
     "Generator",
     "NGramDraft",
+    "NonFiniteLogits",
     "PromptLookupDraft",
     "UniformDraft",
     "inspect_checkpoint",

@@ -31,6 +31,7 @@ import numpy as np
 from decoding.adaptive import PROBE_ITERATIONS, Costs, GammaPolicy
 from decoding.config import DecodingConfig, Generation
 from decoding.drafts.base import Draft
+from decoding.faults import MODELS, NonFiniteLogits
 from decoding.harvest import Occupant, generation, guesses
 from decoding.models.base import LanguageModel
 from decoding.programs import DRAFT, TARGET, Programs, measure_costs
@@ -139,6 +140,7 @@ class Generator:
 
         Raises:
           ValueError: an input's length is not allowed, ids repeat, or the two arguments differ in length.
+          NonFiniteLogits: a model gave no distribution for some inputs; it has the generations of the others.
         """
         return self.generate_with_report(inputs, example_ids)[0]
 
@@ -199,6 +201,8 @@ class _Run:
         self._packed = idle_rows(config.num_slots)
         self._occupants: dict[int, Occupant] = {}
         self._results: list[Generation | None] = [None] * (len(inputs) * config.num_samples)
+        self._faults: dict[int, str] = {}  # whose logits were not finite, by example
+        self._spoilt: set[int] = set()  # slots whose caches may hold what is not finite
         self._policy: GammaPolicy | None = None
         if len(config.gammas) > 1:
             self._policy = GammaPolicy({gamma: costs[gamma] for gamma in config.gammas})
@@ -238,6 +242,11 @@ class _Run:
             compilations=programs.compiler.events() - self._compiled_before,
             gammas=dict(gammas),
         )
+        if self._faults:
+            samples = config.num_samples
+            for example in self._faults:
+                self._results[example * samples : (example + 1) * samples] = [None] * samples
+            raise NonFiniteLogits(self._faults, self._results, self._example_ids, report)
         return self._results, report
 
     def _stop_done(self) -> int:
@@ -267,7 +276,9 @@ class _Run:
 
     def _refill(self, gamma: int) -> None:
         """Moves waiting examples into free slots as long as there are both."""
-        free = [slot for slot in range(self._config.num_slots) if slot not in self._occupants]
+        if self._spoilt and not self._occupants:
+            self._states, self._spoilt = self._programs.empty(), set()
+        free = [slot for slot in range(self._config.num_slots) if slot not in self._occupants and slot not in self._spoilt]
         while free and (self._order or self._staged):
             self._stage(gamma)
             self._fill(free)
@@ -362,5 +373,10 @@ class _Run:
                 # One less than the position: after full acceptance the draft never saw its own last token.
                 occupant.drafted = max(int(self._packed[slot, POSITION]) - 1, 0)
             if self._packed[slot, DONE]:
-                self._results[occupant.item] = generation(occupant, self._programs.eos_ids, now)
+                if fault := int(log.fault[:, slot].max()):
+                    self._faults[occupant.item // self._config.num_samples] = MODELS[fault]
+                    # Attention gives keys beyond a row's position weight 0, and 0 times NaN is NaN: nobody may come after.
+                    self._spoilt.add(slot)
+                else:
+                    self._results[occupant.item] = generation(occupant, self._programs.eos_ids, now)
                 del self._occupants[slot]

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoding.config import ACCEPTED, BONUS, PLAIN, RESAMPLED
-from decoding.sampling import log_prob
-from decoding.verification import Noise
+from decoding.faults import DRAFT_FAULT, TARGET_FAULT
+from decoding.sampling import is_law, log_prob
+from decoding.verification import Noise, Proposal, Verdict
 
 
 class Rows(NamedTuple):
@@ -85,6 +86,8 @@ class Emission(NamedTuple):
       beta, target_logprob, draft_logprob: float32[B, G].
       count: int32[B], tokens emitted; 0 for rows that were done.
       proposed: int32[B], tokens the draft offered.
+      fault: int8[B], 0, or whose logits were of no distribution where they decided: `TARGET_FAULT`, `DRAFT_FAULT`.
+        What such an iteration emits is worth nothing, and its row is done.
     """
 
     tokens: jax.Array
@@ -94,10 +97,11 @@ class Emission(NamedTuple):
     draft_logprob: jax.Array
     count: jax.Array
     proposed: jax.Array
+    fault: jax.Array
 
 
 def emit(rows: Rows, target_logits: jax.Array, accepted: jax.Array, next_token: jax.Array, eos_ids: tuple[int, ...],
-         proposal=None, beta: jax.Array | None = None) -> tuple[Rows, Emission]:
+         proposal: Proposal | None = None, verdict: Verdict | None = None) -> tuple[Rows, Emission]:
     """Advances rows by an accepted prefix and its next token, cut at EOS and at the budget.
 
     Args:
@@ -106,8 +110,8 @@ def emit(rows: Rows, target_logits: jax.Array, accepted: jax.Array, next_token: 
       accepted: int32[B], n.
       next_token: int32[B].
       eos_ids: the tokens that end a row.
-      proposal: `verification.Proposal` with γ = G - 1 tokens, or None when nothing was drafted.
-      beta: float32[B, γ], with a proposal.
+      proposal: with γ = G - 1 tokens, or None when nothing was drafted.
+      verdict: on the proposal.
     """
     batch, places = target_logits.shape[:2]
     place = jnp.arange(places)[None, :]
@@ -123,7 +127,7 @@ def emit(rows: Rows, target_logits: jax.Array, accepted: jax.Array, next_token: 
         source = jnp.where(place < accepted[:, None], ACCEPTED, end[:, None])
         examined = place < proposed[:, None]
         pad = ((0, 0), (0, 1))
-        betas = jnp.where(examined, jnp.pad(beta, pad), jnp.nan)
+        betas = jnp.where(examined, jnp.pad(verdict.beta, pad), jnp.nan)
         if proposal.logits is None:
             logprob = jnp.where(tokens[:, :-1] == proposal.tokens, 0.0, -jnp.inf)
         else:
@@ -134,13 +138,19 @@ def emit(rows: Rows, target_logits: jax.Array, accepted: jax.Array, next_token: 
     count = jnp.minimum(jnp.minimum(accepted + 1, at_eos), rows.remaining)
     count = jnp.where(rows.done, 0, count).astype(jnp.int32)
     remaining = rows.remaining - count
+    decided = count
+    if verdict is not None and verdict.examined is not None:  # jointly, that is beyond an accepted end as well
+        decided = jnp.where(rows.done, 0, jnp.minimum(verdict.examined, rows.remaining))
+    fault = _faults(target_logits, decided, TARGET_FAULT)
+    if proposal is not None and proposal.logits is not None:
+        fault = jnp.where(fault > 0, fault, _faults(proposal.logits, jnp.minimum(decided, proposed), DRAFT_FAULT))
     history = jnp.concatenate([rows.previous[:, None], rows.last[:, None], tokens], axis=1)
     moved = Rows(
         previous=jnp.take_along_axis(history, count[:, None], axis=1)[:, 0],
         last=jnp.take_along_axis(history, count[:, None] + 1, axis=1)[:, 0],
         position=rows.position + count,
         remaining=remaining,
-        done=rows.done | (count == at_eos) | (remaining == 0),
+        done=rows.done | (count == at_eos) | (remaining == 0) | (fault > 0),
         keys=rows.keys,
     )
     return moved, Emission(
@@ -151,4 +161,11 @@ def emit(rows: Rows, target_logits: jax.Array, accepted: jax.Array, next_token: 
         draft_logprob=draft_logprob,
         count=count,
         proposed=proposed,
+        fault=fault,
     )
+
+
+def _faults(logits: jax.Array, decided: jax.Array, fault: int) -> jax.Array:
+    """int8[B], `fault` where one of the first `decided` int32[B] rows of float32[B, N, V] is no distribution."""
+    looked_at = jnp.arange(logits.shape[1]) < decided[:, None]
+    return jnp.where(jnp.any(looked_at & ~is_law(logits), axis=1), fault, 0).astype(jnp.int8)

@@ -1,7 +1,8 @@
 """Standardised sampling: fold temperature, top-k, top-p and argmax into a distribution, then draw from it.
 
 Section 2.2 of Leviathan et al.: every sampling method is plain sampling from an adjusted distribution.  The same
-adjustment is applied to the target's and the draft's logits, in one order: temperature, top-k, top-p.
+adjustment is applied to the target's and the draft's logits, in one order: temperature, top-k, top-p; top-k, which no
+temperature changes, is taken first.
 
 Random numbers are derived from (seed, example, sample, position where the iteration starts, stream), so they do not
 know of shards, slots, batches or workers.
@@ -28,18 +29,39 @@ def row_key(seed: int, example_id: str, sample: int) -> np.ndarray:
 
 
 def uniforms(keys: jax.Array, positions: jax.Array, stream: int, count: int) -> jax.Array:
-    """float32[B, count] in [0, 1), one independent sequence per (row, position, stream).
+    """float32[B, count] in (0, 1), one independent sequence per (row, position, stream).
+
+    The middles of 2^32 equal pieces, rounded to float32: below a threshold t lies a share of t, up to 2^-33, where the
+    23 bits of jax.random.uniform would take every threshold below 1e-7 for the same.
 
     Args:
       keys: uint32[B, 2] from `row_key`.
       positions: int32[B], where the iteration starts.
     """
+    return _fractions(_words(keys, positions, stream, count))
+
+
+def exponentials(keys: jax.Array, positions: jax.Array, stream: int, count: int) -> jax.Array:
+    """float32[B, count], each exponential with mean 1: the times of a race.
+
+    A token of probability p wins one when its time falls below p or so: small times come in steps of 2^-32.
+    """
+    return -jnp.log1p(-_fractions(~_words(keys, positions, stream, count)))
+
+
+def _words(keys: jax.Array, positions: jax.Array, stream: int, count: int) -> jax.Array:
+    """uint32[B, count]."""
 
     def one(key, position):
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
-        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, position), stream), (count,))
+        return jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, position), stream), (count,))
 
     return jax.vmap(one)(keys, positions)
+
+
+def _fractions(words: jax.Array) -> jax.Array:
+    # Large words round up, the largest to 1 but for the minimum.
+    return jnp.minimum((words.astype(jnp.float32) + 0.5) * 2.0**-32, 1 - 2.0**-24)
 
 
 def integers(keys: jax.Array, positions: jax.Array, stream: int, count: int, high: int) -> jax.Array:
@@ -55,13 +77,7 @@ def integers(keys: jax.Array, positions: jax.Array, stream: int, count: int, hig
 
 def gumbel_noise(keys: jax.Array, positions: jax.Array, vocab_size: int) -> jax.Array:
     """float32[B, V] of Gumbel noise that belongs to (row, position of the token) alone: see "coupled"."""
-
-    def one(key, position):
-        key = jax.random.wrap_key_data(key, impl="threefry2x32")
-        key = jax.random.fold_in(jax.random.fold_in(key, position), COUPLED_STREAM)
-        return jax.random.gumbel(key, (vocab_size,))
-
-    return jax.vmap(one)(keys, positions)
+    return -jnp.log(exponentials(keys, positions, COUPLED_STREAM, vocab_size))
 
 
 def standardize(logits: jax.Array, config: DecodingConfig) -> jax.Array:
@@ -73,57 +89,58 @@ def standardize(logits: jax.Array, config: DecodingConfig) -> jax.Array:
 
     Tokens that tie with the last kept one are kept, so the result does not depend on the order of the vocabulary.
     """
-    logits = logits / config.temperature
+    # Relative to the largest, so that no temperature overflows; and what is kept is decided on these, because divided by
+    # a high temperature, and as probabilities, logits that differ become equal.
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+
+    def softmax(kept):
+        return jax.nn.softmax(jnp.where(kept > -jnp.inf, kept / config.temperature, -jnp.inf), axis=-1)
+
     if 0 < config.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, config.top_k)[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
-    probs = jax.nn.softmax(logits, axis=-1)
+    probs = softmax(logits)
     if config.top_p < 1.0:
-        ranked = jnp.sort(probs, axis=-1, descending=True)
-        before = jnp.cumsum(ranked, axis=-1) - ranked
+        ranked = jnp.sort(logits, axis=-1, descending=True)
+        ranked_probs = softmax(ranked)
+        before = jnp.cumsum(ranked_probs, axis=-1) - ranked_probs
         last = jnp.min(jnp.where(before < config.top_p, ranked, jnp.inf), axis=-1, keepdims=True)
-        probs = jnp.where(probs < last, 0.0, probs)
+        probs = jnp.where(logits < last, 0.0, probs)
         probs = probs / jnp.sum(probs, axis=-1, keepdims=True)
     return probs
 
 
-def draw(weights: jax.Array, u: jax.Array) -> jax.Array:
-    """Inverse-CDF draw from unnormalised weights.
+def draw(weights: jax.Array, times: jax.Array) -> jax.Array:
+    """Draws from unnormalised weights by a race: of exponential times, weight w divides its own, and the least wins.
 
-    Two levels (sums of 128 lanes, then one block of lanes) instead of a cumulative sum over the vocabulary.
+    Two levels (sums of 128 lanes, then one block of lanes) take V / 128 + 128 times instead of V.  Nothing is added up
+    over the vocabulary, so that small weights keep their share behind large ones, as they do not in a cumulative sum.
     A token of weight 0 is never returned, whatever the rounding.
 
     Args:
       weights: float32[B, V], not negative, not all 0.
-      u: float32[B] in [0, 1).
+      times: float32[B, draw_times(V)], from `exponentials`.
 
     Returns:
       int32[B].
     """
     batch, vocab_size = weights.shape
-    blocks = -(-vocab_size // _LANES)
+    blocks = draw_times(vocab_size) - _LANES
     weights = jnp.pad(weights, ((0, 0), (0, blocks * _LANES - vocab_size))).reshape(batch, blocks, _LANES)
-    sums = jnp.sum(weights, axis=-1)
-    goal = u * jnp.sum(sums, axis=-1)
-    block, before = _first_above(sums, goal)
+    block = _first(jnp.sum(weights, axis=-1), times[:, :blocks])
     lanes = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
-    lane, _ = _first_above(lanes, goal - before)
-    return block * _LANES + lane
+    return jnp.minimum(block * _LANES + _first(lanes, times[:, blocks:]), vocab_size - 1)  # beyond are rows of NaN only
 
 
-def _first_above(weights: jax.Array, goal: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First nonzero index whose cumulative weight exceeds the goal, else the last nonzero one; and the sum before it.
+def draw_times(vocab_size: int) -> int:
+    """How many times a draw takes."""
+    return -(-vocab_size // _LANES) + _LANES
 
-    Nonzero has to be asked for: the goal may be rounded below 0, and cumulative sums of some devices do not even rise.
-    """
-    cumulative = jnp.cumsum(weights, axis=-1)
-    indices = jnp.arange(weights.shape[-1], dtype=jnp.int32)
-    nonzero = weights > 0
-    last = jnp.max(jnp.where(nonzero, indices, 0), axis=-1, keepdims=True)
-    index = jnp.min(jnp.where(nonzero & (cumulative > goal[:, None]), indices, last), axis=-1)
-    picked = index[:, None]
-    before = jnp.take_along_axis(cumulative, picked, axis=-1) - jnp.take_along_axis(weights, picked, axis=-1)
-    return index, before[:, 0]
+
+def _first(weights: jax.Array, times: jax.Array) -> jax.Array:
+    """The winner of a race: float32[B, N] and float32[B, N] -> int32[B]."""
+    largest = jnp.max(weights, axis=-1, keepdims=True)  # by which tiny weights do not underflow when they are divided
+    return argmax(jnp.where(weights > 0, weights / largest / times, -1.0))
 
 
 def argmax(values: jax.Array) -> jax.Array:
@@ -136,6 +153,14 @@ def argmax(values: jax.Array) -> jax.Array:
     indices = jnp.arange(size, dtype=jnp.int32)
     best = jnp.max(values, axis=-1, keepdims=True)
     return jnp.minimum(jnp.min(jnp.where(values == best, indices, size), axis=-1), size - 1)
+
+
+def is_law(logits: jax.Array) -> jax.Array:
+    """Whether raw logits float32[..., V] are of a distribution: bool[...], False where one is NaN or +inf, or all are -inf.
+
+    A model may ban tokens by -inf.  The sum is the one that `log_prob` takes too, and costs nothing beside it.
+    """
+    return jnp.isfinite(jax.nn.logsumexp(logits, axis=-1))
 
 
 def log_prob(logits: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -23,11 +23,12 @@ from jax.scipy.special import entr
 from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
 from decoding.drafts.base import Draft, fitted
+from decoding.faults import NonFiniteLogits
 from decoding.models.base import LanguageModel, install
 from decoding.models.forced import with_forced_tokens
 from decoding.models.positions import check_positions
 from decoding.rows import Rows
-from decoding.sampling import argmax, log_prob, standardize
+from decoding.sampling import argmax, is_law, log_prob, standardize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +75,14 @@ class _Target(NamedTuple):
       measure: float32[B, T, V], the standardised p; at temperature 0 the raw logits.
       best: int32[B, T], the most likely token.
       logprob, entropy: float32[B, T].
+      usable: bool[B, T], whether there is a distribution.
     """
 
     measure: jax.Array
     best: jax.Array
     logprob: jax.Array
     entropy: jax.Array
+    usable: jax.Array
 
 
 class _Batch(NamedTuple):
@@ -162,6 +165,7 @@ class Scorer:
 
         Raises:
           ValueError: as `problem` says, or there are not as many of both.
+          NonFiniteLogits: a model gave no distribution for some texts; it has the scores of the others.
         """
         if len(inputs) != len(texts):
             raise ValueError(f"{len(inputs)} inputs and {len(texts)} texts; they must be as many")
@@ -171,18 +175,21 @@ class Scorer:
                 raise ValueError(f"text {i}: {problem}")
             classes[next(size for size in classes if len(given) <= size[0] and len(tokens) <= size[1])].append(i)
         results: list[TextScores | None] = [None] * len(texts)
+        faults: dict[int, str] = {}
         with self._lock:
             for size, members in classes.items():
                 rows = self._rows(size)
                 for first in range(0, len(members), rows):
-                    self._pass(size, members[first : first + rows], inputs, texts, results)
+                    self._pass(size, members[first : first + rows], inputs, texts, results, faults)
+        if faults:
+            raise NonFiniteLogits(faults, results, [f"text {i}" for i in range(len(texts))])
         return results
 
     def _rows(self, size: tuple[int, int]) -> int:
         return max(1, self._batch_tokens // max(size))
 
-    def _pass(self, size: tuple[int, int], members: Sequence[int], inputs, texts, results) -> None:
-        """Scores up to a batch of texts, whose numbers are `members`, into `results`."""
+    def _pass(self, size: tuple[int, int], members: Sequence[int], inputs, texts, results, faults) -> None:
+        """Scores up to a batch of texts, whose numbers are `members`, into `results`, or says in `faults` why not."""
         rows = self._rows(size)
         batch = _Batch(np.zeros((rows, size[0]), np.int32), np.ones((rows,), np.int32), np.zeros((rows, size[1]), np.int32))
         for row, i in enumerate(members):
@@ -193,13 +200,17 @@ class Scorer:
             name: self._programs["draft", name, size](params, batch, target)
             for name, (_, params) in self._drafts.items()
         }
-        logprob, entropy, drafts = jax.device_get((target.logprob, target.entropy, drafts))
+        logprob, entropy, usable, drafts = jax.device_get((target.logprob, target.entropy, target.usable, drafts))
         for row, i in enumerate(members):
             length = len(texts[i])
+            every = {"target model": usable, **{f"draft {name!r}": ok for name, (*_, ok) in drafts.items()}}
+            if spoilt := [whose for whose, ok in every.items() if not ok[row, :length].all()]:
+                faults[i] = spoilt[0]
+                continue
             results[i] = TextScores(
                 logprob[row, :length],
                 entropy[row, :length],
-                {name: DraftScores(*(array[row, :length] for array in arrays)) for name, arrays in drafts.items()},
+                {name: DraftScores(*(array[row, :length] for array in arrays)) for name, (*arrays, _) in drafts.items()},
             )
 
     def _compile(self) -> None:
@@ -221,12 +232,12 @@ class Scorer:
         logits = self._logits(nnx.merge(self._target[0], params), batch)
         best, logprob = argmax(logits), log_prob(logits, batch.tokens)
         if self.config.temperature == 0.0:
-            return _Target(logits, best, logprob, jnp.zeros_like(logprob))
+            return _Target(logits, best, logprob, jnp.zeros_like(logprob), is_law(logits))
         p = standardize(logits, self.config)
-        return _Target(p, best, logprob, jnp.sum(entr(p), axis=-1))
+        return _Target(p, best, logprob, jnp.sum(entr(p), axis=-1), is_law(logits))
 
     def _score_draft(self, graph, params, batch: _Batch, target: _Target) -> tuple[jax.Array, ...]:
-        """The fields of `DraftScores`, [B, T, ...] each."""
+        """The fields of `DraftScores`, [B, T, ...] each, and whether there is a distribution, bool[B, T]."""
         draft = nnx.merge(graph, params)
         choice = proposed = None
         if isinstance(draft, Draft):
@@ -249,10 +260,12 @@ class Scorer:
         else:
             logprob = log_prob(logits, batch.tokens)
         agrees = choice == target.best
+        usable = jnp.ones_like(agrees) if logits is None else is_law(logits)
         if proposed is not None:
             beta, logprob, entropy = (jnp.where(proposed, found, jnp.nan) for found in (beta, logprob, entropy))
             lenient, agrees = jnp.where(proposed[..., None], lenient, jnp.nan), agrees & proposed
-        return beta, lenient, logprob, entropy, agrees
+            usable |= ~proposed
+        return beta, lenient, logprob, entropy, agrees, usable
 
     def _compare_choice(self, target: _Target, choice: jax.Array) -> tuple[jax.Array, jax.Array]:
         """β and lenient β of a draft that is sure of int32[B, T] `choice`."""

@@ -23,5 +23,5 @@ def iterate(
     tokens = jnp.concatenate([rows.last[:, None], proposal.tokens], axis=1)
     logits, target_state = target.step(tokens, rows.position, target_state)
     verdict = rule_for(config).verify(logits, proposal, rows.noise)
-    rows, emission = emit(rows, logits, verdict.accepted, verdict.next_token, eos_ids(target), proposal, verdict.beta)
+    rows, emission = emit(rows, logits, verdict.accepted, verdict.next_token, eos_ids(target), proposal, verdict)
     return target_state, draft_state, rows, emission

@@ -18,6 +18,8 @@ from decoding.sampling import (
     NEXT_STREAM,
     argmax,
     draw,
+    draw_times,
+    exponentials,
     gumbel_noise,
     integers,
     standardize,
@@ -58,11 +60,13 @@ class Verdict(NamedTuple):
     accepted: int32[B], n, the length of the accepted prefix.
     next_token: int32[B], the token after it.
     beta: float32[B, γ], Σ_x min(p(x), q(x)) at every drafted position (Theorem 3.5).
+    examined: int32[B], how many of the target's distributions decided; None where those behind n + 1 did not.
     """
 
     accepted: jax.Array
     next_token: jax.Array
     beta: jax.Array
+    examined: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +91,13 @@ class Rule:
 
     def plain(self, logits: jax.Array, noise: Noise) -> jax.Array:
         """Plain decoding's choice from the target's raw logits float32[B, V]: int32[B]."""
-        u = uniforms(noise.keys, noise.positions, NEXT_STREAM, 1)[:, 0]
-        return draw(standardize(logits, self.config), u)
+        return fresh_draw(standardize(logits, self.config), noise)
 
-    def randomness(self, noise: Noise, gamma: int) -> Any:
+    def randomness(self, noise: Noise, gamma: int, vocab_size: int) -> Any:
         """What γ guesses of a draft are drawn with, a pytree whose leaves have the guess as first axis."""
-        return uniforms(noise.keys, noise.positions, DRAFT_STREAM, gamma).T
+        size = draw_times(vocab_size)
+        times = exponentials(noise.keys, noise.positions, DRAFT_STREAM, gamma * size)
+        return jnp.moveaxis(times.reshape(-1, gamma, size), 1, 0)
 
     def guess(self, logits: jax.Array, randomness: Any) -> tuple[jax.Array, jax.Array | None]:
         """A draft's choice from its raw logits float32[B, V]: int32[B], and what it was drawn from (`Proposal.probs`).
@@ -124,7 +129,7 @@ class Greedy(Rule):
     def plain(self, logits: jax.Array, noise: Noise) -> jax.Array:
         return argmax(logits)
 
-    def randomness(self, noise: Noise, gamma: int) -> None:
+    def randomness(self, noise: Noise, gamma: int, vocab_size: int) -> None:
         return None
 
     def guess(self, logits: jax.Array, randomness: None) -> tuple[jax.Array, None]:
@@ -145,8 +150,8 @@ class Greedy(Rule):
 class Token(Rule):
     """Algorithm 1: accept x_i while r_i < p_i(x_i) / q_i(x_i), then draw from norm(max(0, p - q)).
 
-    The comparison is strict because float uniforms do hit 0 and a token with p = 0 must never stay.  With lenience l
-    (section A.5) q is multiplied by l in the comparison and β is Σ min(p / l, q).
+    The comparison is strict because a token with p = 0 must never stay, even were r 0.  With lenience l (section A.5) q
+    is multiplied by l in the comparison and β is Σ min(p / l, q).
     """
 
     def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
@@ -190,7 +195,8 @@ class Block(Rule):
         accepted = jnp.max(jnp.where((u < threshold) & (length <= proposal.count[:, None]), length, 0), axis=1)
         scale = _at(jnp.concatenate([first[:, None], weights], axis=1), accepted)
         next_token = _draw_next(p, q, accepted, proposal.count, scale, noise)
-        return Verdict(accepted.astype(jnp.int32), next_token, jnp.sum(jnp.minimum(p[:, :-1], q), axis=-1))
+        beta = jnp.sum(jnp.minimum(p[:, :-1], q), axis=-1)
+        return Verdict(accepted.astype(jnp.int32), next_token, beta, proposal.count + 1)
 
 
 class Coupled(Rule):
@@ -204,7 +210,7 @@ class Coupled(Rule):
     def plain(self, logits: jax.Array, noise: Noise) -> jax.Array:
         return coupled_choice(standardize(logits, self.config), noise)
 
-    def randomness(self, noise: Noise, gamma: int) -> Noise:
+    def randomness(self, noise: Noise, gamma: int, vocab_size: int) -> Noise:
         offsets = jnp.arange(gamma, dtype=jnp.int32)[:, None]
         return Noise(jnp.broadcast_to(noise.keys, (gamma, *noise.keys.shape)), noise.positions + offsets)
 
@@ -231,6 +237,11 @@ def coupled_choice(probs: jax.Array, noise: Noise) -> jax.Array:
     return argmax(jnp.log(probs) + gumbel_noise(noise.keys, noise.positions, probs.shape[-1]))
 
 
+def fresh_draw(weights: jax.Array, noise: Noise) -> jax.Array:
+    """The draw that ends an iteration, from unnormalised weights float32[B, V]: int32[B]."""
+    return draw(weights, exponentials(noise.keys, noise.positions, NEXT_STREAM, draw_times(weights.shape[-1])))
+
+
 def _prefix_length(stays: jax.Array, count: jax.Array) -> jax.Array:
     """Length of the leading run of True, at most `count`: bool[B, γ], int32[B] -> int32[B]."""
     offered = jnp.arange(stays.shape[1]) < count[:, None]
@@ -247,8 +258,7 @@ def _draw_next(p, q, accepted, count, scale, noise) -> jax.Array:
     residual = jnp.maximum(scale[:, None] * p_next - q_next, 0.0)
     # Rounding can reject where p = q and leave no residual at all; p is then the limit.
     rejected = (accepted < count) & jnp.any(residual > 0, axis=-1)
-    u = uniforms(noise.keys, noise.positions, NEXT_STREAM, 1)[:, 0]
-    return draw(jnp.where(rejected[:, None], residual, p_next), u)
+    return fresh_draw(jnp.where(rejected[:, None], residual, p_next), noise)
 
 
 def _of(probs: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -115,8 +115,11 @@ def decode_batch(
     """
     if not tokens:
         return [], EngineCounters()
+    faults: Mapping[int, str] = {}
     try:
         flat, report = generator.generate_with_report(tokens, example_ids)
+    except decoding.NonFiniteLogits as error:
+        faults, flat, report = error.faults, error.results, error.report
     except Exception as error:
         if len(tokens) == 1:
             logging.getLogger(__name__).info("example %r failed: %s", example_ids[0], error)  # errors/ will have it
@@ -130,7 +133,12 @@ def decode_batch(
         report.iterations * generator.config.num_slots, report.row_iterations, report.compilations, report.seconds
     )
     samples = generator.config.num_samples
-    return [tuple(flat[i : i + samples]) for i in range(0, len(flat), samples)], counters
+    return [
+        DecodeFailure(decoding.NonFiniteLogits.__name__, decoding.NonFiniteLogits.of(faults[i]))
+        if i in faults
+        else tuple(flat[i * samples : (i + 1) * samples])
+        for i in range(len(tokens))
+    ], counters
 
 
 class _EngineHandler(ModelHandler):
@@ -244,7 +252,8 @@ class ShardModelHandler(_EngineHandler, ModelHandler[TokenizedShard, DecodedShar
     """`TokenizedShard`s in, `DecodedShard`s out; used with `with_no_batching` on lists of one shard.
 
     A shard of which every example fails, and that has more than one, is a `failure` as a whole: the cause is not in
-    the examples. With γ = "auto" all workers of the run use one set of measured costs.
+    the examples. Logits that are not finite are told of each example, though, however many have them. With γ = "auto"
+    all workers of the run use one set of measured costs.
     """
 
     def __init__(
@@ -302,7 +311,8 @@ class ShardModelHandler(_EngineHandler, ModelHandler[TokenizedShard, DecodedShar
         with model.turn:
             results, counters = decode_batch(generator, [e.tokens for e in examples], [e.example_id for e in examples])
         failure = None
-        if len(results) > 1 and all(isinstance(result, DecodeFailure) for result in results):
+        unknown = [isinstance(one, DecodeFailure) and one.error_type != decoding.NonFiniteLogits.__name__ for one in results]
+        if len(results) > 1 and all(unknown):
             message = f"all {len(results)} examples failed, the first with: {results[0].message}"
             failure = ShardFailure(tokenized.work.shard, records.DECODE, results[0].error_type, message)
         Metrics.counter("specbeam", "examples_decoded").inc(sum(isinstance(result, tuple) for result in results))

@@ -299,26 +299,34 @@ class ScoreModelHandler(ModelHandler[TextShard, ScoredShard, Scorer]):
 def score_shard(scorer: Scorer, shard: TextShard, device: str) -> ScoredShard:
     """Scores a shard. Texts that cannot be scored become errors; what fails all the same fails the shard."""
     texts, errors = [], list(shard.errors)
+
+    def set_aside(text: Text, error_type: str, message: str) -> None:
+        errors.append(
+            records.example_error(text.example_id, text.index, SCORE, error_type, message, text.place, text.record)
+        )
+
     for text in shard.texts:
         if problem := scorer.problem(text.input_tokens, text.tokens):
-            error = records.example_error(
-                text.example_id, text.index, SCORE, "NotScorable", problem, text.place, text.record
-            )
-            errors.append(error)
+            set_aside(text, "NotScorable", problem)
         else:
             texts.append(text)
-    shard = dataclasses.replace(shard, texts=tuple(texts), errors=tuple(sorted(errors, key=lambda e: e.index)))
     started, compiled = time.perf_counter(), scorer.compilations()
-    scores, failure = (), None
+    scores, failure = [], None
     try:
-        scores = tuple(scorer.score([text.input_tokens for text in texts], [text.tokens for text in texts]))
-        Metrics.counter("specbeam", "texts_scored").inc(len(texts))
-        Metrics.counter("specbeam", "tokens_scored").inc(sum(len(text.tokens) for text in texts))
+        scores = scorer.score([text.input_tokens for text in texts], [text.tokens for text in texts])
+    except decoding.NonFiniteLogits as error:
+        for i, whose in error.faults.items():
+            set_aside(texts[i], type(error).__name__, error.of(whose))
+        texts = [text for i, text in enumerate(texts) if i not in error.faults]
+        scores = [one for one in error.results if one is not None]
     except Exception as error:
         logging.getLogger(__name__).warning("shard %d failed: %s", shard.shard, error)
         failure = records.shard_failure(shard.shard, SCORE, error)
+    Metrics.counter("specbeam", "texts_scored").inc(len(scores))
+    Metrics.counter("specbeam", "tokens_scored").inc(sum(len(text.tokens) for text in texts) if scores else 0)
+    shard = dataclasses.replace(shard, texts=tuple(texts), errors=tuple(sorted(errors, key=lambda e: e.index)))
     seconds, compilations = time.perf_counter() - started, scorer.compilations() - compiled
-    return ScoredShard(shard, scores, seconds, compilations, device, failure)
+    return ScoredShard(shard, tuple(scores), seconds, compilations, device, failure)
 
 
 class ScoreShards(beam.PTransform):

@@ -79,7 +79,7 @@ class ModelDraft(Draft):
         again with the same values.
         """
         rule = rule_for(config)
-        randomness = rule.randomness(rows.noise, gamma)
+        randomness = rule.randomness(rows.noise, gamma, self.vocab_size)
         head, tail = (jax.tree.map(lambda leaf, part=part: leaf[part], randomness) for part in (0, slice(1, None)))
         start = jnp.maximum(rows.position - 1, 0)
         first = rows.position - start  # 0 for a row at position 0, which has no token before its last

@@ -193,8 +193,7 @@ def resample_from_target(rule, target_logits, proposal, noise: Noise):
     """Wrong: after a rejection draws from p instead of norm(max(0, p - q))."""
     verdict = _verify_token(rule, target_logits, proposal, noise)
     p = sampling.standardize(target_logits, rule.config)[np.arange(len(verdict.accepted)), verdict.accepted]
-    u = sampling.uniforms(noise.keys, noise.positions, sampling.NEXT_STREAM, 1)[:, 0]
-    return verdict._replace(next_token=sampling.draw(p, u))
+    return verdict._replace(next_token=verification.fresh_draw(p, noise))
 
 
 def verify_with_unfiltered_q(rule, target_logits, proposal, noise: Noise):

@@ -9,13 +9,14 @@ import pytest
 from scipy import stats
 
 from decoding import DecodingConfig, sampling
+from decoding.verification import Noise, rule_for
 from tests.support import reference
 
 STREAMS = (sampling.DRAFT_STREAM, sampling.ACCEPT_STREAM, sampling.NEXT_STREAM)
 draw = jax.jit(sampling.draw)
 uniforms = jax.jit(sampling.uniforms, static_argnums=(2, 3))
+exponentials = jax.jit(sampling.exponentials, static_argnums=(2, 3))
 gumbel_noise = jax.jit(sampling.gumbel_noise, static_argnums=2)
-JUST_BELOW_1 = np.float32(1) - np.float32(2) ** -24
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
@@ -61,50 +62,141 @@ def test_standardize_takes_extreme_logits():
         np.testing.assert_allclose(probs, [[1, 0, 0]] * 3, atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e8, 1e30, 1e38, 1e300])
+def test_extreme_temperatures_keep_what_top_k_and_top_p_keep(temperature):
+    logits = np.array([[3.0, 1.0, 2.0, -1.0, -np.inf, 0.5], [80.0, -80.0, 1e4, 79.0, 0.0, -1e4]], np.float32)
+    run = lambda **settings: np.asarray(sampling.standardize(logits, DecodingConfig(temperature=temperature, **settings)))
+    best = [[1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
+    np.testing.assert_array_equal(run(top_k=1), best)
+    if temperature < 1:
+        for settings in (dict(), dict(top_k=2), dict(top_p=0.5)):
+            np.testing.assert_array_equal(run(**settings), best)
+        return
+    tolerance = dict(atol=1e-6) if temperature > 1e8 else dict(atol=1e-4)
+    np.testing.assert_allclose(run(), [[0.2, 0.2, 0.2, 0.2, 0, 0.2], [1 / 6] * 6], **tolerance)
+    two = [[0.5, 0, 0.5, 0, 0, 0], [0.5, 0, 0.5, 0, 0, 0]]
+    np.testing.assert_allclose(run(top_k=2), two, **tolerance)
+    np.testing.assert_allclose(run(top_p=0.3), two, **tolerance)
+    np.testing.assert_allclose(run(top_k=3, top_p=0.6), two, **tolerance)
+
+
 # The draw.
+
+
+def times_of(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
+    """float32[rows, draw_times(size)]: the extremes of `exponentials` among others."""
+    times = rng.exponential(size=(rows, sampling.draw_times(size)))
+    extreme = rng.choice([2.0**-33, 2.0**-31, 16.6], size=times.shape)
+    return np.where(rng.uniform(size=times.shape) < 0.1, extreme, times).astype(np.float32)
 
 
 @pytest.mark.parametrize("size", [1, 7, 128, 129, 384])
 def test_draw_never_returns_a_token_of_weight_0(size):
     rng = np.random.default_rng(size)
-    weights = rng.exponential(size=(2000, size)) ** 3 * (rng.uniform(size=(2000, size)) < rng.uniform(size=(2000, 1)))
-    weights[np.arange(2000), rng.integers(0, size, 2000)] += rng.uniform(1e-30, 1e-3, 2000)
-    weights = (weights * 10.0 ** rng.uniform(-8, 3, (2000, 1))).astype(np.float32)
-    for u in (np.zeros(2000), np.full(2000, JUST_BELOW_1), np.full(2000, 2.0**-24), rng.uniform(size=2000)):
-        drawn = np.asarray(draw(weights, u.astype(np.float32)))
-        assert np.all((drawn >= 0) & (drawn < size))
-        assert np.all(weights[np.arange(2000), drawn] > 0)
+    weights = rng.exponential(size=(4000, size)) ** 3 * (rng.uniform(size=(4000, size)) < rng.uniform(size=(4000, 1)))
+    weights[np.arange(4000), rng.integers(0, size, 4000)] += rng.uniform(1e-30, 1e-3, 4000)
+    weights = (weights * 10.0 ** rng.uniform(-8, 3, (4000, 1))).astype(np.float32)
+    drawn = np.asarray(draw(weights, times_of(rng, 4000, size)))
+    assert np.all((drawn >= 0) & (drawn < size))
+    assert np.all(weights[np.arange(4000), drawn] > 0)
 
 
-def test_draw_at_the_ends_of_blocks_and_of_the_vocabulary():
-    for size, support in [(300, [0]), (300, [127]), (300, [128]), (300, [299]), (300, [5, 299]), (256, [0, 255])]:
-        weights = np.zeros((1, size), np.float32)
-        weights[0, support] = 0.1
-        for u, wanted in [(0.0, support[0]), (JUST_BELOW_1, support[-1])]:
-            assert int(draw(weights, np.float32([u]))[0]) == wanted
-
-
-def test_draw_where_a_block_seems_to_begin_behind_the_end_of_the_one_before():
-    """As rounded, the first block ends at `first` and the second begins at (first + second) - second, often later."""
-    first, second = np.random.default_rng(0).uniform(0.1, 1, (2, 5000)).astype(np.float32)
-    weights = np.zeros((5000, 256), np.float32)
-    weights[:, 5], weights[:, 200] = first, second
-    u = first / (first + second)
-    between = (u * (first + second) >= first) & (u * (first + second) < (first + second) - second)
-    assert np.sum(between) > 500
-    for goals in (u, np.ceil(u * 2**23) * np.float32(2**-23)):  # the latter as `uniforms` makes them
-        assert set(np.asarray(draw(weights, goals)).tolist()) == {5, 200}
+def test_draw_is_the_race_of_blocks_and_then_of_lanes():
+    rng, size = np.random.default_rng(0), 300
+    weights = rng.exponential(size=(2000, size)).astype(np.float32) ** 4
+    times = times_of(rng, 2000, size)
+    padded = np.pad(weights.astype(np.float64), ((0, 0), (0, 84))).reshape(2000, 3, 128)
+    block = np.argmin(times[:, :3] / padded.sum(-1), axis=1)
+    with np.errstate(divide="ignore"):
+        lane = np.argmin(times[:, 3:] / padded[np.arange(2000), block], axis=1)
+    assert np.mean(np.asarray(draw(weights, times)) == 128 * block + lane) > 0.999  # but for ties of rounding
 
 
 @pytest.mark.parametrize("size", [5, 300])
-def test_draw_inverts_the_cumulative_distribution(size):
-    rng = np.random.default_rng(0)
+def test_draws_have_the_law_of_the_weights(size):
+    rng, rows = np.random.default_rng(0), 200_000
     weights = rng.exponential(size=size).astype(np.float32)
     weights[rng.choice(size, size // 3, replace=False)] = 0
-    grid = ((np.arange(100_000) + 0.5) / 100_000).astype(np.float32)
-    drawn = np.asarray(draw(np.broadcast_to(weights, (100_000, size)), grid))
-    shares = np.bincount(drawn, minlength=size) / 100_000
-    np.testing.assert_allclose(shares, weights / weights.sum(dtype=np.float64), atol=3e-5)
+    keys = rng.integers(0, 2**32, (rows, 2), np.uint32)
+    times = exponentials(keys, np.zeros(rows, np.int32), sampling.NEXT_STREAM, sampling.draw_times(size))
+    counts = np.bincount(np.asarray(draw(np.broadcast_to(weights, (rows, size)), times)), minlength=size)
+    law = weights[weights > 0] / weights.sum(dtype=np.float64)
+    assert stats.chisquare(counts[weights > 0], law * rows).pvalue > 1e-6
+
+
+# Tails: a token of probability 1, nearly, beside many that hardly ever come.
+
+
+def tail_p_value(drawn: np.ndarray, vocab_size: int, probability: float, likely: int) -> float:
+    """The least of p-values that draws fall into the tail as often as they should, and anywhere within it."""
+    mass = (vocab_size - 1) * probability
+    places, expected = drawn[drawn != likely], len(drawn) * mass / (1 + mass)
+    often = 2 * min(stats.poisson.cdf(len(places), expected), stats.poisson.sf(len(places) - 1, expected))
+    even = lambda values, size: stats.kstest((values + 0.5) / size, "uniform").pvalue if len(values) else 0.0
+    return min(often, even(places, vocab_size), even(places % 128, 128))
+
+
+def keys_of(number: jax.Array, rows: int) -> jax.Array:
+    return jnp.stack([jnp.full(rows, number, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)], axis=1)
+
+
+@pytest.mark.parametrize("verification", ["token", "coupled"])
+def test_tail_tokens_are_drawn_as_often_as_they_should(verification):
+    config, rows, vocab_size, probability = DecodingConfig(gamma=0, verification=verification), 1000, 4096, np.exp(-17.0)
+    logits = np.full(vocab_size, np.log(probability), np.float32)
+    logits[900] = 0.0
+
+    @jax.jit
+    def choose(number):
+        zeros = jnp.zeros(rows, jnp.int32)
+        given = jnp.broadcast_to(logits, (rows, vocab_size))
+        return rule_for(config).plain(given, Noise(keys_of(number, rows), zeros))
+
+    drawn = np.concatenate([np.asarray(choose(number)) for number in range(100)])
+    assert tail_p_value(drawn, vocab_size, probability, 900) > 1e-6  # 17 of the tail are expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("likely", [0, 77_777, 262_143])
+def test_tail_tokens_of_1e_9_in_a_million_draws(likely):
+    vocab_size, rows = 262_144, 1000
+    weights = jnp.full((1, vocab_size), 1e-9).at[0, likely].set(1.0)
+
+    @jax.jit
+    def run(number):
+        zeros, count = jnp.zeros(rows, jnp.int32), sampling.draw_times(vocab_size)
+        times = sampling.exponentials(keys_of(number, rows), zeros, sampling.NEXT_STREAM, count)
+        return jax.vmap(lambda one: sampling.draw(weights, one[None])[0])(times)
+
+    drawn = np.concatenate([np.asarray(run(number)) for number in range(1000)])
+    assert tail_p_value(drawn, vocab_size, 1e-9, likely) > 1e-6  # 262 of the tail are expected
+
+
+@pytest.mark.slow
+def test_times_are_exponential_down_to_1e_9():
+    count, rounds = 2**22, 64
+    least = np.concatenate([
+        np.sort(np.asarray(exponentials(keys_of(number, 1), np.zeros(1, np.int32), sampling.COUPLED_STREAM, count))[0])[:64]
+        for number in range(rounds)
+    ])  # fmt: skip
+    for below in (1e-9, 1e-8, 1e-7, 1e-6):
+        expected, seen = count * rounds * below, np.count_nonzero(least < below)
+        assert stats.poisson.cdf(seen, expected) > 1e-6 and stats.poisson.sf(seen - 1, expected) > 1e-6
+    # Conditioned on being below 1e-6, they are uniform there, and not on a grid of 2^-23.
+    assert stats.kstest(least[least < 1e-6] / 1e-6, "uniform").pvalue > 1e-6
+
+
+def test_acceptance_tells_ratios_of_1e_9_from_others():
+    """u < t for t far below the 2^-23 of jax.random.uniform: 2^24 numbers, thresholds around 2^-24 and a count of 2^-9."""
+    keys = np.stack([np.arange(64, dtype=np.uint32)] * 2, axis=1)
+    drawn = np.asarray(uniforms(keys, np.zeros(64, np.int32), sampling.ACCEPT_STREAM, 2**20)).ravel()
+    for threshold in (2.0**-20, 2.0**-22, 2.0**-24):
+        expected = drawn.size * threshold
+        count = np.count_nonzero(drawn < threshold)
+        assert stats.poisson.cdf(count, expected) > 1e-6 and stats.poisson.sf(count - 1, expected) > 1e-6
+    assert 0 < drawn.min() < 2.0**-23 and drawn.max() < 1
+    words = jnp.array([0, 4, 2**31, 2**32 - 1], jnp.uint32)
+    assert sampling._fractions(words).tolist() == [2.0**-33, 4.5 * 2.0**-32, 0.5, 1 - 2.0**-24]
 
 
 # Random numbers.
@@ -116,8 +208,8 @@ def test_uniforms_differ_by_row_position_stream_and_place_and_look_uniform():
     positions = np.tile(np.arange(20, dtype=np.int32), 60)
     drawn = np.stack([np.asarray(uniforms(keys, positions, stream, 8)) for stream in STREAMS])
     assert drawn.shape == (3, 1200, 8) and drawn.dtype == np.float32
-    assert np.all((drawn >= 0) & (drawn < 1))
-    # 28,800 numbers of 2**23 or more possible values: about 50 coincidences are expected, a reused stream has 8 more
+    assert np.all((drawn > 0) & (drawn < 1))
+    # 28,800 numbers of 2**24 or more possible values: about 25 coincidences are expected, a reused stream has 8 more
     # for every row and position that share it.
     assert drawn.size - len(np.unique(drawn)) < 150
     assert stats.kstest(drawn.ravel(), "uniform").pvalue > 1e-6

@@ -63,14 +63,14 @@ class Decision:
             tokens = np.flatnonzero(self.logits[0] >= self.logits[0].max() - CLOSE)
             return set(itertools.product(tokens.tolist(), (ACCEPTED, RESAMPLED, BONUS, PLAIN)))
         p, q = (reference.standardize(logits) for logits in self.logits)
-        fresh = self._uniform(sampling.NEXT_STREAM, 0)
+        fresh = self._times(sampling.NEXT_STREAM, 0)
         if self.config.gamma == 0:
             return {(token, PLAIN) for token in near(p, fresh)}
         if offset == self.config.gamma:
             return {(token, BONUS) for token in near(p, fresh)}
         found = set()
-        for token in near(q, self._uniform(sampling.DRAFT_STREAM, offset)):
-            margin = p[token] / q[token] - self._uniform(sampling.ACCEPT_STREAM, offset)
+        for token in near(q, self._times(sampling.DRAFT_STREAM, offset)):
+            margin = p[token] / q[token] - self._numbers(sampling.uniforms, sampling.ACCEPT_STREAM, self.config.gamma)[offset]
             if margin > -CLOSE:
                 found.add((token, ACCEPTED))
             if margin < CLOSE:
@@ -78,15 +78,29 @@ class Decision:
                 found |= {(other, RESAMPLED) for other in near(residual / residual.sum(), fresh)}
         return found
 
-    def _uniform(self, stream: int, place: int) -> float:
-        count = 1 if stream == sampling.NEXT_STREAM else self.config.gamma
-        return float(sampling.uniforms(jnp.asarray(self.key), jnp.array([self.start]), stream, count)[0, place])
+    def _numbers(self, make, stream: int, count: int) -> np.ndarray:
+        return np.asarray(make(jnp.asarray(self.key), jnp.array([self.start]), stream, count))[0]
+
+    def _times(self, stream: int, place: int) -> np.ndarray:
+        """Of the draw at a place of the iteration."""
+        size = sampling.draw_times(len(self.logits[0]))
+        return self._numbers(sampling.exponentials, stream, (place + 1) * size)[place * size :]
 
 
-def near(probs: np.ndarray, u: float) -> list[int]:
-    """Tokens of positive probability whose piece of the cumulative distribution comes within CLOSE of u."""
-    end = np.cumsum(probs)
-    return np.flatnonzero((end - probs <= u + CLOSE) & (end >= u - CLOSE) & (probs > 0)).tolist()
+def near(weights: np.ndarray, times: np.ndarray) -> list[int]:
+    """Tokens that win the race of `sampling.draw`, or are behind by a share of CLOSE at most."""
+    blocks = len(times) - 128
+    padded = np.pad(weights, (0, blocks * 128 - len(weights))).reshape(blocks, 128)
+
+    def winners(weights, times):
+        speeds = weights / times
+        return np.flatnonzero((speeds >= speeds.max() * (1 - CLOSE)) & (weights > 0))
+
+    return [
+        int(block * 128 + lane)
+        for block in winners(padded.sum(-1), times[:blocks])
+        for lane in winners(padded[block], times[blocks:])
+    ]
 
 
 @pytest.mark.slow

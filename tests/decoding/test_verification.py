@@ -161,9 +161,9 @@ def random_cases(rng, count: int, gamma: int, vocab_size: int):
 
 
 def run_rule(monkeypatch, rule, p, q, tokens, accept_u, next_u, config, count=None):
-    """Runs a JAX rule with given uniforms in place of its own."""
-    given = {sampling.ACCEPT_STREAM: accept_u, sampling.NEXT_STREAM: next_u[:, None]}
-    monkeypatch.setattr(verification, "uniforms", lambda keys, positions, stream, n: jnp.asarray(given[stream][:, :n]))
+    """Runs a JAX rule with given uniforms in place of its own, and draws that invert the cumulative distribution."""
+    monkeypatch.setattr(verification, "uniforms", lambda keys, positions, stream, n: jnp.asarray(accept_u[:, :n]))
+    monkeypatch.setattr(verification, "fresh_draw", lambda weights, noise: invert(weights, jnp.asarray(next_u)))
     with np.errstate(divide="ignore"):
         logits, draft_logits = np.log(p), np.log(q)
     count = np.full(len(p), q.shape[1], np.int32) if count is None else count
@@ -171,6 +171,13 @@ def run_rule(monkeypatch, rule, p, q, tokens, accept_u, next_u, config, count=No
     proposal = Proposal(jnp.asarray(tokens), jnp.asarray(draft_logits), jnp.asarray(q), jnp.asarray(count))
     verdict = jax.jit(rule(config).verify)(jnp.asarray(logits), proposal, noise)
     return jax.tree.map(np.asarray, verdict)
+
+
+def invert(weights, u):
+    """First token of positive weight at which the cumulative distribution passes u, else the last of them."""
+    passed = (jnp.cumsum(weights, axis=-1) > u[:, None] * jnp.sum(weights, axis=-1, keepdims=True)) & (weights > 0)
+    last = weights.shape[-1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)
+    return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last)
 
 
 def edges(thresholds, u) -> float:
@@ -220,7 +227,7 @@ def test_rules_decide_as_the_reference_given_the_same_uniforms(monkeypatch, name
 
 @pytest.mark.parametrize("rule", [verification.Token, verification.Block])
 def test_a_token_without_target_probability_is_never_accepted(monkeypatch, rule):
-    # Float uniforms do hit 0: the comparison must be strict.
+    # Rounded down, a uniform may be 0: the comparison must be strict.
     p = np.tile(np.array([0.0, 0.5, 0.5], np.float32), (4, 3, 1))
     q = np.tile(np.array([1.0, 0.0, 0.0], np.float32), (4, 2, 1))
     zeros = np.zeros((4, 2), np.float32)
@@ -309,7 +316,7 @@ def test_verify_coupled_emits_the_targets_own_choices():
 
     @jax.jit
     def choices(values):
-        randomness = rule.randomness(noise, values.shape[1])
+        randomness = rule.randomness(noise, *values.shape[1:])
         lots = [jax.tree.map(lambda leaf, i=i: leaf[i], randomness) for i in range(values.shape[1])]
         return jnp.stack([rule.guess(values[:, i], lot)[0] for i, lot in enumerate(lots)], axis=1)
 

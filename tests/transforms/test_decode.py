@@ -10,7 +10,7 @@ import pytest
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.testing.util import assert_that
 
-from decoding import DecodingConfig
+from decoding import DecodingConfig, NonFiniteLogits
 from pipeline.runners.options import LOCAL_RUNNER
 from tests.pipeline import fakes
 from transforms import DecodeFailure, Prompt, SpeculativeModelHandler, costs
@@ -68,6 +68,29 @@ def test_results_are_a_list_in_order():
     results = handler.run_inference(prompts(5), handler.load_model())
     assert isinstance(results, list)
     assert [result.example.example_id for result in results] == [f"id{i}" for i in range(5)]
+
+
+class Overflowing(fakes.FakeGenerator):
+    """Whose target gives no logits for some examples, and draft for one."""
+
+    def __init__(self, config, target: tuple[int, ...], draft: tuple[int, ...] = ()):
+        super().__init__(config)
+        self._spoilt = dict.fromkeys(target, "target model") | dict.fromkeys(draft, "draft model")
+
+    def generate_with_report(self, inputs, example_ids):
+        results, report = super().generate_with_report(inputs, example_ids)
+        raise NonFiniteLogits(self._spoilt, [None if i in self._spoilt else r for i, r in enumerate(results)], example_ids, report)
+
+
+def test_logits_that_are_not_finite_are_errors_that_name_the_model():
+    for target, draft in (((0, 3), (4,)), (tuple(range(5)), ())):
+        handler = ShardModelHandler("out", "t", "d", CONFIG, factory=lambda *_, t=target, d=draft: Overflowing(CONFIG, t, d))
+        (decoded,) = handler.run_inference([shard(5)], handler.load_model())
+        assert decoded.failure is None  # though it be all of them: each says why
+        failures = {i: one for i, one in enumerate(decoded.results) if isinstance(one, DecodeFailure)}
+        say = lambda whose: DecodeFailure("NonFiniteLogits", f"logits of the {whose} model are not finite")
+        assert failures == dict.fromkeys(target, say("target")) | dict.fromkeys(draft, say("draft"))
+        assert decoded.counters.row_iterations > 0
 
 
 def test_only_the_culprits_fail():
