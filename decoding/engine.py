@@ -12,7 +12,8 @@ The life of a row, one generation of one example; words are those of `decoding.c
    drafted, and a draft that γ = 0 left behind is fed first what it missed (`_introduce`, `_catch_up`).
 5. The chunk stops when enough rows are done, and the host gets all it emitted in one transfer.
 6. The row is harvested: its part of the log is put to what it emitted before (`_harvest`).  If it is done, `harvest`
-   makes a `Generation` of that, and the slot is free; else it is in the next chunk.
+   makes a `Generation` of that, and the slot is free; else it is in the next chunk.  A row whose logits were not finite
+   is an error at the end of the call, and its slot is not used again before all are empty.
 
 Nothing in a row's result depends on what shares the batch with it: its random key comes from its example id, its
 position from itself, and everything at or beyond its position is masked.

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from tqdm import tqdm
 
+from decoding.faults import NonFiniteLogits
 from decoding.version import __version__
 from pipeline.benchmarking.inputs import Inputs, read_inputs, used_buckets
 from pipeline.benchmarking.paired import METHOD
@@ -64,6 +65,9 @@ def main(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; complete repeats are in {folder.path(RESULTS)}", file=sys.stderr)
         return 130
+    except NonFiniteLogits as error:  # what such a model takes per token is of no use to anyone
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print_results(console, results)
     console.print(f"Output: {folder.path(RESULTS)}", soft_wrap=True, highlight=False, markup=False)
     return 0

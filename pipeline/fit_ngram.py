@@ -17,9 +17,7 @@ from collections.abc import Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 import decoding
 from decoding.drafts import ngram
@@ -27,7 +25,7 @@ from decoding.version import __version__
 from pipeline.job.command import command, run_pipeline
 from pipeline.job.preflight import CheckedModels, check_models, pieces_sha256
 from pipeline.job.run import plan_of
-from pipeline.job.terminal import make_console
+from pipeline.job.terminal import facts, make_console
 from pipeline.runners.options import beam_options, paths_of
 from pipeline.settings import ConfigError, JobConfig, absolute, parse_command_line, refuse_placeholders
 from pipeline.settings.flags import Parser, number
@@ -164,12 +162,7 @@ def print_fitted(console: Console, directory: str) -> None:
     if about["held_out_perplexity"] is not None:
         texts, tokens = about["held_out_texts"], about["held_out_tokens"]
         rows.append(("perplexity", f"{about['held_out_perplexity']:.1f} on {texts:,} held-out texts, {tokens:,} tokens"))
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column()
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(facts(rows))
     console.print(f"--config.model.draft={directory}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -19,13 +19,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from pipeline.job.command import command
-from pipeline.job.terminal import make_console, print_missing, summary_rows
+from pipeline.job.terminal import facts, make_console, print_missing, summary_rows
 from transforms import attempts, storage
 from transforms.aggregate import Statistics
 from transforms.folder import open_run
@@ -176,36 +174,31 @@ def _count_errors(folder: OutputFolder, names: Sequence[str]) -> tuple[dict, lis
 def print_description(console: Console, found: Mapping[str, Any]) -> None:
     """Prints what `inspect_folder` found, for people."""
     shards, totals = found["shards"], found["totals"]
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    state = "[green]complete[/green]" if found["complete"] else "[bold red]not complete[/bold red]"
+    state = Text("complete", style="green") if found["complete"] else Text("not complete", style="bold red")
     rows = [("state", state), ("shards", _shards_text(shards))]
     if totals and "tokens_per_target_call" in totals:
-        rows += [(name, escape(text)) for name, text in summary_rows({**totals, "exact": found["exact"]})]
+        rows += summary_rows({**totals, "exact": found["exact"]})
     elif totals:
-        rows += [(name, escape(json.dumps(value))) for name, value in totals.items() if not isinstance(value, dict)]
+        rows += [(name, json.dumps(value)) for name, value in totals.items() if not isinstance(value, dict)]
         for draft, values in totals.get("drafts", {}).items():
             if alpha := values["alpha"]:
-                rows.append((f"α {draft}", f"{alpha['mean']:.3f}  \\[{alpha['low']:.3f}, {alpha['high']:.3f}]"))
+                rows.append((f"α {draft}", f"{alpha['mean']:.3f}  [{alpha['low']:.3f}, {alpha['high']:.3f}]"))
     for stage, types in (found["errors"] or {}).items():
         if stage != "total":
-            rows.append((f"errors: {stage}", escape(", ".join(f"{kind} {n:,}" for kind, n in types.items()))))
+            rows.append((f"errors: {stage}", ", ".join(f"{kind} {n:,}" for kind, n in types.items())))
     if seconds := found["shard_seconds"]:
         text = f"{seconds['median']:.1f} in the middle, {seconds['min']:.1f} to {seconds['max']:.1f}"
         rows.append(("seconds per shard", f"{text}, {seconds['sum']:,.0f} in all"))
     if devices := found["devices"]:
-        rows.append(("decoded on", escape(", ".join(f"{kind} ({n:,} shards)" for kind, n in devices.items()))))
+        rows.append(("decoded on", ", ".join(f"{kind} ({n:,} shards)" for kind, n in devices.items())))
     rows.append(("started, finished", f"{found['started']}, {found['finished'] or 'not finished'}"))
     for section in _SHOWN_SETTINGS:
         if settings := (found["config"] or {}).get(section):
             shown = ", ".join(f"{name}={value}" for name, value in settings.items() if value not in ("", None, []))
-            rows.append((section, escape(shown)))
+            rows.append((section, shown))
     rows.append(("fingerprint", found["fingerprint"]))
-    rows.append(("versions", escape(", ".join(f"{name} {v}" for name, v in found["versions"].items() if v))))
-    for name, text in rows:
-        table.add_row(name, text)
-    console.print(table)
+    rows.append(("versions", ", ".join(f"{name} {v}" for name, v in found["versions"].items() if v)))
+    console.print(facts(rows))
     for problem in found["problems"][:_SHOWN]:
         console.print(f"problem: {problem}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     if other := found["other_files"]:

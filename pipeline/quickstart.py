@@ -22,7 +22,7 @@ from rich.text import Text
 
 from pipeline import generate
 from pipeline.job.marked import STYLES, marked_text
-from pipeline.job.terminal import make_console, summary_rows
+from pipeline.job.terminal import add_row, make_console, summary_rows
 from transforms import storage
 from transforms.parts import read_footer
 from transforms.tokenize import Tokenizer, load_tokenizer
@@ -76,7 +76,7 @@ def print_comparison(console: Console, folders: dict[str, pathlib.Path]) -> None
         table.add_column(title, style="bold" if not title else "", overflow="fold")
     base, shown, *_ = folders
     for what in cells[shown]:
-        table.add_row(what, *(cells[name].get(what, "none") for name in folders))
+        add_row(table, what, *(cells[name].get(what, "none") for name in folders))
     console.print(table)
 
     rows = {name: _rows(folder) for name, folder in folders.items()}

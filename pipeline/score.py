@@ -27,7 +27,7 @@ from pipeline.job.launch import Job, run_job
 from pipeline.job.preflight import CheckedModels, check_draft, check_models, shared_vocab_size
 from pipeline.job.run import Run, code_digest, continue_run, known_plan, new_manifest, plan_of, ranges, run_identity
 from pipeline.job.steps import finish, read_settings
-from pipeline.job.terminal import print_missing
+from pipeline.job.terminal import add_row, print_missing
 from pipeline.runners import options as runners
 from pipeline.runners.dataflow import options as dataflow
 from pipeline.runners.supervise import Launch, supervise
@@ -304,7 +304,9 @@ def show_summary(console: Console, summary: dict, output: str, seconds: float | 
     for name in summary["drafts"].keys() - found.keys():
         console.print(f"{name} proposed nothing", highlight=False, markup=False)
     console.print(
-        f"{summary['texts']:,} texts, {summary['tokens']:,} tokens, {_described(summary['text'])}", highlight=False
+        f"{summary['texts']:,} texts, {summary['tokens']:,} tokens, {_described(summary['text'])}",
+        highlight=False,
+        markup=False,
     )
     if summary["errors"]["total"]:
         console.print(f"{summary['errors']['total']:,} texts could not be scored, see errors/", style="bold red")
@@ -321,7 +323,7 @@ def _print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequen
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        add_row(table, *row)
     console.print(table)
 
 

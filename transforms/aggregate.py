@@ -14,7 +14,7 @@ import numpy as np
 
 from decoding import Generation
 from transforms.records import ExampleError
-from transforms.statistics.intervals import INTERVAL, LEVEL, NUM_REPLICATES, bootstrap_interval, poisson_weights
+from transforms.statistics.intervals import INTERVAL, LEVEL, NUM_REPLICATES, estimate, poisson_weights, ratio
 
 ALPHA_DEFINITION = "on policy: mean of sum_x min(p(x), q(x)) over the positions examined in this run"
 SOURCES = ("resampled", "accepted", "bonus", "plain")
@@ -33,6 +33,7 @@ class Statistics:
       input_tokens, tokens: read and generated, EOS included in both.
       target_calls: iterations, summed over generations.
       draft_proposed, draft_accepted: drafted tokens.
+      examined: inputs with a position at which a draft distribution was examined.
       beta_sum: sum of β in units of 2^-30; beta_count: positions examined.
       beta_sums, beta_counts: int[NUM_REPLICATES] each, the same under bootstrap weights.
       sources: tokens by source, int[4], ordered as SOURCES.
@@ -54,6 +55,7 @@ class Statistics:
     target_calls: int = 0
     draft_proposed: int = 0
     draft_accepted: int = 0
+    examined: int = 0
     beta_sum: int = 0
     beta_count: int = 0
     beta_sums: tuple[int, ...] = (0,) * NUM_REPLICATES
@@ -83,7 +85,8 @@ class Statistics:
     @classmethod
     def from_json(cls, values: dict) -> "Statistics":
         """Inverse of `to_json`, also after a round through JSON text."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        known = {"examined": values["examples"], **values}  # the most that it can be, of parts of earlier versions
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
     @property
     def num_errors(self) -> int:
@@ -95,16 +98,12 @@ class Statistics:
 
     def alpha(self) -> dict | None:
         """α with its interval, None where no draft distribution was examined."""
-        if not self.beta_count:
+        sums, counts = (self.beta_sum, *self.beta_sums), (self.beta_count, *self.beta_counts)
+        mean = ratio(np.array(sums, np.float64) / _FIXED_POINT, np.array(counts, np.float64))
+        if (found := estimate(mean, self.examined, proportion=True)) is None:
             return None
-        sums, counts = np.array(self.beta_sums, np.float64), np.array(self.beta_counts, np.float64)
-        replicates = sums[counts > 0] / counts[counts > 0] / _FIXED_POINT
-        mean = self.beta_sum / self.beta_count / _FIXED_POINT
-        low, high = bootstrap_interval(mean, replicates, self.examples, proportion=True)
         return {
-            "mean": mean,
-            "low": float(low),
-            "high": float(high),
+            **found,
             "level": LEVEL,
             "positions": self.beta_count,
             "definition": ALPHA_DEFINITION,
@@ -200,6 +199,7 @@ def shard_statistics(
     """
     beta_sums, beta_counts = np.zeros((2, NUM_REPLICATES), np.int64)
     sources = np.zeros(len(SOURCES), np.int64)
+    ids: set[str] = set()  # with positions that were examined
     beta_sum = beta_count = proposed = accepted = tokens = calls = 0
     for one in decoded:
         generation = one.generation
@@ -208,6 +208,8 @@ def shard_statistics(
         weights = poisson_weights(one.example_id)
         beta_sums += weights * row_sum
         beta_counts += weights * len(examined)
+        if len(examined):
+            ids.add(one.example_id)
         beta_sum, beta_count = beta_sum + row_sum, beta_count + len(examined)
         sources += np.bincount(generation.source, minlength=len(SOURCES))
         proposed += int(generation.gammas.sum())
@@ -223,6 +225,7 @@ def shard_statistics(
         target_calls=calls,
         draft_proposed=proposed,
         draft_accepted=accepted,
+        examined=len(ids),
         beta_sum=beta_sum,
         beta_count=beta_count,
         beta_sums=tuple(beta_sums.tolist()),

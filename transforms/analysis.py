@@ -127,7 +127,7 @@ class Columns:
         self._columns["fractions"][name] = np.rint(np.asarray(values, np.float64) * _FIXED_POINT)
 
     def tokens(self, name: str, values: np.ndarray, where: np.ndarray, bucket: np.ndarray | None = None) -> None:
-        """Adds Σ values over the tokens of each text `where` it says, their number, and whether there are any.
+        """Adds Σ values over the tokens of each text `where` it says, their number, and that of examples that have any.
 
         Each value is rounded to fixed point first, so that sums do not depend on their order.
 
@@ -147,7 +147,15 @@ class Columns:
                 suffix = "" if bucket is None else f"/{k}"
                 self._columns["fractions"][name + suffix] = sums[:, k]
                 self._columns["counts"][f"{name}#{suffix}"] = counts[:, k].astype(np.float64)
-                self._columns["counts"][f"{name}@{suffix}"] = (counts[:, k] > 0).astype(np.float64)
+                self._columns["counts"][f"{name}@{suffix}"] = self._first_of_examples(counts[:, k] > 0)
+
+    def _first_of_examples(self, chosen: np.ndarray) -> np.ndarray:
+        """float64[n], 1 at the first chosen text of every example that has one; texts of one example are adjacent."""
+        rows = np.flatnonzero(chosen)
+        ids = [self._texts.example_ids[row] for row in rows]
+        first = np.zeros(self._size)
+        first[[row for i, row in enumerate(rows) if not i or ids[i - 1] != ids[i]]] = 1
+        return first
 
     def sums(self) -> Sums:
         """The columns' sums under all bootstrap weights."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from decoding.scoring import TextScores
 from transforms.analysis import Columns, Sums, Texts
-from transforms.statistics.intervals import INTERVAL, LEVEL, bootstrap_interval
+from transforms.statistics.intervals import INTERVAL, LEVEL, estimate, ratio
 
 ALPHA_DEFINITION = "over the text: mean of sum_x min(p(x), q(x)) over the tokens at which the draft proposes something"
 
@@ -121,9 +121,7 @@ class ScoreStatistics:
     def _interval(self, sums: Sums, name: str, found: np.ndarray, *, proportion: bool = False) -> dict:
         """A replicated value that rests on the examples that `name` has; ends are None where nothing is known of them."""
         examples = min(int(sums.count(name + "@")[0]), self.examples)
-        low, high = bootstrap_interval(found[0], found[1:], examples, proportion=proportion)
-        ends = (None if np.isnan(end) else float(end) for end in (low, high))
-        return {"mean": float(found[0]), **dict(zip(("low", "high"), ends))}
+        return estimate(found, examples, proportion=proportion)
 
     def _on_policy(self, sums: Sums, draft: str) -> dict | None:
         definition = "on policy: mean of the β that generation recorded over the positions that it examined"
@@ -144,8 +142,7 @@ class ScoreStatistics:
 
 def _replicates(sums: Sums, name: str) -> np.ndarray:
     """float64[1 + NUM_REPLICATES], the mean and its replicates, NaN where one has no data."""
-    count = sums.count(name + "#")
-    return np.where(count > 0, sums.fraction(name) / np.maximum(count, 1), np.nan)
+    return ratio(sums.fraction(name), sums.count(name + "#"))
 
 
 def _plain(sums: Sums) -> dict:

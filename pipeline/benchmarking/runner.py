@@ -169,8 +169,10 @@ class Runner:
             measured.generations = len(outputs[setting])
             measured.gammas.update(report.gammas)
             if repeat == 1 or setting.temperature > 0:
-                merged = measured.statistics.merge(self._statistics(outputs[setting]))
-                measured.statistics = dataclasses.replace(merged, examples=len(self._examples))  # the same in every repeat
+                before, now = measured.statistics, self._statistics(outputs[setting])
+                # The examples are the same in every repeat.
+                examined = max(before.examined, now.examined)
+                measured.statistics = dataclasses.replace(before.merge(now), examples=now.examples, examined=examined)
         plain = next(outputs[setting] for setting in order if setting.gamma == 0)
         if repeat > 0:
             for setting in order:

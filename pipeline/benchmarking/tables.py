@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.benchmarking.settings import Setting, slots
+from pipeline.job.terminal import add_row
 from transforms.statistics.intervals import LEVEL
 
 
@@ -44,7 +45,8 @@ def _settings_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         if plain and table.row_count:
             table.add_section()
         comparable = row["same_tokens_expected"] and not plain
-        table.add_row(
+        add_row(
+            table,
             f"{row['temperature']:g}",
             Setting(*(row[field.name] for field in dataclasses.fields(Setting))).name,
             "" if plain else str(row["gamma"]),
@@ -67,7 +69,7 @@ def _costs_table(costs: Sequence[Mapping[str, Any]]) -> Table:
         first = [str(cost["num_slots"]), f"{1e3 * sum(one) / len(one):.3f} ms", _shown(cost["c"], 3)]
         wider = [(width, _shown(ratio)) for width, ratio in cost["pass_cost"].items() if width != "1"]
         for i, cells in enumerate(wider or [("", "")]):
-            table.add_row(*(["", "", ""] if i else first), *cells)
+            add_row(table, *(["", "", ""] if i else first), *cells)
         table.add_section()
     return table
 

@@ -8,11 +8,10 @@ import pathlib
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DebugOptions
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from pipeline.job.run import Run
+from pipeline.job.terminal import facts
 from pipeline.runners import options as runners
 from pipeline.runners.dataflow import options as dataflow
 from pipeline.runners.dataflow.graph import Graph, describe
@@ -25,13 +24,13 @@ def dry_run(pipeline: beam.Pipeline, run: Run, console: Console) -> int:
     """Prints what a job would be. Returns the exit status: 1 where Dataflow would not take it."""
     options, rows, problems = pipeline.options, _plan_rows(run, pipeline), []
     if not dataflow.is_dataflow(options):
-        _print(console, [*rows, *_graph_rows(describe(pipeline.to_runner_api()))])
+        console.print(facts([*rows, *_graph_rows(describe(pipeline.to_runner_api()))]))
         console.print("Dry run: nothing was begun.")
         return 0
     request = build_request(pipeline)
     path = pathlib.Path(options.view_as(DebugOptions).dataflow_job_file or _REQUEST_FILE)
     path.write_text(request.body, encoding="utf-8")
-    _print(console, [*rows, *_graph_rows(request.graph), *_worker_rows(request), *_request_rows(request)])
+    console.print(facts([*rows, *_graph_rows(request.graph), *_worker_rows(request), *_request_rows(request)]))
     for what, size, limit in (
         ("request", len(request.body), REQUEST_LIMIT_BYTES),
         ("graph", request.graph.size_bytes, GRAPH_LIMIT_BYTES),
@@ -39,8 +38,8 @@ def dry_run(pipeline: beam.Pipeline, run: Run, console: Console) -> int:
         if size > limit:
             problems.append(f"the {what} has {_bytes(size)}; Dataflow takes {_bytes(limit)}")
     for problem in problems:
-        console.print(f"error: {problem}", style="bold red")
-    console.print(f"Dry run: nothing was submitted. The request: {path}", soft_wrap=True, highlight=False)
+        console.print(f"error: {problem}", style="bold red", markup=False)
+    console.print(f"Dry run: nothing was submitted. The request: {path}", soft_wrap=True, highlight=False, markup=False)
     return 1 if problems else 0
 
 
@@ -99,12 +98,3 @@ def _request_rows(request: JobRequest) -> list[tuple[str, str]]:
 
 def _bytes(size: int) -> str:
     return f"{size / 1024:,.1f} KiB" if size < 1 << 20 else f"{size / (1 << 20):,.1f} MiB"
-
-
-def _print(console: Console, rows: list[tuple[str, str]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    console.print(table)

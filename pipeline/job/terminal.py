@@ -1,10 +1,12 @@
 """What a run says on the terminal at its end."""
 
 import sys
+from collections.abc import Iterable
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from transforms import storage
 
@@ -13,10 +15,10 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 
 
 def make_console() -> Console:
-    """A console on stdout. What UTF-8 cannot say, a file's name perhaps, is shown escaped."""
+    """A console on stdout, to which brackets and colons are text. What UTF-8 cannot say, a file's name perhaps, is escaped."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console()
+    return Console(markup=False, emoji=False)
 
 
 def one_line(error: BaseException) -> str:
@@ -34,6 +36,21 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
+def add_row(table: Table, *cells: str | Text) -> None:
+    """Adds a row whose cells are shown as they are, "[unknown, unknown]" too, whichever console prints it."""
+    table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+
+
+def facts(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """A table of (what, how much), without a heading."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        add_row(table, *row)
+    return table
+
+
 def print_summary(console: Console, summary: dict, output: str, seconds: float | None = None) -> None:
     """Prints the totals of summary.json, and where the results are.
 
@@ -43,12 +60,7 @@ def print_summary(console: Console, summary: dict, output: str, seconds: float |
       output: the folder.
       seconds: wall time of this launch, None where nothing ran.
     """
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column()
-    for name, value in summary_rows(summary, seconds):
-        table.add_row(name, value)
-    console.print(table)
+    console.print(facts(summary_rows(summary, seconds)))
     console.print(f"Output: {output}", soft_wrap=True, highlight=False, markup=False)
     print_missing(console, summary["shards"]["missing"], summary["shards"]["total"])
 

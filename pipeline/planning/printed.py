@@ -1,9 +1,10 @@
 """Plans for people."""
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import functools
 
+from rich.console import Console
+
+from pipeline.job.terminal import add_row, facts
 from pipeline.planning import chips
 
 
@@ -18,10 +19,8 @@ def milliseconds(seconds: float) -> str:
 def report(result: dict, console: Console) -> None:
     """Prints a plan."""
     held, said = result["memory"], result["predicted"]
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column()
-    add = table.add_row
+    table = facts([])
+    add = functools.partial(add_row, table)
     mesh = ", ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     add("slice", f"{result['topology']}, {result['chips']} chips used: {mesh}; draft: {result['draft']}")
     add("slots", str(result["num_slots"]))
@@ -47,6 +46,6 @@ def report(result: dict, console: Console) -> None:
         add("per million tokens", f"{said['cost_per_million_tokens']:.3f} at least, plain {plain:.3f}, in the price's money")
     console.print(table)
     for line in result["undivided"]:
-        console.print(line)
+        console.print(line, markup=False)
     if not held["fits"]:
-        console.print(f"Does not fit: {_gib(held['short'])} too much on each chip. What would: {held['advice']}.")
+        console.print(f"Does not fit: {_gib(held['short'])} too much on each chip. What would: {held['advice']}.", markup=False)

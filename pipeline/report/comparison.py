@@ -322,12 +322,12 @@ def seeds(sources: Sequence[Source], series: SeriesOf, in_job: Mapping[int, dict
 
 
 def spread(values: Sequence[Estimate | None]) -> dict | None:
-    """How far apart estimates of the same thing are, against their intervals."""
-    known = [value for value in values if value and value["low"] is not None]
+    """How far apart estimates of the same thing are, against their standard errors (Cochran's Q)."""
+    known = [value for value in values if value and value["standard_error"] is not None]
     if len(known) < 2:
         return None
     means = np.array([value["mean"] for value in known])
-    errors = np.array([(value["high"] - value["low"]) / 2 / 1.96 for value in known])
+    errors = np.array([value["standard_error"] for value in known])
     found = {
         "values": known,
         "mean": float(means.mean()),

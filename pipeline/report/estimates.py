@@ -1,6 +1,7 @@
 """Figures with their intervals, from sums over texts.
 
-An estimate is a JSON object {"mean", "low", "high"}; the ends are those of the 95% interval, None where it is unknown.
+An estimate is a JSON object {"mean", "low", "high"}; the ends are those of the 95% interval, None where it is unknown. One
+that was not computed from others has its "standard_error" too.
 A *replicated* value is float64[1 + R]: the value itself, then its bootstrap replicates, one for each set of weights.
 Arithmetic on replicated values keeps what goes together together, and intervals of ratios and differences come out right.
 """
@@ -14,9 +15,15 @@ from scipy.special import fdtrc, ndtri
 
 from decoding import theory
 from transforms.analysis import LAGS, LEVELS, RANK_LABELS, Sums
-from transforms.statistics.intervals import LEVEL, NUM_REPLICATES, bootstrap_freedom, bootstrap_interval, half_width
-
-Estimate = dict[str, float | None]
+from transforms.statistics.intervals import (
+    LEVEL,
+    NUM_REPLICATES,
+    Estimate,
+    bootstrap_freedom,
+    estimate,
+    half_width,
+    ratio,
+)
 
 WANTED = (0.02, 0.01, 0.005)
 """Half-widths of an interval that the number of tokens needed is told for."""
@@ -25,20 +32,6 @@ _SOURCES = {0: "corrected", 1: "accepted"}
 
 
 # Estimates.
-
-
-def estimate(values: np.ndarray, examples: float, *, proportion: bool = False) -> Estimate | None:
-    """The estimate of a replicated value; None where it has none.
-
-    Args:
-      values: float64[1 + R].
-      examples: how many examples it rests on.
-      proportion: it is within [0, 1], and so is its interval.
-    """
-    if not np.isfinite(values[0]):
-        return None
-    low, high = bootstrap_interval(values[0], values[1:], examples, proportion=proportion)
-    return {"mean": float(values[0]), "low": _number(low), "high": _number(high)}
 
 
 def exactly(value: float) -> Estimate:
@@ -61,15 +54,6 @@ def propagated(function: Callable[..., float], *estimates: Estimate) -> Estimate
 def ratio_of(numerator: Estimate, denominator: Estimate) -> Estimate:
     """numerator / denominator - 1 of independent estimates: by how much the first misses the second."""
     return propagated(lambda a, b: a / b - 1, numerator, denominator)
-
-
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Replicated quotient, NaN where the denominator is 0."""
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator != 0)
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 # One series: a draft over the texts of one folder.
@@ -329,9 +313,9 @@ def time_ratio(timings: Sequence[Mapping[str, Any]]) -> dict | None:
             share = n / (n - 1) * float(np.sum((seconds - rate * tokens) ** 2)) / float(seconds.sum()) ** 2
             parts.append((share, n - 1))
             variance += share
-    speedup = {"mean": math.exp(log), "low": None, "high": None}
+    speedup = {"mean": math.exp(log), "low": None, "high": None, "standard_error": None}
     if len(parts) == 2 and variance > 0:
         freedom = variance**2 / sum(share**2 / n for share, n in parts)
-        margin = float(half_width(variance, freedom))
-        speedup |= {"low": math.exp(log - margin), "high": math.exp(log + margin)}
+        margin, error = float(half_width(variance, freedom)), math.sqrt(variance) * math.exp(log)
+        speedup |= {"low": math.exp(log - margin), "high": math.exp(log + margin), "standard_error": error}
     return {"speedup": speedup, **counts}

@@ -11,6 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
+def _no_formula(value: Any) -> Any:
+    """What a spreadsheet takes for text, too: text that begins like a formula, a folder's name perhaps, after an apostrophe."""
+    if not isinstance(value, str) or not value.lstrip().startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return "'" + value
+    return value
+
+
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+
+
 @dataclasses.dataclass(frozen=True)
 class Column:
     """How a column shows its values.
@@ -53,7 +67,7 @@ class Column:
         """What CSV says of a value."""
         if self.kind in ("estimate", "percent"):
             return [None, None, None] if value is None else [value["mean"], value["low"], value["high"]]
-        return [value]
+        return [_no_formula(value)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from decoding import theory
 from pipeline import analyze
-from pipeline.report import content, estimates
+from pipeline.report import comparison, content, estimates
 from tests.pipeline import analysis_folders as folders
 
 
@@ -245,6 +245,23 @@ def test_seeds(made):
     assert group["alpha"]["mean"] == pytest.approx(np.mean(means))
     assert group["alpha"]["deviation_between_seeds"] == pytest.approx(np.std(means, ddof=1))
     assert 0 < group["alpha"]["p_value"] <= 1
+
+
+def test_the_spread_is_held_against_standard_errors():
+    """Two runs of 3 + 3 shards with speedups 1.50 and 1.58: z = 1.50, p = 0.134 by hand.
+
+    Shards' times are spread by 3% to either side. A side's share of the log's variance is 0.03² / 3, and both sides' standard
+    error 2.45%: 0.0367 and 0.0387. Their intervals are made with 4 degrees of freedom, 2.78 of these errors to either side.
+    """
+    shards = lambda baseline, rate: [
+        {"baseline": baseline, "tokens": 1000, "seconds": 1000 * rate * factor} for factor in (0.97, 1.0, 1.03)
+    ]
+    speedups = [estimates.time_ratio(shards(True, speedup) + shards(False, 1.0))["speedup"] for speedup in (1.5, 1.58)]
+    assert [one["standard_error"] for one in speedups] == pytest.approx([0.03674, 0.03870], abs=1e-5)
+    assert speedups[0]["high"] == pytest.approx(1.5 * np.exp(2.7764 * 0.024495), abs=1e-4)
+    found = comparison.spread(speedups)
+    assert found["p_value"] == pytest.approx(0.134, abs=5e-4)
+    assert found["mean_standard_error"] == pytest.approx(0.0377, abs=1e-4)
 
 
 def test_any_number_of_workers_gives_the_same_bits(made, tmp_path, capsys):

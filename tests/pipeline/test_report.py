@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import html.parser
+import io
 import json
 import pathlib
 import re
@@ -248,6 +249,16 @@ def test_columns_and_cells():
     assert Column("n", "whole").show(1234567) == "1,234,567"
     assert Column("n", "whole").show(0) == "0"
     assert Column("x", "number", 2).show(None) == ""
+
+
+def test_csv_cells_that_begin_like_formulas_are_text():
+    columns = (Column("run"), Column("number", "number"), Column("α", "estimate"))
+    estimate = {"mean": -0.5, "low": -1.0, "high": 0.25}
+    names = ["=1+1", "+cmd|' /C calc'!A0", "-x", "@SUM(A1)", " =1", "\t=1", "＝1", "plain", "a=b", "-1.5", "+3"]
+    table = Table("t", "T", columns, tuple((name, -1.5, estimate) for name in names))
+    rows = list(csv.reader(io.StringIO(table.to_csv())))[1:]
+    assert [row[0] for row in rows] == [*("'" + name for name in names[:7]), *names[7:]]
+    assert {tuple(row[1:]) for row in rows} == {("-1.5", "-0.5", "-1.0", "0.25")}
 
 
 def test_constant_columns_are_said_once():

@@ -10,10 +10,12 @@ import sacrebleu
 from apache_beam.testing.util import assert_that, equal_to
 
 from decoding import DecodingConfig, Generation
+from pipeline.report import estimates
 from pipeline.runners.options import LOCAL_RUNNER
 from tests.pipeline.fakes import fake_generation
 from transforms import aggregate
 from transforms.aggregate import DecodedText, Statistics, shard_statistics
+from transforms.analysis import Texts, sums_of_generations
 from transforms.combine import CombineStatistics
 from transforms.records import example_error
 from transforms.statistics.intervals import poisson_weights
@@ -128,7 +130,7 @@ def test_interval_covers_the_mean():
             sums += weights * fixed[i] * 25
             counts += weights * 25
         one = Statistics(
-            examples=80, beta_sum=int(fixed.sum()) * 25, beta_count=80 * 25,
+            examples=80, examined=80, beta_sum=int(fixed.sum()) * 25, beta_count=80 * 25,
             beta_sums=tuple(sums.tolist()), beta_counts=tuple(counts.tolist()),
         )  # fmt: skip
         alpha = one.alpha()
@@ -136,6 +138,57 @@ def test_interval_covers_the_mean():
         widths.append(alpha["high"] - alpha["low"])
     assert 86 <= covered <= 100
     assert np.mean(widths) == pytest.approx(2 * 1.96 * np.sqrt(1 / 18 / 80), rel=0.1)
+
+
+def generation_of(beta, *, plain: bool = False) -> Generation:
+    """Of which every call drafts one token, or none."""
+    beta = np.array(beta, np.float32)
+    size = len(beta)
+    return Generation(
+        tokens=np.arange(2, 2 + size, dtype=np.int32), source=np.full(size, 3 if plain else 1, np.int8),
+        iteration=np.arange(size, dtype=np.int32), beta=beta, target_logprob=0 * beta, draft_logprob=0 * beta,
+        gammas=np.full(size, 0 if plain else 1, np.int16), accepted=np.full(size, 0 if plain else 1, np.int16),
+        finish_reason="length", decode_seconds=0.0,
+    )  # fmt: skip
+
+
+def test_the_interval_of_alpha_rests_on_examples_that_were_drafted():
+    """Plain shards and rows without a match tell nothing of α; and the analysis of the same rows says the same."""
+    rng = np.random.default_rng(0)
+    drafted = {
+        "one": [("a", [1.0] * 4)],
+        "all accepted": [(f"a{i}", [1.0, 1.0]) for i in range(5)],
+        "mixed": [(f"x{i}", rng.beta(2, 2, 10)) for i in range(4)],
+        "samples": [(f"x{i // 3}", rng.beta(2, 2, 10)) for i in range(12)],
+    }
+    plain = [(f"p{i}", generation_of([np.nan] * 4, plain=True)) for i in range(300)]
+    for name, betas in drafted.items():
+        rows = [(key, generation_of(beta)) for key, beta in betas]
+        alphas = []
+        for some in (rows, rows + plain):
+            texts = [DecodedText(key, one, "", None) for key, one in some]
+            examples = len({key for key, _ in some})
+            one = shard_statistics(texts, [], num_examples=examples, input_tokens=0, truncated=0)
+            assert one.examined == len({key for key, _ in rows})
+            alphas.append(one.alpha())
+            analysed = estimates.Series(sums_of_generations(texts_of(some), np.zeros(50, np.int64))).alpha()
+            for end in ("mean", "low", "high", "standard_error"):
+                known = alphas[-1][end]
+                assert analysed[end] == (None if known is None else pytest.approx(known, rel=1e-6)), (name, end)
+        assert alphas[0] == alphas[1]
+        if name == "one":
+            assert [alphas[0][end] for end in ("low", "high", "standard_error")] == [0, 1, None]
+
+
+def texts_of(rows) -> Texts:
+    joined = lambda field: np.concatenate([getattr(one, field) for _, one in rows])
+    return Texts(
+        example_ids=[key for key, _ in rows], lengths=np.array([len(one.tokens) for _, one in rows]),
+        tokens=joined("tokens").astype(np.int64), beta=joined("beta").astype(np.float64),
+        place=np.zeros(sum(len(one.tokens) for _, one in rows), np.int64), source=joined("source").astype(np.int64),
+        gammas=joined("gammas").astype(np.int64), accepted=joined("accepted").astype(np.int64),
+        calls=np.array([one.num_iterations for _, one in rows]),
+    )  # fmt: skip
 
 
 def test_bleu_of_merged_shards_is_the_corpus_bleu():

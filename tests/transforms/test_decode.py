@@ -79,12 +79,14 @@ class Overflowing(fakes.FakeGenerator):
 
     def generate_with_report(self, inputs, example_ids):
         results, report = super().generate_with_report(inputs, example_ids)
-        raise NonFiniteLogits(self._spoilt, [None if i in self._spoilt else r for i, r in enumerate(results)], example_ids, report)
+        results = [None if i in self._spoilt else result for i, result in enumerate(results)]
+        raise NonFiniteLogits(self._spoilt, results, example_ids, report)
 
 
 def test_logits_that_are_not_finite_are_errors_that_name_the_model():
     for target, draft in (((0, 3), (4,)), (tuple(range(5)), ())):
-        handler = ShardModelHandler("out", "t", "d", CONFIG, factory=lambda *_, t=target, d=draft: Overflowing(CONFIG, t, d))
+        factory = lambda *_, t=target, d=draft: Overflowing(CONFIG, t, d)
+        handler = ShardModelHandler("unused", Models("t", "d"), CONFIG, factory=factory)
         (decoded,) = handler.run_inference([shard(5)], handler.load_model())
         assert decoded.failure is None  # though it be all of them: each says why
         failures = {i: one for i, one in enumerate(decoded.results) if isinstance(one, DecodeFailure)}

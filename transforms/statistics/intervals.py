@@ -41,6 +41,50 @@ def bootstrap_freedom(examples: np.ndarray | float, replicates: np.ndarray | flo
     return 1 / (1 / (examples - 1) + 1 / (replicates - 1))
 
 
+def standard_error(replicates: np.ndarray, examples: np.ndarray | float) -> np.ndarray:
+    """Standard deviation of bootstrap replicates, corrected by n / (n - 1).
+
+    Args:
+      replicates: float64[..., R]; NaN where one has no data.
+      examples: n, how many examples they rest on.
+
+    Returns:
+      float64[...], NaN where there are fewer than two examples or replicates.
+    """
+    replicates, n = np.asarray(replicates, np.float64), np.asarray(examples, np.float64)
+    known = np.sum(~np.isnan(replicates), axis=-1)
+    enough = (n >= 2) & (known >= 2)
+    n, known = np.where(enough, n, 2.0), np.where(enough, known, 2)
+    centre = np.nansum(replicates, axis=-1, keepdims=True) / known[..., None]
+    variance = np.nansum((replicates - centre) ** 2, axis=-1) / (known - 1) * n / (n - 1)
+    return np.where(enough, np.sqrt(variance), np.nan)
+
+
+Estimate = dict[str, float | None]
+
+
+def estimate(values: np.ndarray, examples: float, *, proportion: bool = False) -> Estimate | None:
+    """The estimate of a replicated value, "mean", "low", "high", "standard_error"; None where it has none.
+
+    Ends and error are None where nothing is known of them.
+
+    Args:
+      values: float64[1 + R], the value and its bootstrap replicates.
+      examples: how many examples it rests on: those that have data of it, not all there are.
+      proportion: it is within [0, 1], and so is its interval.
+    """
+    if not np.isfinite(values[0]):
+        return None
+    low, high = bootstrap_interval(values[0], values[1:], examples, proportion=proportion)
+    ends = {"low": low, "high": high, "standard_error": standard_error(values[1:], examples)}
+    return {"mean": float(values[0]), **{name: float(end) if np.isfinite(end) else None for name, end in ends.items()}}
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Replicated quotient, NaN where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator != 0)
+
+
 def bootstrap_interval(
     value: np.ndarray | float, replicates: np.ndarray, examples: np.ndarray | float, *, proportion: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -61,13 +105,11 @@ def bootstrap_interval(
       low and high, float64[...]. Where there are fewer than two examples or replicates nothing is known: NaN, or 0 and 1
       for a proportion.
     """
-    value, replicates, n = np.asarray(value, np.float64), np.asarray(replicates, np.float64), np.asarray(examples, np.float64)
+    value, n = np.asarray(value, np.float64), np.asarray(examples, np.float64)
     known = np.sum(~np.isnan(replicates), axis=-1)
     enough = (n >= 2) & (known >= 2)
     n, known = np.where(enough, n, 2.0), np.where(enough, known, 2)
-    centre = np.nansum(replicates, axis=-1, keepdims=True) / known[..., None]
-    variance = np.nansum((replicates - centre) ** 2, axis=-1) / (known - 1) * n / (n - 1)
-    margin = np.where(enough, half_width(variance, bootstrap_freedom(n, known)), np.nan)
+    margin = half_width(standard_error(replicates, examples) ** 2, bootstrap_freedom(n, known))
     low, high = value - margin, value + margin
     if proportion:
         inside = (value > 0) & (value < 1)
