@@ -25,12 +25,13 @@ from collections.abc import Iterator
 from google.protobuf import text_format
 
 from pipeline.runners.beam_internals import SubprocessSdkWorkerHandler, worker_processes_by
-from pipeline.runners.supervise import die_with, end_after_worker_death
+from pipeline.runners.local_worker import PARENT
+from pipeline.runners.supervise import end_after_worker_death
 from pipeline.settings import ConfigError
 from transforms import attempts
 from transforms.storage import OutputFolder
 
-_SHARE, _PARENT = "SPECBEAM_WORKER_SHARE", "SPECBEAM_WORKER_PARENT"
+_SHARE = "SPECBEAM_WORKER_SHARE"
 
 
 @dataclasses.dataclass
@@ -94,9 +95,9 @@ class _WorkerProcess(SubprocessSdkWorkerHandler):
             "PIPELINE_OPTIONS": json.dumps({"default_sdk_harness_log_level": "WARNING"}),
             "WORKER_ID": self.worker_id,
             _SHARE: f"{next(self._job.numbers) % self._job.count}/{self._job.count}",
-            _PARENT: str(os.getpid()),
+            PARENT: str(os.getpid()),
         }
-        process = subprocess.Popen([sys.executable, "-m", "pipeline.runners.local"], env=environment)
+        process = subprocess.Popen([sys.executable, "-m", "pipeline.runners.local_worker"], env=environment)
         self._job.running.add(process.pid)
         status = process.wait()
         if self._closing:
@@ -151,16 +152,13 @@ def take_share(index: int, count: int) -> None:
 
 
 def _is_meaningful(record: logging.LogRecord) -> bool:
-    """Not what every worker process says: it looks for a pickled main module, which jobs do without."""
-    return record.levelno >= logging.WARNING and "semi_persistent_directory" not in record.getMessage()
+    """Not what every worker process says: that it can neither measure a model's memory nor find a pickled main module."""
+    said = record.getMessage()
+    return record.levelno >= logging.WARNING and "semi_persistent_directory" not in said and "Resource module" not in said
 
 
-def main() -> None:
-    """A worker process."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as where `pipeline.runners.supervise` ends it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback of each
-    if sys.platform == "linux" and not die_with(int(os.environ[_PARENT])):
-        return
+def work() -> None:
+    """What a worker process does, once `pipeline.runners.local_worker` has tied it to its launcher."""
     index, count = map(int, os.environ[_SHARE].split("/"))
     take_share(index, count)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")  # as the launcher's, to the same place
@@ -168,7 +166,3 @@ def main() -> None:
     from apache_beam.runners.worker import sdk_worker_main
 
     sdk_worker_main.main(sys.argv)
-
-
-if __name__ == "__main__":
-    main()

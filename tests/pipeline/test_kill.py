@@ -91,7 +91,7 @@ def kill_at_random(
     except ProcessLookupError:
         kind = "nobody"
     status = launchpad.status()
-    wait_for(lambda: not any(line_of(process) for process in below), 30)  # they die with their launcher
+    wait_for(lambda: not any(line_of(process) for process in below), 120)  # they die with their launcher
     return kind, status
 
 

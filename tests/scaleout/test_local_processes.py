@@ -11,6 +11,7 @@ from apache_beam.portability.api import endpoints_pb2
 
 from pipeline import generate
 from pipeline.runners import local as local_processes
+from pipeline.runners import local_worker
 from pipeline.runners.options import beam_options
 from pipeline.settings import ConfigError
 from tests.pipeline import fakes
@@ -168,3 +169,20 @@ def test_no_device_is_owned_twice(monkeypatch):
         beam_options(PROCESSES)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     beam_options(PROCESSES)
+
+
+def test_a_worker_is_tied_to_its_launcher_before_it_imports_anything_heavy():
+    """What a killed launcher leaves behind lives for milliseconds, not for the seconds that Beam takes to import."""
+    program = "import sys, pipeline.runners.local_worker; print({'apache_beam', 'jax', 'numpy'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_what_keeps_a_worker_from_working_is_one_line():
+    program = (
+        "import sys; sys.modules['pipeline.runners.local'] = None; from pipeline.runners import local_worker; "
+        "sys.exit(local_worker.main())"
+    )
+    environment = {**os.environ, local_worker.PARENT: str(os.getpid())}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: a worker process cannot work: ModuleNotFoundError") and ended.stderr.count("\n") == 1
