@@ -33,7 +33,7 @@ DATA, MODEL = "data", "model"
 #   part        the file that a committed shard is, and all that is known of it
 
 # Per-token sources of a Generation.
-RESAMPLED, ACCEPTED, BONUS, PLAIN = 0, 1, 2, 3
+CORRECTED, ACCEPTED, BONUS, PLAIN = 0, 1, 2, 3
 
 
 def parse_mesh(text: str) -> tuple[int, int]:

@@ -36,8 +36,9 @@ from decoding.faults import MODELS, NonFiniteLogits
 from decoding.harvest import Occupant, generation, guesses
 from decoding.models.base import LanguageModel
 from decoding.programs import DRAFT, TARGET, Programs, measure_costs
-from decoding.rows import DONE, POSITION, Emission, idle_rows, new_row
+from decoding.rows import DONE, POSITION, idle_rows, new_row
 from decoding.sampling import row_key
+from decoding.speculative import Emission
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from decoding.config import ACCEPTED, RESAMPLED, Generation
-from decoding.rows import Emission
+from decoding.config import ACCEPTED, CORRECTED, Generation
+from decoding.speculative import Emission
 
 
 @dataclasses.dataclass
@@ -38,7 +38,7 @@ def guesses(log: Emission, gamma: int) -> tuple[np.ndarray, np.ndarray]:
     """Guesses of a chunk by place: int[γ] accepted and int[γ] examined, cut-off tails not counted."""
     valid = np.arange(log.tokens.shape[2]) < log.count[..., None]
     accepted = np.sum(valid & (log.source == ACCEPTED), axis=(0, 1))[:gamma]
-    rejected = np.sum(valid & (log.source == RESAMPLED), axis=(0, 1))[:gamma]
+    rejected = np.sum(valid & (log.source == CORRECTED), axis=(0, 1))[:gamma]
     return accepted, accepted + rejected
 
 

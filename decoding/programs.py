@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from decoding import autoregressive, speculative
+from decoding import speculative
 from decoding.adaptive import Costs
 from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
@@ -176,7 +176,7 @@ class Programs:
 
         def iterate(states, rows):
             if gamma == 0:
-                state, rows, emission = autoregressive.iterate(models[TARGET], *states, rows, self.config)
+                state, rows, emission = speculative.iterate_plain(models[TARGET], *states, rows, self.config)
                 return (state,), rows, emission
             *states, rows, emission = speculative.iterate(*models, *states, rows, gamma, self.config)
             return tuple(states), rows, emission

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import apache_beam as beam
 import numpy as np
 
-from decoding.config import ACCEPTED, RESAMPLED
+from decoding.config import ACCEPTED, CORRECTED
 from transforms.statistics.intervals import NUM_REPLICATES, poisson_weights
 
 LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -192,7 +192,7 @@ def sums_of_generations(texts: Texts, ranks: np.ndarray) -> Sums:
     _alpha_columns(columns, texts, ranks)
     examined = ~np.isnan(texts.beta)
     columns.tokens("beta/place", texts.beta, examined, texts.place)
-    known = examined & ((texts.source == ACCEPTED) | (texts.source == RESAMPLED))
+    known = examined & ((texts.source == ACCEPTED) | (texts.source == CORRECTED))
     columns.tokens("beta/source", texts.beta, known, texts.source)
     call = np.repeat(np.arange(len(texts.lengths)), texts.calls)  # int64[I], of which text a call is
     columns.count("calls", texts.calls)

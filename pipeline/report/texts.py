@@ -7,11 +7,11 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from decoding.config import ACCEPTED, BONUS, PLAIN, RESAMPLED
+from decoding.config import ACCEPTED, BONUS, CORRECTED, PLAIN
 
 KINDS = {
     ACCEPTED: ("accepted", "drafted, and the target accepts it", "", ""),
-    RESAMPLED: ("corrected", "the target's own choice after it rejected the draft's", "[", "]"),
+    CORRECTED: ("corrected", "the target's own choice after it rejected the draft's", "[", "]"),
     BONUS: ("bonus", "the target's next token after accepting all of the draft", "{", "}"),
     PLAIN: ("plain", "decoded without a draft", "", ""),
 }

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from decoding.config import ACCEPTED, BONUS, PLAIN, RESAMPLED
+from decoding.config import ACCEPTED, BONUS, CORRECTED, PLAIN
 from decoding.harvest import Occupant, generation, guesses
-from decoding.rows import Emission
+from decoding.speculative import Emission
 
 NAN = np.nan
 
@@ -25,7 +25,7 @@ SPECULATIVE = log(
     3,
     3,
     tokens=[[5, 6, 99], [7, 8, 99], [0, 0, 0]],
-    source=[[ACCEPTED, RESAMPLED, RESAMPLED], [ACCEPTED, ACCEPTED, BONUS], [0, 0, 0]],
+    source=[[ACCEPTED, CORRECTED, CORRECTED], [ACCEPTED, ACCEPTED, BONUS], [0, 0, 0]],
     beta=[[0.5, 0.25, NAN], [1.0, 0.75, NAN], [0, 0, 0]],
     target_logprob=[[-1, -2, -9], [-3, -4, -9], [0, 0, 0]],
     draft_logprob=[[-5, -6, NAN], [-7, -8, NAN], [0, 0, 0]],
@@ -42,7 +42,7 @@ def occupant(*chunks: Emission) -> Occupant:
 def test_chunks_of_different_gamma_are_joined():
     found = generation(occupant(SPECULATIVE, ALONE), eos_ids=(1,), now=12.5)
     assert found.tokens.tolist() == [5, 6, 7, 8, 1]
-    assert found.source.tolist() == [ACCEPTED, RESAMPLED, ACCEPTED, ACCEPTED, PLAIN]
+    assert found.source.tolist() == [ACCEPTED, CORRECTED, ACCEPTED, ACCEPTED, PLAIN]
     assert found.iteration.tolist() == [0, 0, 1, 1, 2]
     np.testing.assert_array_equal(found.beta, np.float32([0.5, 0.25, 1.0, 0.75, NAN]))
     np.testing.assert_array_equal(found.target_logprob, np.float32([-1, -2, -3, -4, -0.5]))
@@ -63,7 +63,7 @@ def test_guesses_are_counted_by_place_and_cut_off_ones_are_not():
         1,
         3,
         (2,),
-        source=[[[ACCEPTED, RESAMPLED, RESAMPLED], [ACCEPTED, ACCEPTED, BONUS]]],
+        source=[[[ACCEPTED, CORRECTED, CORRECTED], [ACCEPTED, ACCEPTED, BONUS]]],
         count=[[2, 1]],
     )
     accepted, examined = guesses(both, 2)

@@ -16,7 +16,7 @@ import sentencepiece
 
 import decoding
 from decoding import sampling
-from decoding.config import ACCEPTED, BONUS, PLAIN, RESAMPLED
+from decoding.config import ACCEPTED, BONUS, CORRECTED, PLAIN
 from tests.support import reference
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
@@ -61,7 +61,7 @@ class Decision:
         offset = self.t - self.start
         if self.config.temperature == 0.0:
             tokens = np.flatnonzero(self.logits[0] >= self.logits[0].max() - CLOSE)
-            return set(itertools.product(tokens.tolist(), (ACCEPTED, RESAMPLED, BONUS, PLAIN)))
+            return set(itertools.product(tokens.tolist(), (ACCEPTED, CORRECTED, BONUS, PLAIN)))
         p, q = (reference.standardize(logits) for logits in self.logits)
         fresh = self._times(sampling.NEXT_STREAM, 0)
         if self.config.gamma == 0:
@@ -75,7 +75,7 @@ class Decision:
                 found.add((token, ACCEPTED))
             if margin < CLOSE:
                 residual = np.maximum(p - q, 0.0)
-                found |= {(other, RESAMPLED) for other in near(residual / residual.sum(), fresh)}
+                found |= {(other, CORRECTED) for other in near(residual / residual.sum(), fresh)}
         return found
 
     def _numbers(self, make, stream: int, count: int) -> np.ndarray:
