@@ -98,7 +98,7 @@ def test_a_model_may_ban_tokens():
 
 def test_caches_of_a_failed_row_spoil_nobody(golden):
     """An embedding that is NaN: whoever has the token fills a slot's caches with NaN, and others come after."""
-    target, draft = (decoding.load_model(str(golden / f"t5_v1_1_{name}")) for name in ("target", "draft"))
+    target, draft = (decoding.load_model(str(golden / f"t5_v1_1_{name}"), weights="plain") for name in ("target", "draft"))
     rng = np.random.default_rng(0)
     inputs = [[*rng.integers(10, 380, 6).tolist(), 7 if i % 5 == 2 else 8, 1] for i in range(25)]
     ids = [f"{i}" for i in range(25)]
@@ -120,7 +120,7 @@ def test_caches_of_a_failed_row_spoil_nobody(golden):
 
 
 def test_all_weights_nan_is_an_error_of_every_input(golden):
-    target = decoding.load_model(str(golden / "t5_v1_1_target"))
+    target = decoding.load_model(str(golden / "t5_v1_1_target"), weights="plain")
     weights = target.embedding
     weights[...] = weights[...] * jnp.nan
     settings = config(gamma=0, temperature=0.0, input_buckets=(8,))

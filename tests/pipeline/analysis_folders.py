@@ -100,7 +100,7 @@ def make_generations(
         plain = baseline(shard)
         made = [generation(n, 0 if plain else gamma, seed, betas(n, constant=constant)) for n in numbers]
         rows = [
-            Row(Example(f"{name}:{n}", n, inputs(n), None, np.array([4, 1], np.int32), False), one, "prediction")
+            Row(Example(f"{name}:{n}", n, inputs(n), None, np.array([4, 1], np.int32), False), 0, one, "prediction")
             for n, one in zip(numbers, made)
         ]
         tokens = sum(len(one.tokens) for one in made)
