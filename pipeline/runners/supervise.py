@@ -35,6 +35,7 @@ _LOCAL = ("fnapi", "direct", "switchingdirect", "prism")
 _WANTED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WORKER_DIED = 75
+_interrupted = threading.Event()  # of the innermost `interrupts`
 _supervised = False  # whether this is a child that `supervise` started
 
 
@@ -101,9 +102,11 @@ def say_interrupted(state: str = "") -> int:
 def interrupts() -> Iterator[threading.Event]:
     """While the body runs in the main thread, an interrupt sets the event, silences the log, and raises KeyboardInterrupt.
 
-    What is raised Beam may take for a bundle's failure and turn into another error: the event tells the two apart.
+    What is raised Beam may take for a bundle's failure and turn into another error, and Python loses it in a destructor: the
+    event, which `was_interrupted` looks at, tells.
     """
-    interrupted = threading.Event()
+    global _interrupted
+    interrupted = _interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         yield interrupted
         return
@@ -111,14 +114,21 @@ def interrupts() -> Iterator[threading.Event]:
     def interrupt(*_):
         interrupted.set()
         logging.disable(logging.CRITICAL)
+        sys.unraisablehook = lambda _: None  # which would tell of the one that a destructor has lost
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before, hook = signal.signal(signal.SIGINT, interrupt), sys.unraisablehook
     try:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = hook
         logging.disable(logging.NOTSET)
+
+
+def was_interrupted() -> bool:
+    """Whether the command that runs here has been interrupted, for loops that wait for somebody else's job."""
+    return _interrupted.is_set()
 
 
 def end_after_worker_death() -> None:

@@ -4,11 +4,13 @@ import http.server
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zipfile
 from concurrent import futures
 
@@ -25,7 +27,7 @@ from apache_beam.portability.api import (
 from apache_beam.runners.runner import create_runner
 from google.protobuf import struct_pb2
 
-from pipeline.runners import worker, worker_pool
+from pipeline.runners import supervise, worker, worker_pool
 from pipeline.runners.flink import cluster as flink
 from pipeline.runners.flink import options as flink_options
 from pipeline.runners.flink import submit as flink_runner
@@ -321,6 +323,27 @@ def test_an_interrupted_launcher_cancels_its_job(cluster, submitted, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         list(submitted.get_state_stream())
     assert cluster.patched == ["/v1/jobs/7?mode=cancel"]
+
+
+def test_an_interrupt_that_a_destructor_has_lost_is_noticed(cluster, submitted, monkeypatch, capsys):
+    """Python raises it wherever the main thread is, and where that is a destructor it tells stderr and goes on."""
+    cluster.answers["/v1/jobs/7/execution-result"] = {"status": {"id": "IN_PROGRESS"}}
+
+    class Socket:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)  # where it is raised
+
+    monkeypatch.setattr(flink_runner, "_POLL_SECS", 0.01)
+    states = submitted.get_state_stream()
+    with supervise.interrupts() as interrupted:
+        next(states)
+        Socket()
+        assert interrupted.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            list(states)
+    assert cluster.patched == ["/v1/jobs/7?mode=cancel"]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_job_manager_that_lost_the_job(cluster, submitted):

@@ -7,6 +7,7 @@ translates it.
 
 import os
 import pathlib
+import threading
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from apache_beam.portability.api import beam_job_api_pb2
 from apache_beam.runners.portability import flink_runner, flink_uber_jar_job_server
 
 from pipeline.runners.beam_internals import UberJarJob, UberJarJobServer
+from pipeline.runners.supervise import was_interrupted
 
 _POLL_SECS = 1.0
 _LOST_SECS = 60.0
@@ -75,6 +77,8 @@ class _Job(UberJarJob):
                 if self.is_terminal_state(state):
                     return
             time.sleep(_POLL_SECS)
+            if was_interrupted() and threading.current_thread() is threading.main_thread():  # Beam reads in another one too
+                raise KeyboardInterrupt
 
     def get_message_stream(self) -> Iterator[beam_job_api_pb2.JobMessage | tuple]:
         for state, timestamp in self.get_state_stream():
