@@ -108,12 +108,13 @@ void prepare(const float* head, int64_t D, const float* norm, float epsilon, con
 
 // One row's heads that share the g-th of keys; task = b G + g.
 void ATTEND(TARGET)(const Attention& a, int64_t task, float* scratch) {
-  const int64_t S = a.S, D = a.D, T = a.T, shared = a.H / a.G, b = task / a.G, g = task % a.G;
+  const int64_t D = a.D, T = a.T, shared = a.H / a.G, b = task / a.G, g = task % a.G;
+  const int64_t S = a.counts ? a.counts[b] : a.S, first = a.first(b);
   const int64_t position = a.positions ? min<int64_t>(max<int64_t>(a.positions[b], 0), T - S) : 0;  // as XLA clamps
   float *key = a.key + task * D * T, *value = a.value + task * T * D;
   float *q = scratch, *turned = q + shared * S * D, *scores = turned + D;
   for (int64_t s = 0; a.new_key && s < S; s++) {
-    const int64_t at = (b * S + s) * a.new_width + g * D, t = position + s;
+    const int64_t at = (first + s) * a.new_width + g * D, t = position + s;
     prepare(a.new_key + at, D, a.key_norm, a.epsilon, a.turns ? a.turns + t * D : nullptr, 1.0f, turned);
     for (int64_t d = 0; d < D; d++) key[d * T + t] = turned[d];
     memcpy(value + t * D, a.new_value + at, D * sizeof(float));
@@ -121,7 +122,7 @@ void ATTEND(TARGET)(const Attention& a, int64_t task, float* scratch) {
   for (int64_t i = 0; i < shared * S; i++) {
     const int64_t head = g * shared + i / S, s = i % S;
     const float* turn = a.turns ? a.turns + (position + s) * D : nullptr;
-    prepare(a.query + (b * S + s) * a.query_width + head * D, D, a.query_norm, a.epsilon, turn, a.scale, q + i * D);
+    prepare(a.query + (first + s) * a.query_width + head * D, D, a.query_norm, a.epsilon, turn, a.scale, q + i * D);
   }
   for (int64_t i = 0; i < shared * S; i += kQueries) {
     Query queries[kQueries];
@@ -130,7 +131,7 @@ void ATTEND(TARGET)(const Attention& a, int64_t task, float* scratch) {
       const int64_t head = g * shared + (i + r) / S, s = (i + r) % S;
       queries[r].keys = a.lengths ? a.lengths[b] : position + s + 1;
       queries[r].bias = a.bias ? a.bias + (head + 1) * a.bias_width - 1 - a.bias_ahead - (position + s) : nullptr;
-      queries[r].out = a.out + ((b * S + s) * a.H + head) * D;
+      queries[r].out = a.out + ((first + s) * a.H + head) * D;
     }
     constexpr decltype(&tile<1>) tiles[] = {tile<1>, tile<2>, tile<3>, tile<4>};
     tiles[rows - 1](q + i * D, queries, key, T, value, D, scores, T);

@@ -9,7 +9,7 @@ constexpr int64_t kKeys = 32;  // keys are read so many at a time: room for keys
 // S queries of each of B rows meet the keys that their row has. H heads of queries share G heads of keys, all of width D.
 struct Attention {
   int64_t S, H, G, D;
-  // Position s of row b lies at (b S + s) * width, a head every D floats. Keys and values that are new come from there too;
+  // Position s of row b lies at (first(b) + s) * width, a head every D floats. Keys and values that are new come from there too;
   // null where there are none, as in attention to an input.
   const float *query, *new_key, *new_value;
   int64_t query_width, new_width;
@@ -24,7 +24,12 @@ struct Attention {
   int64_t bias_width, bias_ahead;
   const float *turns, *query_norm, *key_norm;
   float scale, epsilon;
-  float* out;  // [B, S, H, D]
+  float* out;  // as the queries, of width H D
+  // Where rows have different numbers of queries, at most S, and lie one behind the other: how many, and where each begins. Else
+  // null.
+  const int32_t* counts;
+  const int64_t* starts;
+  int64_t first(int64_t b) const { return starts ? starts[b] : b * S; }
 };
 
 // Floats that a task needs as scratch.

@@ -30,6 +30,7 @@ def attend_cache(
     query_norm: jax.Array | None = None,
     key_norm: jax.Array | None = None,
     epsilon: float = 0.0,
+    counts: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Causal attention of S new positions, whose keys and values are written into the cache, in place, first.
 
@@ -42,16 +43,19 @@ def attend_cache(
       bias: float32[H, T], added to the score of a key at distance T - 1 - i: the farthest first.
       turns: float32[T, D], cosines and sines of every position's angles, half and half: queries and keys are rotated.
       query_norm, key_norm: float32[D], scales of an RMS norm with `epsilon` over each head, before it is rotated.
+      counts: int32[B], how many new positions each row has where they differ; qkv is then float32[N, (H + 2 G) D], the
+        positions of all rows one behind the other, and what is beyond the last of them is not computed.
 
     Returns:
-      float32[B, S, H D], and the cache.
+      float32[B, S, H D], or [N, H D] with `counts`, and the cache.
     """
-    batch, steps, width = qkv.shape
+    *lead, width = qkv.shape
     groups, head = key.shape[1:3]
-    shapes = [(batch, steps, width - 2 * groups * head), key.shape, value.shape]
+    shapes = [(*lead, width - 2 * groups * head), key.shape, value.shape]
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call(targets()["attend_cache"], results, input_output_aliases={1: 1, 2: 2})
     extras = [optional(array) for array in (bias, turns, query_norm, key_norm)]
+    extras.append(jnp.zeros((0,), jnp.int32) if counts is None else counts)
     return tuple(call(qkv, key, value, positions, *extras, scale=np.float32(scale), epsilon=np.float32(epsilon)))
 
 
@@ -62,18 +66,18 @@ def attend_input(query: jax.Array, key: jax.Array, value: jax.Array, lengths: ja
 
 
 def attend_itself(
-    qkv: jax.Array, lengths: jax.Array, *, head_dim: int, scale: float = 1.0, bias: jax.Array | None = None
+    qkv: jax.Array, lengths: jax.Array, bias: jax.Array, *, head_dim: int, scale: float = 1.0
 ) -> jax.Array:
     """Attention of inputs to themselves, in both directions.
 
     Args:
-      qkv: float32[B, L, 3 H D].
-      lengths: int32[B].
+      qkv: float32[N, 3 H D], the positions of all inputs one behind the other.
+      lengths: int32[B], of the inputs.
       bias: float32[H, 2 L - 1], added to the score of a key that lies i - (L - 1) places after the query.
 
     Returns:
-      float32[B, L, H D].
+      float32[N, H D]; what is beyond the last position is not computed.
     """
-    batch, length, width = qkv.shape
-    call = jax.ffi.ffi_call(targets()["attend_itself"], jax.ShapeDtypeStruct((batch, length, width // 3), jnp.float32))
-    return call(qkv, lengths, optional(bias), head_dim=np.int32(head_dim), scale=np.float32(scale))
+    rows, width = qkv.shape
+    call = jax.ffi.ffi_call(targets()["attend_itself"], jax.ShapeDtypeStruct((rows, width // 3), jnp.float32))
+    return call(qkv, lengths, bias, head_dim=np.int32(head_dim), scale=np.float32(scale))

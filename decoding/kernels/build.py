@@ -66,7 +66,8 @@ def build(compiler: list[str], directory: Path) -> Path:
         return path
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        commands = [[*_FLAGS, "-O1", *targets["plain"][zig], f"-I{include}", "-c", f"{_SOURCES}/dispatch.cc", "-o", f"{scratch}/dispatch.o"]]
+        flags = [*_FLAGS, "-O1", *targets["plain"][zig], f"-I{include}"]
+        commands = [[*flags, "-c", f"{_SOURCES}/dispatch.cc", "-o", f"{scratch}/dispatch.o"]]
         for name, flags in targets.items():
             flags = [*_FLAGS, *_PRODUCT_FLAGS, *flags[zig], f"-DTARGET={name}"]
             for source in ("product", "attention"):

@@ -175,7 +175,10 @@ static ffi::Error columns(ffi::ThreadPool pool, ffi::Buffer<ffi::U32> words, ffi
 }
 
 // Attention of `a`, whose keys number at most `keys`, shared out by rows and heads of keys.
-static void attend(ffi::ThreadPool& pool, const Attention& a, int64_t B, int64_t keys) {
+static void attend(ffi::ThreadPool& pool, Attention a, int64_t B, int64_t keys) {
+  std::vector<int64_t> starts;
+  for (int64_t b = 0, start = 0; a.counts && b < B; start += a.counts[b++]) starts.push_back(start);
+  if (a.counts) a.starts = starts.data();
   const auto run = selected.load()->attend;
   parallel(pool, B * a.G, B * (a.S + 1) * a.H * a.D * keys * 2, [=](int64_t task) {
     thread_local std::vector<float> scratch;
@@ -185,16 +188,18 @@ static void attend(ffi::ThreadPool& pool, const Attention& a, int64_t B, int64_t
 }
 
 // Causal attention over a cache, into which the keys and values of the S positions are written first. qkv is
-// [B, S, (H + 2 G) D]; the caches are the results' memory.
+// [B, S, (H + 2 G) D] or, with counts [B], [N, (H + 2 G) D]; the caches are the results' memory.
 static ffi::Error attend_cache(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> qkv, ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
                                ffi::Buffer<ffi::S32> positions, ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> turns,
-                               ffi::Buffer<ffi::F32> query_norm, ffi::Buffer<ffi::F32> key_norm,
+                               ffi::Buffer<ffi::F32> query_norm, ffi::Buffer<ffi::F32> key_norm, ffi::Buffer<ffi::S32> counts,
                                ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> key,
                                ffi::ResultBuffer<ffi::F32> value, float scale, float epsilon) {
-  const int64_t B = key->dimensions()[0], S = qkv.dimensions()[1], width = qkv.dimensions()[2];
+  const int64_t B = key->dimensions()[0], width = qkv.dimensions().back();
   Attention a{};
-  a.S = S, a.G = key->dimensions()[1], a.D = key->dimensions()[2], a.T = key->dimensions()[3];
-  a.H = out->dimensions()[2] / a.D;
+  if (counts.element_count()) a.counts = counts.typed_data();
+  a.S = a.counts ? *std::max_element(a.counts, a.counts + B) : qkv.dimensions()[1];
+  a.G = key->dimensions()[1], a.D = key->dimensions()[2], a.T = key->dimensions()[3];
+  a.H = out->dimensions().back() / a.D;
   a.query = qkv.typed_data(), a.new_key = a.query + a.H * a.D, a.new_value = a.new_key + a.G * a.D;
   a.query_width = a.new_width = width;
   a.key = key->typed_data(), a.value = value->typed_data();
@@ -204,7 +209,7 @@ static ffi::Error attend_cache(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> qkv, 
   a.scale = scale, a.epsilon = epsilon;
   a.out = out->typed_data();
   const int64_t furthest = *std::max_element(a.positions, a.positions + B);
-  attend(pool, a, B, std::min(a.T, furthest + S));
+  attend(pool, a, B, std::min(a.T, furthest + a.S));
   return ffi::Error::Success();
 }
 
@@ -225,17 +230,17 @@ static ffi::Error attend_input(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query
   return ffi::Error::Success();
 }
 
-// Attention of an input to itself, in both directions. qkv is [B, L, 3 H D], the bias [H, 2 L - 1].
+// Attention of inputs to themselves, in both directions. qkv is [N, 3 H D], the bias [H, 2 L - 1].
 static ffi::Error attend_itself(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> qkv, ffi::Buffer<ffi::S32> lengths,
                                 ffi::Buffer<ffi::F32> bias, ffi::ResultBuffer<ffi::F32> out, int32_t head_dim, float scale) {
-  const int64_t B = qkv.dimensions()[0], L = qkv.dimensions()[1], width = out->dimensions()[2];
+  const int64_t B = lengths.dimensions()[0], L = (bias.dimensions()[1] + 1) / 2, width = out->dimensions()[1];
   Attention a{};
   a.S = L, a.D = head_dim, a.H = a.G = width / head_dim, a.T = (L + kKeys - 1) / kKeys * kKeys;
   a.query = qkv.typed_data(), a.new_key = a.query + width, a.new_value = a.new_key + width;
   a.query_width = a.new_width = 3 * width;
   const std::unique_ptr<float[]> key(new float[B * width * a.T]), value(new float[B * width * a.T]);
   a.key = key.get(), a.value = value.get();
-  a.lengths = lengths.typed_data();
+  a.lengths = a.counts = lengths.typed_data();
   a.bias = given(bias), a.bias_width = bias.dimensions()[1], a.bias_ahead = L - 1;
   a.scale = scale;
   a.out = out->typed_data();
@@ -277,6 +282,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_attend_cache, attend_cache,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()

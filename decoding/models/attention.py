@@ -91,11 +91,45 @@ class Where(NamedTuple):
       positions: int32[B], of the first.
       bias: as an operand of the cache's form, or None.
       turns: float32[T, D] or, of XLA's form, [B, 1, S, D]: cosines and sines of rotary positions, or None.
+      compact: where rows have different numbers of new positions, which lie one behind the other; else None.
     """
 
     positions: jax.Array
     bias: jax.Array | None
     turns: jax.Array | None
+    compact: "Compact | None" = None
+
+    @property
+    def real(self) -> jax.Array | None:
+        """As of `linear.project`."""
+        return self.compact and self.compact.real
+
+
+class Compact(NamedTuple):
+    """Inputs [P, L] without their padding: N = P L places, of which the first `real` hold all positions of all inputs in order.
+
+    Products and attention of `decoding.kernels` compute these alone; padding costs nothing.
+
+    Attributes:
+      lengths: int32[P].
+      order: int32[N], where in the padded inputs each place's position is.
+      real: int32[], the sum of lengths.
+    """
+
+    lengths: jax.Array
+    order: jax.Array
+    real: jax.Array
+
+    @classmethod
+    def of(cls, lengths: jax.Array, length: int) -> "Compact":
+        """Of inputs that are padded to `length`."""
+        padding = np.arange(length)[None, :] >= lengths[:, None]
+        return cls(lengths, jnp.argsort(padding.reshape(-1), stable=True).astype(jnp.int32), jnp.sum(lengths))
+
+    def spread(self, x: jax.Array, length: int) -> jax.Array:
+        """Places [N, d] as padded inputs [P, L, d]; padding repeats an input's last position."""
+        starts = jnp.cumsum(self.lengths) - self.lengths
+        return x[starts[:, None] + jnp.minimum(np.arange(length)[None, :], self.lengths[:, None] - 1)]
 
 
 def where(
@@ -106,6 +140,7 @@ def where(
     table: jax.Array | None = None,
     max_distance: int = 0,
     frequencies: np.ndarray | None = None,
+    compact: Compact | None = None,
 ) -> Where:
     """
     Args:
@@ -114,6 +149,7 @@ def where(
       steps: S.
       table: [buckets, H], T5's bias by distance, up to `max_distance`.
       frequencies: float32[D / 2] of rotary positions, radians per position.
+      compact: of new inputs without padding, which only `decoding.kernels` attends to.
     """
     length = cache.length
     if cache.own:
@@ -121,7 +157,7 @@ def where(
         turns = None
         if frequencies is not None:
             turns = jnp.asarray(_turns(np, np.arange(length, dtype=np.float32)[:, None] * frequencies))
-        return Where(positions, bias, turns)
+        return Where(positions, bias, turns, compact)
     places = positions[:, None] + np.arange(steps)
     if table is not None:
         bias = causal_bias(table, positions, steps, length, max_distance=max_distance)
@@ -162,6 +198,7 @@ def attend_cache(
     """
     if cache.own:
         norms = dict(query_norm=query_norm, key_norm=key_norm, epsilon=epsilon)
+        norms["counts"] = place.compact and place.compact.lengths
         operands = (qkv, cache.key, cache.value, place.positions)
         attended, key, value = kernels.attend_cache(*operands, scale=scale, bias=place.bias, turns=place.turns, **norms)
         return attended, Cache(key, value, own=True)
@@ -189,16 +226,16 @@ def attend_input(query: jax.Array, cache: Cache, lengths: jax.Array, heads: Head
     return merge_heads(attend_existing(query, cache.key, cache.value, mask, jnp.max(lengths)))
 
 
-def attend_itself(qkv: jax.Array, lengths: jax.Array, bias: jax.Array, heads: Heads, own: bool) -> jax.Array:
+def attend_itself(qkv: jax.Array, lengths: jax.Array, bias: jax.Array, heads: Heads, compact: bool) -> jax.Array:
     """Attention of inputs [B, L, 3 H D] to themselves in both directions: [B, L, H D].
 
     Args:
       lengths: int32[B].
       bias: float32[H, 2 L - 1], added to the score of a key that lies i - (L - 1) places after the query.
-      own: whether `decoding.kernels` computes it.
+      compact: the inputs are without padding, [N, 3 H D], see `Compact`: `decoding.kernels` computes it, [N, H D].
     """
-    if own:
-        return kernels.attend_itself(qkv, lengths, head_dim=heads.width, bias=bias)
+    if compact:
+        return kernels.attend_itself(qkv, lengths, bias, head_dim=heads.width)
     span = np.arange(qkv.shape[1])
     mask = jnp.where(span[None, :] < lengths[:, None], 0.0, MASKED)[:, None, None, :]
     square = bias[:, span[None, :] - span[:, None] + len(span) - 1]

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from decoding import compilation
-from decoding.models.attention import Cache, Heads, Where, attend_cache, where
+from decoding.models.attention import Cache, Compact, Heads, Where, attend_cache, where
 from decoding.models.base import Shape, State
 from decoding.models.linear import Linear, RowNorm, embed, head_logits, is_packed, tied_logits, weight
 
@@ -182,24 +182,26 @@ class Block(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, cache: Cache, place: Where) -> tuple[jax.Array, Cache]:
-        """x [B, S, d_model] at positions `place`: the block's output and the cache with them."""
+        """x [B, S, d_model], or compact, at positions `place`: the block's output and the cache with them."""
         config = self.config
         norms = {}
         if config.qk_norm:
             scales = dict(query_norm=self.query_norm.scale[...], key_norm=self.key_norm.scale[...])
             norms = dict(**scales, epsilon=config.norm_epsilon)
         heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim, config.attention_shards)
-        qkv = self.qkv(x, norm=self.attention_norm.row_norm)
+        real = place.real
+        qkv = self.qkv(x, norm=self.attention_norm.row_norm, real=real)
         scale = config.head_dim**-0.5 if config.scale_attention else 1.0
         attended, cache = attend_cache(qkv, cache, place, heads, scale=scale, **norms)
-        x = self.out(attended, residual=x)
+        x = self.out(attended, residual=x, real=real)
         hidden = self.wi(
             x,
             norm=self.feed_forward_norm.row_norm,
             activation=config.activation,
             gate_pieces=config.feed_forward_shards if config.gated else 0,
+            real=real,
         )
-        return self.wo(hidden, residual=x), cache
+        return self.wo(hidden, residual=x, real=real), cache
 
 
 class DecoderOnly(nnx.Module):
@@ -235,7 +237,8 @@ class DecoderOnly(nnx.Module):
     def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
         """Keys and values of a prompt.  What lies beyond its length is written over before it is attended to."""
         batch, length = inputs.shape
-        return self._run(inputs, jnp.zeros((batch,), jnp.int32), self.init_state(batch, length, 0))[1]
+        compact = Compact.of(lengths, length) if is_packed(self.blocks[0].qkv.kernel) else None
+        return self._run(inputs, jnp.zeros((batch,), jnp.int32), self.init_state(batch, length, 0), compact)[1]
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
@@ -247,13 +250,20 @@ class DecoderOnly(nnx.Module):
         logits = tied_logits(x, self.embedding, norm) if self.config.tied else head_logits(x, self.head, norm)
         return logits, state
 
-    def _run(self, tokens: jax.Array, positions: jax.Array, state: State) -> tuple[jax.Array, State]:
-        """Blocks over int32[B, S] tokens from `positions` on: [B, S, d_model] before the last norm, and the state."""
+    def _run(
+        self, tokens: jax.Array, positions: jax.Array, state: State, compact: Compact | None = None
+    ) -> tuple[jax.Array, State]:
+        """Blocks over int32[B, S] tokens from `positions` on: [B, S, d_model] before the last norm, and the state.
+
+        Given `compact`, the tokens are inputs without what it leaves out, and the first result is [B S, d_model].
+        """
         config, steps = self.config, tokens.shape[1]
+        # Rows that are done may stand anywhere; only places that are never read can be out of range.
+        places = jnp.minimum(positions[:, None] + np.arange(steps), max(config.max_positions - 1, 0))
+        if compact:
+            tokens, places = (array.reshape(-1)[compact.order] for array in (tokens, places))
         x = embed(tokens, self.embedding)
         if config.position == "learned":
-            # Rows that are done may stand anywhere; only places that are never read can be out of range.
-            places = jnp.minimum(positions[:, None] + np.arange(steps), config.max_positions - 1)
             x = x + embed(places, self.positions)
         caches, place = [], where(
             state["self"][0],
@@ -262,6 +272,7 @@ class DecoderOnly(nnx.Module):
             table=self.relative[...] if config.position == "relative" else None,
             max_distance=config.relative_max_distance,
             frequencies=config.rotary.frequencies(config.head_dim) if config.position == "rotary" else None,
+            compact=compact,
         )
         for block, cache in zip(self.blocks, state["self"]):
             x, cache = block(x, cache, place)

@@ -72,6 +72,7 @@ def project(
     activation: str | None = None,
     gate_pieces: int = 0,
     residual: jax.Array | None = None,
+    real: jax.Array | None = None,
 ) -> jax.Array:
     """x [..., in] times a weight [in, out], with what comes before and after it: [..., out] in x's dtype.
 
@@ -82,10 +83,12 @@ def project(
       gate_pieces: not 0 where the columns are a gate's and as many more, in so many pieces (`split_fused`): the result is
         activation(gate) * rest.
       residual: added last.
+      real: int32[], how many rows of x, its leading axes taken together, are wanted; others are not computed by packed
+        weights.
     """
     value = weight.get_value()
     if isinstance(value, tuple):  # packed, in several forms side by side
-        parts = jnp.concatenate([kernels.product(x, part, norm=_ends(norm)) for part in value], axis=-1)
+        parts = jnp.concatenate([kernels.product(x, part, norm=_ends(norm), real=real) for part in value], axis=-1)
         return parts if bias is None else parts + bias[...]
     if isinstance(value, PackedWeight):
         return kernels.product(
@@ -95,6 +98,7 @@ def project(
             bias=None if bias is None else bias[...],
             activation=activation,
             residual=residual,
+            real=real,
         )
     x = (x if norm is None else norm(x)) @ value
     if bias is not None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from decoding import compilation
-from decoding.models.attention import Cache, Heads, attend_cache, attend_input, attend_itself, where
+from decoding.models.attention import Cache, Compact, Heads, attend_cache, attend_input, attend_itself, where
 from decoding.models.base import Shape, State
 from decoding.models.linear import RowNorm, embed, head_logits, is_packed, project, tied_logits, weight
 from decoding.models.relative import both_ways_table
@@ -109,7 +109,7 @@ class FeedForward(nnx.Module):
         wo = dict(fan_in=config.d_ff, dtype=dtype, axes=("feed_forward", None), role="product")
         self.wo = weight(rngs, config.d_ff, config.d_model, **wo)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
         config = self.config
         hidden = project(
             x,
@@ -117,8 +117,9 @@ class FeedForward(nnx.Module):
             norm=RowNorm(self.norm, None, config.layer_norm_epsilon),
             activation=config.activation,
             gate_pieces=config.feed_forward_shards if config.gated else 0,
+            real=real,
         )
-        return project(hidden, self.wo, residual=x)
+        return project(hidden, self.wo, residual=x, real=real)
 
 
 def _into_heads(config: T5Config, fans: int, rngs: nnx.Rngs, dtype) -> nnx.Param:
@@ -142,9 +143,9 @@ class SelfAttention(nnx.Module):
         self.qkv = _into_heads(config, 3, rngs, dtype)
         self.out = _out_of_heads(config, rngs, dtype)
 
-    def query_key_value(self, x: jax.Array) -> jax.Array:
+    def query_key_value(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
         """x [B, S, d_model] -> query, key and value side by side, [B, S, 3 H d_kv]."""
-        return project(x, self.qkv, norm=RowNorm(self.norm, None, self.config.layer_norm_epsilon))
+        return project(x, self.qkv, norm=RowNorm(self.norm, None, self.config.layer_norm_epsilon), real=real)
 
 
 class CrossAttention(nnx.Module):
@@ -204,16 +205,20 @@ class T5(nnx.Module):
     def _norm(self, scale: nnx.Param) -> RowNorm:
         return RowNorm(scale, None, self.config.layer_norm_epsilon)
 
-    def encode(self, inputs: jax.Array, lengths: jax.Array) -> jax.Array:
-        """inputs int32[P, L], lengths int32[P] -> encodings [P, L, d_model] in the parameters' dtype, before their norm."""
-        config, own = self.config, is_packed(self.encoder[0].attention.qkv)
+    def encode(self, inputs: jax.Array, lengths: jax.Array, compact: Compact | None = None) -> jax.Array:
+        """inputs int32[P, L], lengths int32[P] -> encodings before their norm, [P, L, d_model] in the parameters' dtype.
+
+        Given `compact`, which packed weights need, they are [P L, d_model] in its order.
+        """
         table = functools.partial(
-            both_ways_table, length=inputs.shape[1], max_distance=config.relative_attention_max_distance
+            both_ways_table, length=inputs.shape[1], max_distance=self.config.relative_attention_max_distance
         )
-        x = embed(inputs, self.embedding)
+        tokens, real = (inputs, None) if compact is None else (inputs.reshape(-1)[compact.order], compact.real)
+        x = embed(tokens, self.embedding)
         for layer, bias in zip(self.encoder, self._biases(self.encoder_bias, table)):
-            attended = attend_itself(layer.attention.query_key_value(x), lengths, bias, self._heads, own)
-            x = layer.feed_forward(project(attended, layer.attention.out, residual=x))
+            qkv = layer.attention.query_key_value(x, real)
+            attended = attend_itself(qkv, lengths, bias, self._heads, compact is not None)
+            x = layer.feed_forward(project(attended, layer.attention.out, residual=x, real=real), real)
         return x
 
     def _biases(self, tables: nnx.Param, make: Callable[[jax.Array], T]) -> Iterable[T]:
@@ -237,11 +242,12 @@ class T5(nnx.Module):
         }
 
     def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
-        encoded, norm = self.encode(inputs, lengths), self._norm(self.encoder_norm)
-        cross = []
+        own, length, norm = is_packed(self.decoder[0].cross.kv), inputs.shape[1], self._norm(self.encoder_norm)
+        compact = Compact.of(lengths, length) if own else None
+        encoded, cross = self.encode(inputs, lengths, compact), []
         for layer in self.decoder:
-            fused = project(encoded, layer.cross.kv, norm=norm)
-            cross.append(Cache.of(fused, self._heads, is_packed(layer.cross.kv)))
+            fused = project(encoded, layer.cross.kv, norm=norm, real=compact and compact.real)
+            cross.append(Cache.of(compact.spread(fused, length) if compact else fused, self._heads, own))
         return {"lengths": lengths, "cross": cross}
 
     def step(
