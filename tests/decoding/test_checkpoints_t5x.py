@@ -34,6 +34,11 @@ SHAPE = {
 QUERY = "decoder.layers_1.self_attention.query.kernel"
 
 
+def load(path, **settings):
+    """Plain arrays, which tests look at."""
+    return decoding.load_model(path, weights="plain", **settings)
+
+
 @pytest.fixture(scope="module")
 def folder(golden) -> pathlib.Path:
     return golden / "t5x_tiny"
@@ -47,7 +52,7 @@ def reference(folder) -> dict:
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return decoding.load_model(str(folder / "checkpoint_0"), architecture=SHAPE, weights="plain")
+    return load(str(folder / "checkpoint_0"), architecture=SHAPE)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,7 @@ def assert_same(model, other) -> None:
 
 def refusal(path, shape=SHAPE) -> str:
     with pytest.raises(CheckpointError) as error:
-        decoding.load_model(str(path), architecture=shape, weights="plain")
+        load(str(path), architecture=shape)
     return str(error.value)
 
 
@@ -117,7 +122,7 @@ def test_the_newest_finished_step_of_a_directory(folder, model, arrays, tmp_path
     shutil.copytree(folder / "checkpoint_0", tmp_path / "checkpoint_1000")
     (tmp_path / "checkpoint_2000").mkdir()
     (tmp_path / "checkpoint_3000.tmp-17").mkdir()
-    assert_same(decoding.load_model(str(tmp_path), architecture=SHAPE, weights="plain"), model)
+    assert_same(load(str(tmp_path), architecture=SHAPE), model)
     info = decoding.inspect_checkpoint(str(tmp_path), architecture=SHAPE)
     assert (info.family, info.vocab_size, info.eos_id, info.encoder_decoder) == ("t5", 384, 1, True)
     assert info.weight_files[0] == str(tmp_path / "checkpoint_1000" / "checkpoint")
@@ -132,9 +137,9 @@ def test_a_config_beside_the_arrays_is_enough(folder, model, tmp_path):
     path = copied(folder, tmp_path)
     assert "config.json" in refusal(path, None) and "t5-v1.1-xxl" in refusal(path, None)
     (tmp_path / "config.json").write_text(json.dumps(SHAPE))
-    assert_same(decoding.load_model(str(tmp_path), weights="plain"), model)
+    assert_same(load(str(tmp_path)), model)
     (path / "config.json").write_text(json.dumps(SHAPE))
-    assert_same(decoding.load_model(str(path), weights="plain"), model)
+    assert_same(load(str(path)), model)
     message = refusal(path, SHAPE | {"d_ff": 64})
     assert "d_ff is 96 there and 64 in the architecture" in message
     assert "t5-v1.1-small" in refusal(path, "t5-small")
@@ -144,11 +149,11 @@ def test_chunks_bfloat16_and_arrays_in_the_index(arrays, model, tmp_path):
     inline = {name: array for name, array in arrays.items() if name.endswith("_norm.scale")}
     rest = {name: array for name, array in arrays.items() if name not in inline}
     assert_same(
-        decoding.load_model(tiny_t5x.write(tmp_path / "checkpoint_1", rest, chunks=3, inline=inline), architecture=SHAPE, weights="plain"),
+        load(tiny_t5x.write(tmp_path / "checkpoint_1", rest, chunks=3, inline=inline), architecture=SHAPE),
         model,
     )
     half = {name: array.astype(ml_dtypes.bfloat16) for name, array in arrays.items()}
-    loaded = decoding.load_model(tiny_t5x.write(tmp_path / "checkpoint_2", half), architecture=SHAPE, weights="plain")
+    loaded = load(tiny_t5x.write(tmp_path / "checkpoint_2", half), architecture=SHAPE)
     for name, value in parameters(loaded).items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, parameters(model)[name].astype(ml_dtypes.bfloat16).astype(np.float32))
@@ -157,7 +162,7 @@ def test_chunks_bfloat16_and_arrays_in_the_index(arrays, model, tmp_path):
 def test_layers_apart_with_heads_apart(arrays, model, tmp_path):
     apart = tiny_t5x.heads_apart(arrays, 4)
     assert apart[QUERY].shape == (48, 4, 16)
-    assert_same(decoding.load_model(tiny_t5x.write(tmp_path / "checkpoint_1", apart), architecture=SHAPE, weights="plain"), model)
+    assert_same(load(tiny_t5x.write(tmp_path / "checkpoint_1", apart), architecture=SHAPE), model)
 
 
 @pytest.mark.parametrize(("bias", "inner"), [("relpos_bias", None), ("relative_posemb", "layers")])
@@ -166,7 +171,7 @@ def test_scanned_layers(arrays, model, reference, tmp_path, bias, inner):
     stacked = tiny_t5x.scanned(tiny_t5x.heads_apart(arrays, 4), bias, inner=inner)
     assert stacked[f"decoder.{inner or 'decoder'}.self_attention.query.kernel"].shape == (48, 3, 4, 16)
     path = tiny_t5x.write(tmp_path / "checkpoint_1", stacked)
-    loaded = decoding.load_model(path, architecture=SHAPE, weights="plain")
+    loaded = load(path, architecture=SHAPE)
     mine, golden = parameters(loaded), parameters(model)
     for side, depth in (("encoder", 2), ("decoder", 3)):
         np.testing.assert_array_equal(mine.pop(f"{side}_bias"), np.stack([golden.pop(f"{side}_bias")] * depth))
@@ -197,7 +202,7 @@ def test_tables_of_scanned_layers_keep_their_order(arrays, tmp_path):
     stacked = tiny_t5x.scanned(arrays, "relpos_bias")
     name = "decoder.decoder.relpos_bias.rel_embedding"
     stacked[name] = np.random.default_rng(0).normal(size=stacked[name].shape).astype(np.float32)
-    loaded = decoding.load_model(tiny_t5x.write(tmp_path / "checkpoint_1", stacked), architecture=SHAPE, weights="plain")
+    loaded = load(tiny_t5x.write(tmp_path / "checkpoint_1", stacked), architecture=SHAPE)
     tables = parameters(loaded)["decoder_bias"]
     for layer in range(3):
         np.testing.assert_array_equal(tables[layer], stacked[name][:, layer].T)
@@ -231,7 +236,7 @@ def test_decoder_only_networks(tmp_path):
         values |= {f"{at}.{norm}.scale": (12,) for norm in ("pre_self_attention_layer_norm", "pre_mlp_layer_norm")}
     values = {name: rng.normal(size=size).astype(np.float32) for name, size in values.items()}
     path = tiny_t5x.write(tmp_path / "checkpoint_1", values)
-    found = parameters(decoding.load_model(path, architecture=shape, weights="plain"))
+    found = parameters(load(path, architecture=shape))
     assert found.keys() == parameters(architecture.build(architecture.parse_config(shape, ""), jnp.float32)).keys()
     np.testing.assert_array_equal(found["relative"], values["decoder.relpos_bias.rel_embedding"].T)
     part = lambda name: values[f"decoder.layers_1.{name}.kernel"]

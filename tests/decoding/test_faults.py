@@ -9,6 +9,7 @@ import pytest
 
 import decoding
 from decoding import DecodingConfig, Generator, NonFiniteLogits
+from decoding.models.resident import pack_model
 from decoding.scoring import Scorer
 from tests.support import scripted
 from tests.support.records import assert_same
@@ -96,9 +97,18 @@ def test_a_model_may_ban_tokens():
         assert not any(np.any(row.tokens == 4) for row in rows)
 
 
-def test_caches_of_a_failed_row_spoil_nobody(golden):
+def with_embedding(path: str, weights: str, change):
+    """The model at a path, held as `weights` says, with its table of embeddings changed."""
+    model = decoding.load_model(path, weights="plain")
+    model.embedding[...] = change(model.embedding[...])
+    return model if weights == "plain" else pack_model(model)
+
+
+@pytest.mark.parametrize("weights", ["", "plain"])
+def test_caches_of_a_failed_row_spoil_nobody(golden, weights):
     """An embedding that is NaN: whoever has the token fills a slot's caches with NaN, and others come after."""
-    target, draft = (decoding.load_model(str(golden / f"t5_v1_1_{name}"), weights="plain") for name in ("target", "draft"))
+    path = str(golden / "t5_v1_1_target")
+    target, draft = decoding.load_model(path, weights=weights), decoding.load_model(str(golden / "t5_v1_1_draft"))
     rng = np.random.default_rng(0)
     inputs = [[*rng.integers(10, 380, 6).tolist(), 7 if i % 5 == 2 else 8, 1] for i in range(25)]
     ids = [f"{i}" for i in range(25)]
@@ -106,8 +116,7 @@ def test_caches_of_a_failed_row_spoil_nobody(golden):
     drafted = dataclasses.replace(plain, gamma=2)
     clean = Generator(target, None, plain).generate(inputs, ids)
     met = {i for i, row in enumerate(clean) if 7 in inputs[i] or 7 in row.tokens[:-1]}
-    weights = target.embedding
-    weights[...] = weights[...].at[7].set(jnp.nan)
+    target = with_embedding(path, weights, lambda table: table.at[7].set(jnp.nan))
     faults, rows = run(Generator(target, None, plain), inputs, ids)
     assert faults == dict.fromkeys(met, "target model") and len(met) >= 5
     sound = [i for i in range(25) if i not in met]
@@ -119,10 +128,9 @@ def test_caches_of_a_failed_row_spoil_nobody(golden):
     assert_same([clean[i] for i in sound], [rows[i] for i in sound], ["tokens"])
 
 
-def test_all_weights_nan_is_an_error_of_every_input(golden):
-    target = decoding.load_model(str(golden / "t5_v1_1_target"), weights="plain")
-    weights = target.embedding
-    weights[...] = weights[...] * jnp.nan
+@pytest.mark.parametrize("weights", ["", "plain"])
+def test_all_weights_nan_is_an_error_of_every_input(golden, weights):
+    target = with_embedding(str(golden / "t5_v1_1_target"), weights, lambda table: table * jnp.nan)
     settings = config(gamma=0, temperature=0.0, input_buckets=(8,))
     message = "logits of the target model are not finite: 3 of 3 inputs, the first of them 'a'"
     with pytest.raises(NonFiniteLogits, match=message):
