@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.overhead import ROOT, shown, write_input
 from pipeline import generate
 from pipeline.job.machine import processor
-from transforms import attempts, read, write
+from transforms import attempts, read, shards
 from transforms.decode import ShardModelHandler
 from transforms.parts import read_footer
 
@@ -39,7 +39,7 @@ STEPS = {
     "read": [(read, "read_shard")],
     "tokenise": [(read, "_tokenize")],
     "decode": [(ShardModelHandler, "run_inference")],
-    "commit": [(write, "commit_shard")],
+    "commit": [(shards, "commit")],
     "load": [(ShardModelHandler, "load_model")],
 }
 """By step, the functions that make it up. `read` calls `tokenise`, which is taken out of it."""

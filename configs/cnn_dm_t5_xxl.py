@@ -27,7 +27,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.input = config_dict.ConfigDict()
     config.input.format = "seqio"
-    config.input.name = "specbeam_cnn_dm"  # transforms/tasks.py: T5's prefix is the task's
+    config.input.name = "specbeam_cnn_dm"  # transforms/inputs/tasks.py: T5's prefix is the task's
     config.input.split = "test"
     config.input.data_dir = ""
     config.input.target_field = "targets_pretokenized"

@@ -7,7 +7,7 @@
 `data_dir` holds `lm1b/1.1.0` as TFDS prepares it (`tfds build lm1b`); nothing is downloaded. The models are decoder-only
 checkpoints of your own with one tokeniser (the paper: BERT's pieces, 8k of them), of the shapes `gpt-97m` and `gpt-6m` in
 decoding/checkpoints/presets.py. Generation is unconditional, from the start token alone, one text for every sentence of lm1b's
-test set. `--config.input.name=specbeam_lm1b_prompted` gives the first words of each (transforms/tasks.py).
+test set. `--config.input.name=specbeam_lm1b_prompted` gives the first words of each (transforms/inputs/tasks.py).
 
 Table 3 of 2211.17192 gives alpha 0.88 at temperature 0 and 0.89 at 1, 0.05 with a bigram and 0.03 with a unigram draft.
 It states no gamma and no speedup for this pair. With c = 1/6, the ratio of the layers, Theorem 3.8 is largest at 7.

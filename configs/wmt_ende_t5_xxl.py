@@ -28,7 +28,7 @@ def get_config() -> config_dict.ConfigDict:
 
     config.input = config_dict.ConfigDict()
     config.input.format = "seqio"
-    config.input.name = "specbeam_wmt14_ende"  # transforms/tasks.py: T5's prefix is the task's
+    config.input.name = "specbeam_wmt14_ende"  # transforms/inputs/tasks.py: T5's prefix is the task's
     config.input.split = "test"
     config.input.data_dir = ""
     config.input.target_field = "targets_pretokenized"

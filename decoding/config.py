@@ -32,8 +32,14 @@ DATA, MODEL = "data", "model"
 #   shard       the examples that are read, decoded, committed, retried and resumed together
 #   part        the file that a committed shard is, and all that is known of it
 
-# Per-token sources of a Generation.
+# Per-token sources of a Generation: by number, name and meaning.
 CORRECTED, ACCEPTED, BONUS, PLAIN = 0, 1, 2, 3
+TOKEN_KINDS = {
+    CORRECTED: ("corrected", "the target's own choice after it rejected the draft's"),
+    ACCEPTED: ("accepted", "drafted, and the target accepts it"),
+    BONUS: ("bonus", "the target's next token after accepting all of the draft"),
+    PLAIN: ("plain", "decoded without a draft"),
+}
 
 
 def parse_mesh(text: str) -> tuple[int, int]:

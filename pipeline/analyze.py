@@ -37,7 +37,7 @@ from transforms import analysis, analysis_parts, storage
 from transforms.analysis import CombineTokenCounts, Sums
 from transforms.combine import CombineStatistics
 from transforms.folder import FolderError
-from transforms.parts import PartError, open_part
+from transforms.parts import PartError, open_part, read_footer_json
 from transforms.storage import OutputFolder
 
 ANALYSIS = "analysis.json"
@@ -172,7 +172,7 @@ def _measure(part: tuple, sources: Sequence[Source], gammas: Sequence[int], rank
     except PartError as error:
         yield beam.pvalue.TaggedOutput("problem", f"the input {source.folder!r} is not as its run left it: {error}")
         return
-    footer = analysis_parts.read_footer_json(path)
+    footer = read_footer_json(path)
     if source.kind == SCORES:
         temperature, top_k, top_p, _ = source.sampling
         raw = temperature == 1 and top_k == 0 and top_p == 1

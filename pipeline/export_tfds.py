@@ -20,7 +20,6 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipeline.job.command import command, run_pipeline
@@ -29,6 +28,7 @@ from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
 from transforms import storage
 from transforms.folder import GENERATE, SCORE, FolderError, OpenedFolder, open_finished
+from transforms.parts import PartError, read_schema
 from transforms.write_tfds import DataSet, Part, WriteTfds, read_metadata
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -110,10 +110,9 @@ def _parts(opened: OpenedFolder, split: str) -> list[Part]:
 def _schema(opened: OpenedFolder) -> pa.Schema:
     path = _parts(opened, "")[0].path
     try:
-        with storage.open_raw(path) as stream:
-            return pq.read_schema(stream).remove_metadata()
-    except pa.ArrowInvalid as error:
-        raise FolderError(f"--inputs: {path!r} is no Parquet file: {error}") from error
+        return read_schema(path)
+    except PartError as error:
+        raise FolderError(f"--inputs: {error}") from error
 
 
 def _provenance(opened: OpenedFolder) -> dict[str, Any]:

@@ -61,12 +61,12 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
     import apache_beam as beam
 
     from pipeline.job.run import ranges
-    from pipeline.job.steps import finish, read_settings
+    from pipeline.job.steps import finish, input_reader
     from pipeline.runners import options as runners
     from pipeline.runners.dataflow import options as dataflow
-    from transforms.decode import DecodeShards, ShardModelHandler
-    from transforms.read import ReadShards
-    from transforms.write import CommitShards
+    from transforms.decode import ShardModelHandler
+    from transforms.shards import FAILED, CommitShards, ReadShards, RunShards
+    from transforms.write import WriteGenerations
 
     config, models, output = run.config, run.models, run.folder.root
     outcomes = ()
@@ -81,12 +81,13 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             resource_hints=hints,
             env_vars=runners.worker_environment(root.options),
         )
-        read = ReadShards(output, read_settings(run)).with_resource_hints(**hints)
-        decode = DecodeShards(handler).with_resource_hints(**hints)
-        commit = CommitShards(output, tokenizer=models.tokenizer, eos_ids=models.eos_ids, fingerprint=run.fingerprint)
+        writer = WriteGenerations(tokenizer=models.tokenizer, eos_ids=models.eos_ids, fingerprint=run.fingerprint)
+        read = ReadShards(output, input_reader(run), launch=run.launch, parts=run.parts).with_resource_hints(**hints)
+        decode = RunShards(handler).with_resource_hints(**hints)
+        commit = CommitShards(output, writer, parts=run.parts).with_resource_hints(**hints)
         read = root | "PendingRanges" >> beam.Create(ranges(run.pending)) | "Read" >> read
-        decoded = read.shards | "Decode" >> decode | "Commit" >> commit.with_resource_hints(**hints)
-        outcomes = (decoded.committed, read[ReadShards.FAILED], decoded[CommitShards.FAILED])
+        decoded = read.shards | "Decode" >> decode | "Commit" >> commit
+        outcomes = (decoded.committed, read[FAILED], decoded[FAILED])
     finish(root, run, outcomes, exact=config.decoding.exact)
 
 

@@ -14,17 +14,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from decoding.config import ACCEPTED, BONUS, CORRECTED
 from pipeline import generate
 from pipeline.job.marked import STYLES, marked_text
 from pipeline.job.terminal import add_row, make_console, summary_rows
 from transforms import storage
-from transforms.parts import read_footer
+from transforms.parts import read_footer, read_rows
 from transforms.tokenize import Tokenizer, load_tokenizer
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
@@ -112,7 +112,7 @@ def print_examples(console: Console, rows: dict[str, dict], tokenizer: Tokenizer
     shown = [row for row in rows.values() if shortest <= len(row["output_tokens"]) <= longest]
     shown = sorted(shown, key=lambda row: -len(set(row["source"])))
     console.rule("what the draft contributed")
-    for source in (1, 0, 2):
+    for source in (ACCEPTED, CORRECTED, BONUS):
         name, colour, before, after = STYLES[source]
         console.print(Text(f"{before}text{after}", style=colour), Text(name), sep="  ")
     for row in shown[:_SHOWN]:
@@ -124,7 +124,7 @@ def print_examples(console: Console, rows: dict[str, dict], tokenizer: Tokenizer
 def _rows(folder: pathlib.Path) -> dict[str, dict]:
     columns = ["example_id", "index", "inputs", "output_tokens", "source"]
     parts = sorted((folder / storage.GENERATIONS).glob("*.parquet"))
-    table = pa.concat_tables([pq.read_table(part, columns=columns) for part in parts]).sort_by("index")
+    table = pa.concat_tables([read_rows(str(part), columns) for part in parts]).sort_by("index")
     return {row["example_id"]: row for row in table.to_pylist()}
 
 

@@ -26,7 +26,7 @@ import decoding
 from pipeline.job.launch import Job, run_job
 from pipeline.job.preflight import CheckedModels, check_draft, check_models, shared_vocab_size
 from pipeline.job.run import Run, code_digest, continue_run, known_plan, new_manifest, plan_of, ranges, run_identity
-from pipeline.job.steps import finish, read_settings
+from pipeline.job.steps import finish, input_reader
 from pipeline.job.terminal import add_row, print_missing
 from pipeline.runners import options as runners
 from pipeline.runners.dataflow import options as dataflow
@@ -35,11 +35,11 @@ from pipeline.settings import CommandLine, ConfigError, JobConfig
 from transforms import storage
 from transforms.folder import GENERATE, SCORE, FolderError, Manifest, open_finished, open_folder
 from transforms.plan import Plan
-from transforms.read import ReadShards
-from transforms.score import ReadGenerations, References, ScoreModelHandler, ScorerFactory, ScoreSettings, ScoreShards
+from transforms.score import ReadGenerations, References, ScoreModelHandler, ScorerFactory, ScoreSettings
 from transforms.score_statistics import ScoreStatistics
+from transforms.shards import FAILED, CommitShards, ReadShards, RunShards
 from transforms.tokenize import load_tokenizer
-from transforms.write_scores import CommitScores
+from transforms.write_scores import WriteScores
 
 SAMPLING = ("temperature", "top_k", "top_p")
 _LENGTHS = ("input_buckets", "max_decode_tokens")
@@ -259,21 +259,23 @@ def build_pipeline(root: beam.Pipeline, *, run: ScoreRun, factory: ScorerFactory
         pending = root | "PendingRanges" >> beam.Create(ranges(run.pending))
         if isinstance(source.plan, GenerationsPlan):
             plan = source.plan
-            step = ReadGenerations(
-                output, plan.folder, fingerprint=plan.fingerprint, num_shards=plan.num_shards, launch=run.launch
-            )
-            read = pending | "Read" >> step.with_resource_hints(**hints)
-            texts = read.shards
+            reader = ReadGenerations(plan.folder, fingerprint=plan.fingerprint, num_shards=plan.num_shards)
         else:
-            read = pending | "Read" >> ReadShards(output, read_settings(run)).with_resource_hints(**hints)
+            reader = input_reader(run)
+        read = ReadShards(output, reader, launch=run.launch, parts=run.parts).with_resource_hints(**hints)
+        read = pending | "Read" >> read
+        texts = read.shards
+        if not isinstance(source.plan, GenerationsPlan):
             longest = run.config.decoding.max_decode_tokens
             references = References(run.models.tokenizer, eos_id=run.models.eos_ids[0], max_tokens=longest)
-            texts = read.shards | "References" >> beam.ParDo(references).with_resource_hints(**hints)
-        commit = CommitScores(output, settings, fingerprint=run.fingerprint, recorded=source.recorded)
-        handler = ScoreModelHandler(settings, factory, runners.worker_environment(root.options), hints)
-        scored = texts | "Score" >> ScoreShards(handler).with_resource_hints(**hints)
+            texts = texts | "References" >> beam.ParDo(references).with_resource_hints(**hints)
+        writer = WriteScores(settings, fingerprint=run.fingerprint, recorded=source.recorded)
+        commit = CommitShards(output, writer, parts=run.parts)
+        environment = runners.worker_environment(root.options)
+        handler = ScoreModelHandler(settings, factory, env_vars=environment, resource_hints=hints)
+        scored = texts | "Score" >> RunShards(handler).with_resource_hints(**hints)
         scored = scored | "Commit" >> commit.with_resource_hints(**hints)
-        outcomes = (scored.committed, read[ReadShards.FAILED], scored[CommitScores.FAILED])
+        outcomes = (scored.committed, read[FAILED], scored[FAILED])
     facts = {"text": source.facts, "lenience": list(settings.lenience)}
     finish(root, run, outcomes, exact=source.facts["exact"], facts=facts)
 

@@ -1,18 +1,15 @@
 """Reading parts of generations and score folders for the analysis: only the columns that it needs, as flat arrays."""
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from transforms import storage
 from transforms.analysis import Texts
-from transforms.parts import FOOTER_KEY, open_part
+from transforms.parts import read_rows
 
 SHOWN_TEXTS = 3
 _SHOWN_TOKENS = (8, 60)
@@ -22,25 +19,14 @@ _SHOWN = ("example_id", "inputs", "output_tokens", "source", "iteration", "beta"
           "accepted")  # fmt: skip
 
 
-def read_footer_json(path: str) -> dict:
-    """A part's footer, whatever job wrote it."""
-    with storage.open_raw(path) as stream:
-        return json.loads(pq.read_metadata(stream).metadata[FOOTER_KEY])
-
-
-def read_columns(path: str, columns: tuple[str, ...]) -> pa.Table:
-    """Those columns of a part; nothing else of it is decoded."""
-    return pq.read_table(open_part(path), columns=list(columns))
-
-
 def read_tokens(path: str, column: str) -> np.ndarray:
     """int64[N], the tokens of all texts of a part."""
-    return _flat(read_columns(path, (column,)), column).astype(np.int64)
+    return _flat(read_rows(path, (column,)), column).astype(np.int64)
 
 
 def read_generations(path: str) -> Texts:
     """A part of a generations folder."""
-    table = read_columns(path, _GENERATED)
+    table = read_rows(path, _GENERATED)
     lengths, calls = _lengths(table, "output_tokens"), _lengths(table, "gammas")
     row = np.repeat(np.arange(len(lengths)), lengths)
     iteration = _flat(table, "iteration").astype(np.int64)
@@ -73,7 +59,7 @@ def read_scores(path: str, drafts: Mapping[str, bool], lenience: tuple[float, ..
     for name, plain in drafts.items():
         columns += [f"beta_{name}", *([f"draft_logprob_{name}", "target_logprob"] if plain else [])]
         columns += [f"lenient_beta_{name}"] if lenience else []
-    table = read_columns(path, tuple(dict.fromkeys(columns)))
+    table = read_rows(path, tuple(dict.fromkeys(columns)))
     ids, lengths = table["example_id"].to_pylist(), _lengths(table, "tokens")
     tokens, found = _flat(table, "tokens").astype(np.int64), {}
     for name, plain in drafts.items():
@@ -96,7 +82,7 @@ def texts_to_show(path: str) -> list[tuple[tuple, dict]]:
 
     For JSON, which has neither: NaN is None, and the logarithm of 0 the lowest float32.
     """
-    table = read_columns(path, _SHOWN)
+    table = read_rows(path, _SHOWN)
     found = []
     for number, (name, source) in enumerate(zip(table["example_id"].to_pylist(), table["source"].to_pylist())):
         if _SHOWN_TOKENS[0] <= len(source) <= _SHOWN_TOKENS[1] and set(source) != {3}:

@@ -15,15 +15,15 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import apache_beam as beam
 from apache_beam.metrics import Metrics
-from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 import decoding
 from transforms import costs, records
 from transforms.costs import Costs
 from transforms.models import Models
-from transforms.records import ShardFailure, TokenizedShard
+from transforms.records import ShardFailure, TokenizedShard, WorkShard
+from transforms.shards import DeviceHandler, ShardHandler
 from transforms.storage import OutputFolder
 
 
@@ -75,6 +75,10 @@ class DecodedShard:
     device: str
     failure: ShardFailure | None = None
     baseline: bool = False
+
+    @property
+    def place(self) -> WorkShard:
+        return self.tokenized.work
 
 
 def is_baseline(shard: int, fraction: float, seed: int) -> bool:
@@ -141,42 +145,7 @@ def decode_batch(
     ], counters
 
 
-class _EngineHandler(ModelHandler):
-    """Loads the engine once per process, and says to Beam what concerns every use of it."""
-
-    def __init__(
-        self,
-        models: Models,
-        config: decoding.DecodingConfig,
-        factory: GeneratorFactory | None,
-        resource_hints: Mapping[str, str | int] | None,
-        env_vars: Mapping[str, str] | None,
-        **batching: int,
-    ):
-        super().__init__(env_vars=dict(env_vars or {}), **batching)
-        self._models, self._config, self._factory = models, config, factory or load_generator
-        self._resource_hints = dict(resource_hints or {})
-
-    def _build(self, frozen: Costs | None) -> decoding.Generator:
-        if programs := self._env_vars.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX looks at when it is imported only
-            decoding.keep_programs(programs)
-        return self._factory(self._models, self._config, frozen)
-
-    def get_metrics_namespace(self) -> str:
-        return "specbeam"
-
-    def get_resource_hints(self) -> dict[str, str | int]:
-        return self._resource_hints
-
-    def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
-        if inference_args:
-            raise ValueError(f"inference_args are not used here: {sorted(inference_args)}; settings go into the config")
-
-    def share_model_across_processes(self) -> bool:
-        return False  # an accelerator belongs to one process, and a proxy would copy every result
-
-
-class SpeculativeModelHandler(_EngineHandler, ModelHandler[Prompt, PredictionResult, decoding.Generator]):
+class SpeculativeModelHandler(DeviceHandler, ModelHandler[Prompt, PredictionResult, decoding.Generator]):
     """Speculative decoding for `RunInference`.
 
     Takes `Prompt`s with distinct example ids. Yields one `PredictionResult` per prompt, whose `inference` is a tuple of
@@ -215,13 +184,13 @@ class SpeculativeModelHandler(_EngineHandler, ModelHandler[Prompt, PredictionRes
           resource_hints: of Beam, for runners that choose machines by them: {"min_ram": bytes, "accelerator": "type:..."}.
           env_vars: environment variables that workers set before the models are loaded.
         """
-        models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram, mesh, weights)
-        config = config or decoding.DecodingConfig()
-        batching = {"min_batch_size": 1, "max_batch_size": batch_size}
-        super().__init__(models, config, factory, resource_hints, env_vars, **batching)
+        super().__init__(env_vars=env_vars, resource_hints=resource_hints, min_batch_size=1, max_batch_size=batch_size)
+        self._models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram, mesh, weights)
+        self._config = config or decoding.DecodingConfig()
+        self._factory = factory
 
-    def load_model(self) -> decoding.Generator:
-        return self._build(None)
+    def load(self) -> decoding.Generator:
+        return (self._factory or load_generator)(self._models, self._config, None)
 
     def run_inference(
         self,
@@ -248,8 +217,8 @@ class ShardGenerators:
     turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
-class ShardModelHandler(_EngineHandler, ModelHandler[TokenizedShard, DecodedShard, ShardGenerators]):
-    """`TokenizedShard`s in, `DecodedShard`s out; used with `with_no_batching` on lists of one shard.
+class ShardModelHandler(ShardHandler):
+    """`TokenizedShard`s in, `DecodedShard`s out.
 
     A shard of which every example fails, and that has more than one, is a `failure` as a whole: the cause is not in
     the examples. Logits that are not finite are told of each example, though, however many have them. With γ = "auto"
@@ -264,20 +233,21 @@ class ShardModelHandler(_EngineHandler, ModelHandler[TokenizedShard, DecodedShar
         *,
         factory: GeneratorFactory | None = None,
         baseline_fraction: float = 0.0,
-        resource_hints: Mapping[str, str | int] | None = None,
-        env_vars: Mapping[str, str] | None = None,
+        **options: Any,
     ):
         """
         Args:
           output: folder of the run, where costs are frozen.
           models, config: what decodes, and how.
-          factory, resource_hints, env_vars: as of `SpeculativeModelHandler`.
+          factory: builds the generator in the worker, in place of `load_generator`.
           baseline_fraction: share of the shards that are decoded plainly.
+          **options: as of `DeviceHandler`.
         """
-        super().__init__(models, config, factory, resource_hints, env_vars)
-        self._output, self._baseline_fraction = output, baseline_fraction
+        super().__init__(**options)
+        self._folder, self._models, self._config = OutputFolder(output), models, config
+        self._factory, self._baseline_fraction = factory or load_generator, baseline_fraction
 
-    def load_model(self) -> ShardGenerators:
+    def load(self) -> ShardGenerators:
         speculative = self._load_speculative()
         generators = ShardGenerators(speculative, speculative.plain() if self._baseline_fraction else None)
         _status.info("decoding")
@@ -285,28 +255,19 @@ class ShardModelHandler(_EngineHandler, ModelHandler[TokenizedShard, DecodedShar
 
     def _load_speculative(self) -> decoding.Generator:
         if self._config.gamma != "auto":
-            return self._build(None)
-        folder = OutputFolder(self._output)
-        frozen = costs.read(folder)
-        generator = self._build(frozen)
+            return self._factory(self._models, self._config, None)
+        frozen = costs.read(self._folder)
+        generator = self._factory(self._models, self._config, frozen)
         if frozen is None:
-            generator.costs = costs.freeze(folder, dict(generator.costs))
+            generator.costs = costs.freeze(self._folder, dict(generator.costs))
         return generator
 
-    def run_inference(
-        self,
-        batch: Sequence[TokenizedShard],
-        model: ShardGenerators,
-        inference_args: Mapping[str, Any] | None = None,
-    ) -> list[DecodedShard]:
-        return [self._decode_shard(tokenized, model) for tokenized in batch]
+    def num_bytes(self, shard: TokenizedShard) -> int:
+        return sum(example.tokens.nbytes for example in shard.examples)
 
-    def get_num_bytes(self, batch: Sequence[TokenizedShard]) -> int:
-        return sum(example.tokens.nbytes for tokenized in batch for example in tokenized.examples)
-
-    def _decode_shard(self, tokenized: TokenizedShard, model: ShardGenerators) -> DecodedShard:
-        examples = tokenized.examples
-        baseline = is_baseline(tokenized.work.shard, self._baseline_fraction, self._config.seed)
+    def run(self, shard: TokenizedShard, model: ShardGenerators) -> DecodedShard:
+        examples, number = shard.examples, shard.work.shard
+        baseline = is_baseline(number, self._baseline_fraction, self._config.seed)
         generator = model.plain if baseline else model.speculative
         with model.turn:
             results, counters = decode_batch(generator, [e.tokens for e in examples], [e.example_id for e in examples])
@@ -314,24 +275,9 @@ class ShardModelHandler(_EngineHandler, ModelHandler[TokenizedShard, DecodedShar
         unknown = [isinstance(one, DecodeFailure) and one.error_type != decoding.NonFiniteLogits.__name__ for one in results]
         if len(results) > 1 and all(unknown):
             message = f"all {len(results)} examples failed, the first with: {results[0].message}"
-            failure = ShardFailure(tokenized.work.shard, records.DECODE, results[0].error_type, message)
+            failure = ShardFailure(number, records.DECODE, results[0].error_type, message)
         Metrics.counter("specbeam", "examples_decoded").inc(sum(isinstance(result, tuple) for result in results))
         Metrics.counter("specbeam", "tokens_generated").inc(
             sum(len(g.tokens) for result in results if isinstance(result, tuple) for g in result)
         )
-        return DecodedShard(tokenized, tuple(results), counters, self._models.device(), failure, baseline)
-
-
-class DecodeShards(beam.PTransform):
-    """`TokenizedShard`s to `DecodedShard`s, through RunInference."""
-
-    def __init__(self, handler: ShardModelHandler):
-        super().__init__()
-        self._handler = handler
-
-    def expand(self, shards):
-        return (
-            shards
-            | "OneShardBatches" >> beam.Map(lambda shard: [shard])
-            | "RunInference" >> RunInference(self._handler.with_no_batching())
-        )
+        return DecodedShard(shard, tuple(results), counters, self._models.device(), failure, baseline)

@@ -11,11 +11,10 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
-import pyarrow.parquet as pq
 
 from decoding.drafts.ngram import NGramDraft, pair_codes
 from transforms.inputs.base import InputSpec
-from transforms.parts import open_part
+from transforms.parts import read_rows
 from transforms.plan import Plan, ShardTable
 from transforms.read import read_shard
 from transforms.tokenize import load_tokenizer
@@ -120,7 +119,7 @@ class ReadGenerations(beam.DoFn):
 
     def process(self, path: str):
         columns = ["output_tokens"] if self._start_id is not None else ["output_tokens", "input_tokens"]
-        rows = pq.read_table(open_part(path, self._fingerprint), columns=columns).to_pylist()
+        rows = read_rows(path, columns, self._fingerprint).to_pylist()
         yield Texts(
             tuple(
                 (row["input_tokens"][-1] if self._start_id is None else self._start_id, np.asarray(row["output_tokens"]))

@@ -9,13 +9,14 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.aggregate import Statistics
+from transforms.records import ExampleError
 
 FOOTER_KEY, _SEAL_KEY = b"specbeam", b"specbeam.sha256"
 _BLANK = b"0" * 64
@@ -116,6 +117,37 @@ def open_part(path: str, fingerprint: str | None = None) -> pa.BufferReader:
     return pa.BufferReader(data)
 
 
+def read_rows(path: str, columns: Iterable[str] | None = None, fingerprint: str | None = None) -> pa.Table:
+    """Rows of a part, every byte of which is checked; of those columns, or of all. Without metadata.
+
+    Raises:
+      PartError: as of `open_part`.
+      pyarrow.ArrowException: it has no such columns.
+    """
+    table = pq.read_table(open_part(path, fingerprint), columns=None if columns is None else list(columns))
+    return table.replace_schema_metadata()
+
+
+def read_footer_json(path: str) -> dict:
+    """A part's footer as JSON values, whatever job wrote it, without its rows.
+
+    Raises:
+      PartError: it is no part.
+    """
+    with storage.open_raw(path) as stream, _part(path):
+        return json.loads(pq.read_metadata(stream).metadata[FOOTER_KEY])
+
+
+def read_schema(path: str) -> pa.Schema:
+    """Columns of a part, without its rows and without metadata.
+
+    Raises:
+      PartError: it is no part.
+    """
+    with storage.open_raw(path) as stream, _part(path):
+        return pq.read_schema(stream).remove_metadata()
+
+
 def _seal(data: bytes, at: int) -> bytes:
     """SHA-256 of a part, in hexadecimal, but for the place of this very number."""
     digest = hashlib.sha256(data[:at])
@@ -135,3 +167,14 @@ def _part(path: str) -> Iterator[None]:
         raise PartError(f"{path!r} is damaged: it cannot be read as a part: {error}") from error
     except (pa.ArrowException, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
         raise PartError(f"{path!r} is damaged: it cannot be read as a part: {type(error).__name__}: {error}") from error
+
+
+def encode_errors(errors: Sequence[ExampleError]) -> bytes:
+    """A shard's file in errors/: JSON lines, one per failed record."""
+    lines = "".join(json.dumps(dataclasses.asdict(error), ensure_ascii=False) + "\n" for error in errors)
+    return lines.encode(errors="backslashreplace")  # half a surrogate pair, of which this is JSON's form
+
+
+def errors_digest(errors: Sequence[ExampleError]) -> str:
+    """SHA-256 of a shard's file in errors/, "" where there are none and so no file."""
+    return hashlib.sha256(encode_errors(errors)).hexdigest() if errors else ""

@@ -1,13 +1,11 @@
 """Reading one work shard: every one of its records becomes an example or an error, never an exception."""
 
 import dataclasses
-from collections.abc import Iterator
 
-import apache_beam as beam
 import numpy as np
 from apache_beam.metrics import Metrics
 
-from transforms import attempts, chat, records, storage
+from transforms import chat, records
 from transforms.encoding import NoTokensError, encode_text
 from transforms.folder import read_manifest
 from transforms.inputs import read_records
@@ -15,6 +13,7 @@ from transforms.inputs.base import InputSpec
 from transforms.inputs.texts import TextRecord, read_text
 from transforms.plan import Plan, ShardTable
 from transforms.records import Example, ExampleError, TokenizedShard, WorkShard
+from transforms.storage import OutputFolder
 from transforms.tokenize import Tokenizer, load_tokenizer
 
 
@@ -90,12 +89,7 @@ def _tokenize(
 
 @dataclasses.dataclass(frozen=True)
 class ReadSettings:
-    """What `ReadShards` needs besides the plan; see `read_shard`.
-
-    Attributes:
-      launch: names the launch in attempts/.
-      parts: folder of the run's parts.
-    """
+    """What `ReadInput` needs besides the list of work shards; see `read_shard`."""
 
     spec: InputSpec
     tokenizer: str
@@ -104,73 +98,34 @@ class ReadSettings:
     max_input_tokens: int
     chat_template: chat.ChatTemplate | None = None
     empty_id: int | None = None
-    launch: str = ""
-    parts: str = storage.GENERATIONS
 
 
-class ReadShards(beam.PTransform):
-    """Ranges of shard numbers, (first, end), to `TokenizedShard`s; shards that cannot be read go to `FAILED`.
+class ReadInput:
+    """A `ShardReader` of the shards of an input, which it looks up in the run's manifest: `TokenizedShard`s."""
 
-    Ranges are expanded, and shards looked up in the run's manifest, on workers. `FAILED` holds `ShardFailure`s. Each
-    shard's start is noted in attempts/. A shard that is committed by now is left out: where a worker was lost, a runner
-    repeats its whole bundle, of which only the shard in progress has to be done again.
-    """
+    def __init__(self, settings: ReadSettings):
+        self._settings = settings
 
-    FAILED = "failed"
-
-    def __init__(self, output: str, settings: ReadSettings):
-        super().__init__()
-        self._output, self._settings = output, settings
-
-    def expand(self, shard_ranges):
-        do = beam.ParDo(_ReadShard(self._output, self._settings))
-        return (
-            shard_ranges
-            | "Expand" >> beam.FlatMapTuple(_shard_numbers)
-            | "Spread" >> beam.Reshuffle()
-            | "ReadAndTokenize" >> do.with_outputs(self.FAILED, main="shards")
-        )
-
-
-def _shard_numbers(first: int, end: int) -> Iterator[int]:
-    yield from range(first, end)
-
-
-class _ReadShard(beam.DoFn):
-    def __init__(self, output: str, settings: ReadSettings):
-        self._output, self._settings = output, settings
-
-    def setup(self):
-        self._folder = storage.OutputFolder(self._output)
-        self._table = ShardTable(Plan.from_json(read_manifest(self._folder).plan))
+    def setup(self, folder: OutputFolder) -> None:
+        plan = Plan.from_json(read_manifest(folder).plan)
+        self.num_shards, self._table = plan.num_shards, ShardTable(plan)
         self._tokenizer = load_tokenizer(self._settings.tokenizer)
 
-    def process(self, shard: int):
-        work, settings = self._table[shard], self._settings
-        try:
-            if self._folder.exists(storage.part_name(work.shard, work.num_shards, settings.parts)):
-                attempts.end(self._folder, work)  # that worker may have died just before it
-                Metrics.counter("specbeam", "shards_committed_before").inc()
-                return
-            attempt = attempts.begin(self._folder, work, settings.launch)
-            tokenized = read_shard(
-                work,
-                settings.spec,
-                self._tokenizer,
-                prefix=settings.prefix,
-                eos_id=settings.eos_id,
-                max_input_tokens=settings.max_input_tokens,
-                chat_template=settings.chat_template,
-                empty_id=settings.empty_id,
-                attempt=attempt,
-            )
-        except Exception as error:  # the shard is set aside, the others go on
-            failure = records.shard_failure(shard, records.READ, error)
-            attempts.set_aside(self._folder, work.shard, work.num_shards, failure)
-            yield beam.pvalue.TaggedOutput(ReadShards.FAILED, failure)
-            return
+    def read(self, shard: int, attempt: int) -> TokenizedShard:
+        settings = self._settings
+        tokenized = read_shard(
+            self._table[shard],
+            settings.spec,
+            self._tokenizer,
+            prefix=settings.prefix,
+            eos_id=settings.eos_id,
+            max_input_tokens=settings.max_input_tokens,
+            chat_template=settings.chat_template,
+            empty_id=settings.empty_id,
+            attempt=attempt,
+        )
         Metrics.counter("specbeam", "examples_read").inc(len(tokenized.examples))
         Metrics.counter("specbeam", "examples_truncated").inc(sum(e.truncated for e in tokenized.examples))
         for error in tokenized.errors:
             Metrics.counter("specbeam", f"errors_{error.stage}").inc()
-        yield tokenized
+        return tokenized

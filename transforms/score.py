@@ -8,23 +8,21 @@ import collections
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.metrics import Metrics
-from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 import decoding
 from decoding.scoring import Scorer, TextScores
-from transforms import attempts, records, storage
+from transforms import records, storage
 from transforms.models import Models
-from transforms.parts import open_part
-from transforms.read import ReadShards
+from transforms.parts import read_rows
 from transforms.records import ExampleError, ShardFailure, TokenizedShard
+from transforms.shards import ShardHandler
 from transforms.storage import OutputFolder
 from transforms.tokenize import encode_start, load_tokenizer
 
@@ -85,55 +83,27 @@ class ScoredShard:
     device: str
     failure: ShardFailure | None = None
 
+    @property
+    def place(self) -> TextShard:
+        return self.texts
+
 
 # Reading.
 
 
-class ReadGenerations(beam.PTransform):
-    """Ranges of shard numbers, (first, end), to `TextShard`s: the parts of a generations folder with these numbers.
+class ReadGenerations:
+    """A `ShardReader` of the parts of a generations folder: `TextShard`s of the same numbers."""
 
-    Parts that cannot be read go to `ReadShards.FAILED` as `ShardFailure`s. A shard whose scores are committed by now is
-    left out.
-    """
+    def __init__(self, generations: str, *, fingerprint: str, num_shards: int):
+        """The folder, and of what run it is."""
+        self._generations, self._fingerprint, self.num_shards = OutputFolder(generations), fingerprint, num_shards
 
-    def __init__(self, output: str, generations: str, *, fingerprint: str, num_shards: int, launch: str):
-        """
-        Args:
-          output: folder of this run, where attempts are noted.
-          generations, fingerprint, num_shards: the folder that is read, and of what run.
-          launch: names the launch in attempts/.
-        """
-        super().__init__()
-        self._do = _ReadPart(output, generations, fingerprint, num_shards, launch)
+    def setup(self, folder: OutputFolder) -> None:
+        pass
 
-    def expand(self, shard_ranges):
-        return (
-            shard_ranges
-            | "Expand" >> beam.FlatMapTuple(lambda first, end: range(first, end))
-            | "Spread" >> beam.Reshuffle()
-            | "ReadPart" >> beam.ParDo(self._do).with_outputs(ReadShards.FAILED, main="shards")
-        )
-
-
-class _ReadPart(beam.DoFn):
-    def __init__(self, output: str, generations: str, fingerprint: str, num_shards: int, launch: str):
-        self._folder, self._generations = OutputFolder(output), OutputFolder(generations)
-        self._fingerprint, self._num_shards, self._launch = fingerprint, num_shards, launch
-
-    def process(self, shard: int):
-        texts = TextShard(shard, self._num_shards, 0, ())
-        try:
-            if self._folder.exists(storage.part_name(shard, self._num_shards, storage.SCORES)):
-                attempts.end(self._folder, texts)  # as in `ReadShards`
-                Metrics.counter("specbeam", "shards_committed_before").inc()
-                return
-            attempt = attempts.begin(self._folder, texts, self._launch)
-            path = self._generations.path(storage.part_name(shard, self._num_shards))
-            yield dataclasses.replace(texts, attempt=attempt, texts=tuple(read_part(path, self._fingerprint)))
-        except Exception as error:  # the shard is set aside, the others go on
-            failure = records.shard_failure(shard, records.READ, error)
-            attempts.set_aside(self._folder, shard, self._num_shards, failure)
-            yield beam.pvalue.TaggedOutput(ReadShards.FAILED, failure)
+    def read(self, shard: int, attempt: int) -> TextShard:
+        path = self._generations.path(storage.part_name(shard, self.num_shards))
+        return TextShard(shard, self.num_shards, attempt, tuple(read_part(path, self._fingerprint)))
 
 
 def read_part(path: str, fingerprint: str) -> list[Text]:
@@ -143,7 +113,7 @@ def read_part(path: str, fingerprint: str) -> list[Text]:
       PartError: the part is damaged, or of another run than the one with this fingerprint.
     """
     columns = ["example_id", "index", "input_tokens", "output_tokens", "beta"]
-    table = pq.read_table(open_part(path, fingerprint), columns=columns)
+    table = read_rows(path, columns, fingerprint)
     seen, texts = collections.Counter(), []
     ids, indices = table["example_id"].to_pylist(), table["index"].to_pylist()
     arrays = (_arrays(table[name]) for name in columns[2:])
@@ -253,47 +223,24 @@ def load_scorer(settings: ScoreSettings) -> Scorer:
     )
 
 
-class ScoreModelHandler(ModelHandler[TextShard, ScoredShard, Scorer]):
-    """`TextShard`s in, `ScoredShard`s out; used with `with_no_batching` on lists of one shard."""
+class ScoreModelHandler(ShardHandler):
+    """`TextShard`s in, `ScoredShard`s out."""
 
-    def __init__(
-        self,
-        settings: ScoreSettings,
-        factory: ScorerFactory | None = None,
-        env_vars: Mapping[str, str] | None = None,
-        resource_hints: Mapping[str, str | int] | None = None,
-    ):
-        """`factory` builds the scorer in the worker, in place of `load_scorer`; `env_vars` are set before.
+    def __init__(self, settings: ScoreSettings, factory: ScorerFactory | None = None, **options: Any):
+        """`factory` builds the scorer in the worker, in place of `load_scorer`; options are those of `DeviceHandler`."""
+        super().__init__(**options)
+        self._settings, self._factory = settings, factory or load_scorer
 
-        `resource_hints` are Beam's, for the step that the scorer is in.
-        """
-        super().__init__(env_vars=dict(env_vars or {}))
-        self._settings, self._factory, self._resource_hints = settings, factory or load_scorer, dict(resource_hints or {})
-
-    def load_model(self) -> Scorer:
-        if programs := self._env_vars.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX looks at when it is imported only
-            decoding.keep_programs(programs)
+    def load(self) -> Scorer:
         scorer = self._factory(self._settings)
         _status.info("scoring")
         return scorer
 
-    def run_inference(
-        self, batch: Sequence[TextShard], model: Scorer, inference_args: Mapping[str, Any] | None = None
-    ) -> list[ScoredShard]:
-        device = self._settings.models.device()
-        return [score_shard(model, shard, device) for shard in batch]
+    def run(self, shard: TextShard, model: Scorer) -> ScoredShard:
+        return score_shard(model, shard, self._settings.models.device())
 
-    def get_num_bytes(self, batch: Sequence[TextShard]) -> int:
-        return sum(text.tokens.nbytes + text.input_tokens.nbytes for shard in batch for text in shard.texts)
-
-    def get_metrics_namespace(self) -> str:
-        return "specbeam"
-
-    def get_resource_hints(self) -> dict[str, str | int]:
-        return self._resource_hints
-
-    def share_model_across_processes(self) -> bool:
-        return False  # an accelerator belongs to one process
+    def num_bytes(self, shard: TextShard) -> int:
+        return sum(text.tokens.nbytes + text.input_tokens.nbytes for text in shard.texts)
 
 
 def score_shard(scorer: Scorer, shard: TextShard, device: str) -> ScoredShard:
@@ -327,18 +274,3 @@ def score_shard(scorer: Scorer, shard: TextShard, device: str) -> ScoredShard:
     shard = dataclasses.replace(shard, texts=tuple(texts), errors=tuple(sorted(errors, key=lambda e: e.index)))
     seconds, compilations = time.perf_counter() - started, scorer.compilations() - compiled
     return ScoredShard(shard, tuple(scores), seconds, compilations, device, failure)
-
-
-class ScoreShards(beam.PTransform):
-    """`TextShard`s to `ScoredShard`s, through RunInference."""
-
-    def __init__(self, handler: ScoreModelHandler):
-        super().__init__()
-        self._handler = handler
-
-    def expand(self, shards):
-        return (
-            shards
-            | "OneShardBatches" >> beam.Map(lambda shard: [shard])
-            | "RunInference" >> RunInference(self._handler.with_no_batching())
-        )

@@ -13,54 +13,13 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.parts import open_part
+from transforms.columns import meaning
+from transforms.parts import read_rows
 from transforms.storage import OutputFolder
 
 INFO = "dataset_info.json"
-
-_MEANINGS = {
-    "example_id": "id of the input, from the data",
-    "shard": "work shard of the run",
-    "index": "number of the record in the whole input",
-    "sample": "number of the text among those of the example, from 0",
-    "inputs": "text that was read",
-    "targets": "reference, empty where there is none",
-    "prediction": "generated text",
-    "input_tokens": "tokens of the input, EOS included",
-    "output_tokens": "generated tokens, EOS included where reached",
-    "tokens": "tokens of the scored text, EOS included where reached",
-    "text_truncated": "the text was longer than decoding.max_decode_tokens and cut",
-    "input_truncated": "the input was longer than the last of decoding.input_buckets and cut",
-    "finish_reason": "eos or length",
-    "source": "per token: 0 the target's choice after a rejection, 1 accepted draft, 2 bonus, 3 plain step",
-    "iteration": "per token: the target call, from 0, that emitted it",
-    "beta": "per token: sum of min(p, q) where a draft distribution was examined, else NaN",
-    "target_logprob": "per token: log-probability under the raw target at temperature 1",
-    "draft_logprob": "per token: log-probability under the raw draft at temperature 1, NaN where nothing was drafted",
-    "target_entropy": "per token: entropy of the target's standardised distribution p in nats",
-    "gammas": "per target call: tokens drafted",
-    "accepted": "per target call: drafted tokens that were accepted and emitted",
-    "num_iterations": "target calls",
-    "decode_seconds": "seconds from entering a slot to leaving it, shared with the other slots",
-}
-_MEANINGS_OF_DRAFT = {
-    "beta_": "per token: sum of min(p, q), NaN where the draft {} proposes nothing",
-    "draft_logprob_": "per token: log-probability under the raw draft {} at temperature 1, NaN where it proposes nothing",
-    "draft_entropy_": "per token: entropy of the standardised distribution q of the draft {} in nats",
-    "argmax_agrees_": "per token: target and draft {} have the same most likely token",
-    "lenient_beta_": "per token and lenience l: sum of min(p / l, q), for the draft {}",
-}
-
-
-def describe_column(name: str) -> str:
-    """What a column of a generations or score folder means, one line."""
-    if name in _MEANINGS:
-        return _MEANINGS[name]
-    prefix = max((prefix for prefix in _MEANINGS_OF_DRAFT if name.startswith(prefix)), key=len)
-    return _MEANINGS_OF_DRAFT[prefix].format(name.removeprefix(prefix))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +69,7 @@ class DataSet:
         import tensorflow_datasets as tfds
 
         def feature(field: pa.Field):
-            doc, kind = describe_column(field.name), field.type
+            doc, kind = meaning(field.name), field.type
             if pa.types.is_string(kind):
                 return tfds.features.Text(doc=doc)
             if not pa.types.is_list(kind):
@@ -151,7 +110,7 @@ class _WriteFile(beam.DoFn):
         self._serializer = tfds.core.ExampleSerializer(self._features.get_serialized_info())
 
     def process(self, part: Part):
-        table = pq.read_table(open_part(part.path, part.fingerprint))
+        table = read_rows(part.path, fingerprint=part.fingerprint)
         if not table.schema.equals(self._dataset.schema):
             raise ValueError(f"{part.path!r} has other columns than the first part: {table.schema.names}")
         rows = [

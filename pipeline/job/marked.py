@@ -4,31 +4,23 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from decoding.config import ACCEPTED, BONUS, CORRECTED, PLAIN, TOKEN_KINDS
+from pipeline.report.texts import MARKS, added_texts
 from transforms.tokenize import Tokenizer
 
-# By source of a token: what it is, its colour (of a palette made for colour-blind readers), and the marks around it, so
-# that no reader depends on the colour.
+_COLOURS = {CORRECTED: "#E69F00", ACCEPTED: "#56B4E9", BONUS: "#CC79A7", PLAIN: "default"}  # for colour-blind readers, too
 STYLES = {
-    0: ("corrected: the target's own choice after it rejected the draft's", "#E69F00", "[", "]"),
-    1: ("accepted: drafted, and the target agrees", "#56B4E9", "", ""),
-    2: ("bonus: the target's next token after accepting all of the draft", "#CC79A7", "{", "}"),
-    3: ("plain: decoded without a draft", "default", "", ""),
-}
+    source: (": ".join(TOKEN_KINDS[source]), colour, *MARKS[source]) for source, colour in _COLOURS.items()
+}  # fmt: skip
+"""By source of a token: what it is, its colour, and the marks around it, so that no reader depends on the colour."""
 
 
 def marked_text(tokens: Sequence[int], sources: Sequence[int], tokenizer: Tokenizer) -> Text:
     """The text of `tokens` with every token coloured and marked by its source."""
-    text, shown, pending = Text(), "", None
-    for i, source in enumerate(sources):
-        decoded = tokenizer.decode(tokens[: i + 1])
-        if decoded.endswith("\ufffd"):  # a character's bytes are spread over tokens: show it with the last of them
-            pending = source if pending is None else pending
-            continue
-        new, shown = decoded[len(shown) :], decoded
-        _, colour, before, after = STYLES[int(source if pending is None else pending)]
-        pending = None
+    text = Text()
+    for new, source in zip(added_texts(tokens, tokenizer.decode), sources):
         if new:
-            body = new.lstrip(" ")
+            body, (_, colour, before, after) = new.lstrip(" "), STYLES[int(source)]
             text.append(new[: len(new) - len(body)])
             text.append(f"{before}{body}{after}", style=colour)
     return text

@@ -7,22 +7,22 @@ import apache_beam as beam
 
 from pipeline.job.run import Run
 from transforms.finish import CountSettled, FinishRun
-from transforms.read import ReadSettings
+from transforms.read import ReadInput, ReadSettings
 
 
-def read_settings(run: Run) -> ReadSettings:
-    """How the run's input is read."""
+def input_reader(run: Run) -> ReadInput:
+    """What reads the run's input."""
     config, models = run.config, run.models
-    return ReadSettings(
-        spec=config.input.spec(models.tokenizer),
-        tokenizer=models.tokenizer,
-        prefix=config.input.prefix,
-        eos_id=models.input_eos_id,
-        max_input_tokens=config.decoding.max_input_tokens,
-        chat_template=models.chat_template,
-        empty_id=models.empty_id,
-        launch=run.launch,
-        parts=run.parts,
+    return ReadInput(
+        ReadSettings(
+            spec=config.input.spec(models.tokenizer),
+            tokenizer=models.tokenizer,
+            prefix=config.input.prefix,
+            eos_id=models.input_eos_id,
+            max_input_tokens=config.decoding.max_input_tokens,
+            chat_template=models.chat_template,
+            empty_id=models.empty_id,
+        )
     )
 
 

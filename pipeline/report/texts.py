@@ -7,15 +7,12 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from decoding.config import ACCEPTED, BONUS, CORRECTED, PLAIN
+from decoding.config import ACCEPTED, BONUS, CORRECTED, PLAIN, TOKEN_KINDS
 
-KINDS = {
-    ACCEPTED: ("accepted", "drafted, and the target accepts it", "", ""),
-    CORRECTED: ("corrected", "the target's own choice after it rejected the draft's", "[", "]"),
-    BONUS: ("bonus", "the target's next token after accepting all of the draft", "{", "}"),
-    PLAIN: ("plain", "decoded without a draft", "", ""),
-}
-"""By source of a token: its name, what it is, and the marks around it in plain text."""
+MARKS = {ACCEPTED: ("", ""), CORRECTED: ("[", "]"), BONUS: ("{", "}"), PLAIN: ("", "")}
+"""Around a token in plain text, by its source, so that nothing depends on a colour."""
+KINDS = {source: (*TOKEN_KINDS[source], *marks) for source, marks in MARKS.items()}
+"""By source of a token: its name, what it is, and its marks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +78,14 @@ def shown_text(text: Mapping[str, Any], decode: Callable[[list[int]], str] | Non
 
 
 def token_texts(tokens: Sequence[int], decode: Callable[[list[int]], str] | None) -> list[str]:
-    """What each token adds to the text. A character whose bytes are spread over tokens is shown with the last of them."""
+    """What each token adds to the text, so that it can be seen; the ids where they cannot be decoded."""
     if decode is None:
         return [f" ‹{token}›" for token in tokens]
+    return [text or "·" for text in added_texts(tokens, decode)]  # a token without letters, as the end of the text, too
+
+
+def added_texts(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """What each token adds to the text. A character whose bytes are spread over tokens comes with the last of them."""
     found, shown = [], ""
     for i in range(len(tokens)):
         text = decode(list(tokens[: i + 1]))
@@ -92,7 +94,7 @@ def token_texts(tokens: Sequence[int], decode: Callable[[list[int]], str] | None
             continue
         found.append(text[len(shown) :] if text.startswith(shown) else f"‹{tokens[i]}›")
         shown = text
-    return [text or "·" for text in found]  # a token without letters, as the end of the text, is seen too
+    return found
 
 
 def tip(source: int, target_logprob: float | None, draft_logprob: float | None, beta: float | None) -> str:

@@ -17,9 +17,9 @@ from scipy.special import ndtr
 from decoding import DecodingConfig, Generation
 from transforms.aggregate import Statistics
 from transforms.folder import fingerprint_of
-from transforms.parts import FOOTER_KEY, Footer
+from transforms.parts import FOOTER_KEY, Footer, encode_table
 from transforms.records import Example
-from transforms.write import Row, encode_part
+from transforms.write import Row, rows_table
 
 TEXTS, SHARD = 120, 30
 PAIR = {"target": "models/pair/target", "draft": "models/pair/draft", "tokenizer": "", "dtype": "float32"}
@@ -106,7 +106,8 @@ def make_generations(
         tokens = sum(len(one.tokens) for one in made)
         statistics = Statistics(parts=1, tokens=tokens, generate_seconds=tokens * (2 if plain else 1) * (1 + shard / 100))
         footer = Footer(shard, fingerprint, 1, "cpu", statistics, plain)
-        (folder / "generations" / f"part-{shard:05d}-of-{shards:05d}.parquet").write_bytes(encode_part(rows, footer))
+        path = folder / "generations" / f"part-{shard:05d}-of-{shards:05d}.parquet"
+        path.write_bytes(encode_table(rows_table(rows, shard), footer))
     finish(folder, identity, shards, decoding, name, {"model": model})
     return folder
 

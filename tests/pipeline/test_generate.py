@@ -10,9 +10,9 @@ import pytest
 
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
+from transforms.columns import GENERATIONS, schema
 from transforms.decode import is_baseline
 from transforms.parts import read_footer
-from transforms.write import SCHEMA
 
 COLUMNS = [
     "example_id", "shard", "index", "sample", "inputs", "targets", "prediction", "input_tokens", "output_tokens",
@@ -32,7 +32,7 @@ def test_folder_and_columns(command, tmp_path, capsys):
     ]
     table = pq.read_table(out / "generations" / "part-00001-of-00004.parquet")
     assert table.schema.names == COLUMNS
-    assert table.schema.remove_metadata().equals(SCHEMA)
+    assert table.schema.remove_metadata().equals(schema(GENERATIONS))
     frame = pd.read_parquet(out / "generations" / "part-00001-of-00004.parquet")
     assert list(frame["index"]) == list(range(8, 16))
     assert list(frame["example_id"]) == [f"input.jsonl:{i + 1}" for i in range(8, 16)]

@@ -12,7 +12,7 @@ import pytest
 from pipeline import generate
 from tests.pipeline.helpers import assert_same_rows, errors, rows, run, summary
 from tests.support import datasets
-from transforms.write import SCHEMA
+from transforms.columns import GENERATIONS
 
 THREE_WAYS = {1: 40, 7: 6, 40: 1}
 """Shards of 40 rows, by examples in each."""
@@ -45,7 +45,7 @@ def test_three_ways(command, tmp_path, id_field):
         assert summary(out)["shards"]["total"] == shards
         found[shards] = (all_rows(out), errors(out), summary(out)["alpha"], summary(out)["tokens"])
     frame = found[1][0]
-    assert len(frame) == 38 and set(frame.columns) == set(SCHEMA.names)
+    assert len(frame) == 38 and set(frame.columns) == {column.name for column in GENERATIONS}
     for shards in (7, 40):
         ours = found[shards][0]
         assert_same_rows(

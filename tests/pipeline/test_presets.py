@@ -10,7 +10,7 @@ from pipeline.settings import ConfigError, parse_command_line
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, rows, summary
 from tests.support import datasets
-from transforms import tasks
+from transforms.inputs import tasks
 
 SMALL = ("--config.decoding.max_decode_tokens=8", "--config.decoding.num_slots=2", "--config.decoding.input_buckets=(64,)",
          "--config.decoding.gamma=2", "--config.model.dtype=float32", "--config.shards.examples_per_shard=4")  # fmt: skip

@@ -164,7 +164,7 @@ def test_models_are_loaded_after_jax_is_told(monkeypatch):
     monkeypatch.setattr(decoding, "keep_programs", told.append)
     environment = {"JAX_COMPILATION_CACHE_DIR": "gs://bucket/programs"}
     generating = SpeculativeModelHandler("target", env_vars=environment, factory=lambda *_: told.append("generator"))
-    scoring = ScoreModelHandler(None, lambda _: told.append("scorer"), environment)
+    scoring = ScoreModelHandler(None, lambda _: told.append("scorer"), env_vars=environment)
     for handler in (generating, scoring):
         handler.load_model()
     assert told == ["gs://bucket/programs", "generator", "gs://bucket/programs", "scorer"]

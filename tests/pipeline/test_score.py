@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns
 
 import transforms.score
+import transforms.shards
 from decoding import NGramDraft
 from pipeline import generate, score
 from pipeline.runners.supervise import Launch
@@ -139,7 +140,9 @@ def test_a_shard_that_is_committed_by_now_is_not_read_again(score_command, gener
     assert score.main(score_command(), fake()) == 0
     (out / "scores" / "part-00002-of-00004.parquet").unlink()
     fingerprint = json.loads((generated / "manifest.json").read_text())["fingerprint"]
-    read = transforms.score._ReadPart(str(out), str(generated), fingerprint, 4, "launch")
+    reader = transforms.score.ReadGenerations(str(generated), fingerprint=fingerprint, num_shards=4)
+    read = transforms.shards._ReadShard(str(out), reader, "launch", "scores")
+    read.setup()
     assert [[texts.shard for texts in read.process(shard)] for shard in range(4)] == [[], [], [2], []]
     assert [path.name for path in (out / "attempts").iterdir()] == ["part-00002-of-00004.json"]
 

@@ -1,6 +1,7 @@
 """The model handlers: in anyone's pipeline, one failing example alone, a failing device as a whole."""
 
 import dataclasses
+import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -183,9 +184,12 @@ def test_costs_are_measured_once_per_run(tmp_path):
     folder.put("manifest.json", manifest().encode())
     config = DecodingConfig(gamma="auto", input_buckets=(8, 16))
 
+    handler = functools.partial(
+        ShardModelHandler, str(tmp_path), Models("t", "d"), config, factory=fakes.factory()
+    )
+
     def load():
-        handler = ShardModelHandler(str(tmp_path), Models("t", "d"), config, factory=fakes.factory())
-        return handler.load_model().speculative.costs
+        return handler().load_model().speculative.costs
 
     first, second = load(), load()
     assert first == second

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import decoding
 from decoding.drafts import ngram
+from transforms.aggregate import Statistics
 from transforms.ngram import (
     FIT,
     CountTexts,
@@ -19,6 +19,7 @@ from transforms.ngram import (
     is_held_out,
     merge_counts,
 )
+from transforms.parts import Footer, encode_table
 
 
 def texts(count=200, vocabulary=150):
@@ -105,7 +106,8 @@ def test_nothing_to_fit_to_and_nothing_held_out(tmp_path):
 
 @pytest.mark.parametrize(("start_id", "before"), [(0, [0, 0]), (None, [6, 9])])
 def test_generations_follow_the_start_token_or_their_prompts(tmp_path, start_id, before):
-    path = str(tmp_path / "part.parquet")
-    pq.write_table(pa.table({"input_tokens": [[5, 6], [9]], "output_tokens": [[7, 1], [8]], "other": [1, 2]}), path)
-    (read,) = ReadGenerations(start_id).process(path)
+    path = tmp_path / "part.parquet"
+    table = pa.table({"input_tokens": [[5, 6], [9]], "output_tokens": [[7, 1], [8]], "other": [1, 2]})
+    path.write_bytes(encode_table(table, Footer(0, "f00", 1, "cpu", Statistics())))
+    (read,) = ReadGenerations(start_id, "f00").process(str(path))
     assert [(previous, tokens.tolist()) for previous, tokens in read.texts] == list(zip(before, [[7, 1], [8]]))

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support import datasets
-from transforms import tasks
-from transforms.inputs import tfrecord
+from transforms.inputs import tasks, tfrecord
 from transforms.inputs.seqio import _find_tasks
 from transforms.plan import Cut, InputError, InputSpec, RecordFields, ShardTable, plan_input
 from transforms.read import read_shard

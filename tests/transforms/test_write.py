@@ -8,12 +8,12 @@ import pytest
 
 from decoding import DecodingConfig
 from tests.pipeline.fakes import fake_generation
-from transforms import attempts, finish, storage
+from transforms import attempts, columns, finish, shards, storage
 from transforms.decode import DecodedShard, DecodeFailure, EngineCounters
-from transforms.parts import Footer, read_footer
+from transforms.parts import Footer, encode_table, read_footer
 from transforms.records import Example, TokenizedShard, WorkShard, example_error
 from transforms.storage import OutputFolder
-from transforms.write import SCHEMA, commit_shard, encode_part, rows_and_errors
+from transforms.write import finish_shard, rows_and_errors, rows_table
 
 CONFIG = DecodingConfig(gamma=2, max_decode_tokens=9)
 PART, ERRORS = "generations/part-00001-of-00003.parquet", "errors/part-00001-of-00003.jsonl"
@@ -37,8 +37,9 @@ def shard(*, failing=(), errors=(), attempt=1, salt="") -> DecodedShard:
     return DecodedShard(TokenizedShard(work, attempt, examples, tuple(errors)), results, EngineCounters(40, 10, 0, 2.0), "cpu")
 
 
-def commit(folder, one) -> bool:
-    return commit_shard(folder, one, Letters(), eos_ids=(1,), fingerprint="f00")
+def commit(folder, one, tokenizer=None) -> bool:
+    finish = lambda: finish_shard(one, tokenizer or Letters(), eos_ids=(1,), fingerprint="f00")
+    return shards.commit(folder, one.place, storage.GENERATIONS, finish) is not None
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_text_that_cannot_be_detokenised_is_its_examples_error(folder):
 
     one = shard()
     refused = [token for token in one.results[2][0].tokens.tolist() if token != 1]
-    assert commit_shard(folder, one, Choosy(), eos_ids=(1,), fingerprint="f00")
+    assert commit(folder, one, Choosy())
     assert pq.read_table(folder.path(PART))["index"].to_pylist() == [10, 11, 13]
     (error,) = map(json.loads, folder.read(ERRORS).decode().splitlines())
     assert (error["index"], error["stage"], error["message"]) == (12, "decode", "no such text")
@@ -66,7 +67,7 @@ def test_a_text_that_cannot_be_detokenised_is_its_examples_error(folder):
 def test_part_and_footer(folder):
     assert commit(folder, shard(attempt=2))
     table = pq.read_table(folder.path(PART))
-    assert table.schema.remove_metadata().equals(SCHEMA)
+    assert table.schema.remove_metadata().equals(columns.schema(columns.GENERATIONS))
     rows = table.to_pylist()
     assert [row["index"] for row in rows] == [10, 11, 12, 13]
     assert [row["targets"] for row in rows] == ["Bezug", None, None, None]
@@ -96,7 +97,7 @@ def test_nan_stays_nan(folder):
 def test_equal_rows_give_equal_bytes():
     rows, _ = rows_and_errors(shard(), Letters(), 1)
     footer = Footer.from_bytes(Footer(1, "f00", 1, "cpu", shard_statistics_of(rows)).to_bytes())
-    assert encode_part(rows, footer) == encode_part(rows, footer)
+    assert encode_table(rows_table(rows, 1), footer) == encode_table(rows_table(rows, 1), footer)
 
 
 def shard_statistics_of(rows):

@@ -50,7 +50,7 @@ def _find_tasks(name: str, module: str, data_dir: str, tokenizer: str) -> tuple[
     with needs_tensorflow("a SeqIO task"):
         import seqio
 
-        from transforms import tasks as ours
+        from transforms.inputs import tasks as ours
     ours.register(tokenizer)
     try:
         if module:
