@@ -54,7 +54,13 @@ class Packing:
 
 
 def pack_model(model: LanguageModel, form: str = "float32") -> LanguageModel:
-    """A model, loaded or randomly initialised, with its weights packed; those of `model` itself stay what they are."""
+    """A model, loaded as plain arrays or randomly initialised, with its weights packed; those of `model` stay what they are.
+
+    Raises:
+      ValueError: they are packed already.
+    """
+    if any(isinstance(leaf.get_value(), PackedWeight | tuple) for _, leaf in nnx.to_flat_state(nnx.state(model))):
+        raise ValueError('the model is packed already; load it with weights="plain"')
     packing = Packing(model.config, form)
     graph, state = nnx.split(model)
     flat = [

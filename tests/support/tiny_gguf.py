@@ -68,10 +68,12 @@ def write(
     *,
     architecture: str = "llama",
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    kinds: Mapping[str, gguf.GGMLQuantizationType] | None = None,
 ) -> str:
     """Writes a file; returns its path as a string.
 
-    Matrices are stored as `kind` where their rows are whole blocks of it, everything else as float32.
+    Matrices are stored as `kind`, or as `kinds` says by part ("attn_q"), where their rows are whole blocks of it, everything
+    else as float32.
     """
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in values.items():
@@ -86,8 +88,9 @@ def write(
         else:
             writer.add_array(key, value)
     for name, tensor in tensors.items():
-        if tensor.ndim == 2 and tensor.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
-            writer.add_tensor(name, gguf.quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
+        own = (kinds or {}).get(name.split(".")[-2], kind)
+        if tensor.ndim == 2 and tensor.shape[1] % gguf.GGML_QUANT_SIZES[own][0] == 0:
+            writer.add_tensor(name, gguf.quantize(tensor.astype(np.float32), own), raw_dtype=own)
         else:
             writer.add_tensor(name, tensor.astype(np.float32))
     writer.write_header_to_file()
@@ -95,3 +98,39 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return str(path)
+
+
+def write_blocks(path: pathlib.Path) -> str:
+    """A random two-layer Llama of 320 tokens, whose weights are stored in blocks of every kind that the package can write."""
+    width, feed_forward, heads, groups, rng = 96, 160, 6, 2, np.random.default_rng(0)
+    shapes = {
+        "attn_q": (width, width),
+        "attn_k": (width // heads * groups, width),
+        "attn_v": (width // heads * groups, width),
+        "attn_output": (width, width),
+        "ffn_gate": (feed_forward, width),
+        "ffn_up": (feed_forward, width),
+        "ffn_down": (width, feed_forward),
+    }
+    tensors = {"token_embd.weight": rng.standard_normal((320, width)) / 8, "output_norm.weight": np.ones(width)}
+    for layer in range(2):
+        for name, shape in shapes.items():
+            tensors[f"blk.{layer}.{name}.weight"] = rng.standard_normal(shape) / 8
+        for name in ("attn_norm", "ffn_norm"):
+            tensors[f"blk.{layer}.{name}.weight"] = np.ones(width)
+    values = {
+        "llama.block_count": 2,
+        "llama.embedding_length": width,
+        "llama.feed_forward_length": feed_forward,
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": groups,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.freq_base": 10000.0,
+        "llama.rope.dimension_count": width // heads,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    types = gguf.GGMLQuantizationType
+    kinds = {"token_embd": types.Q8_0, "attn_v": types.Q5_1, "attn_output": types.Q5_0, "ffn_down": types.Q8_0}
+    kinds |= {"attn_q": types.Q4_0, "attn_k": types.Q4_0, "ffn_gate": types.Q4_1, "ffn_up": types.Q4_1}
+    return write(path, values, tensors, kinds=kinds)
