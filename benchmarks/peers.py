@@ -32,7 +32,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workloads", type=_names, default=["small", "demo"], help="of: small, base (T5 v1.1 shapes with "
                         "random weights), demo (default: small,demo)")
     parser.add_argument("--batches", type=_integers, default=[1, 8, 32, 64])
-    parser.add_argument("--systems", type=_names, default=None, help="of: ct2, ct2-int8, hf, hf-assisted, plain, "
+    parser.add_argument("--systems", type=_names, default=None, help="of: ct2, ct2-int8, hf, hf-assisted, plain, plain-int8, "
                         "gamma-N for every N in --gammas (default: all)")
     parser.add_argument("--gammas", type=_gammas, default=["auto", 5], help="speculative settings (default: auto,5)")
     parser.add_argument("--repeats", type=int, default=7, help="after a first one that is dropped (default: 7)")

@@ -71,12 +71,12 @@ def ctranslate2(workload: workloads.Workload, threads: int, *, compute_type: str
     return decode
 
 
-def specbeam(workload: workloads.Workload, threads: int, *, gamma: int | str | None) -> Decode:
-    """SpecBeam's Generator in float32: plain (`gamma` None), or with the draft and a fixed or automatic γ."""
+def specbeam(workload: workloads.Workload, threads: int, *, gamma: int | str | None, weights: str = "float32") -> Decode:
+    """SpecBeam's Generator: plain (`gamma` None), or with the draft and a fixed or automatic γ; weights rounded as said."""
     import decoding
 
-    target = decoding.load_model(str(workload.target), dtype="float32")
-    draft = None if gamma is None else decoding.load_model(str(workload.draft), dtype="float32")
+    target = decoding.load_model(str(workload.target), weights=weights)
+    draft = None if gamma is None else decoding.load_model(str(workload.draft), weights=weights)
     longest = max(map(len, workload.inputs))
     generators = {
         batch: decoding.Generator(target, draft, decoding.DecodingConfig(
@@ -112,6 +112,7 @@ def available(gammas: Sequence[int | str]) -> dict[str, System]:
         "hf": System("Hugging Face", hugging_face),
         "hf-assisted": System("Hugging Face, assistant_model", functools.partial(hugging_face, assisted=True), (1,)),
         "plain": System("SpecBeam plain", functools.partial(specbeam, gamma=None)),
+        "plain-int8": System("SpecBeam plain, int8", functools.partial(specbeam, gamma=None, weights="int8")),
     }
     for gamma in gammas:
         systems[f"gamma-{gamma}"] = System(f"SpecBeam γ = {gamma}", functools.partial(specbeam, gamma=gamma))

@@ -123,6 +123,7 @@ def interrupts() -> Iterator[threading.Event]:
     finally:
         signal.signal(signal.SIGINT, before)
         sys.unraisablehook = hook
+        _interrupted = threading.Event()  # what was interrupted is over
         logging.disable(logging.NOTSET)
 
 
