@@ -45,6 +45,11 @@ LAMDA = {
 }
 
 
+def load_plain(path: str, **settings):
+    """Plain arrays, which tests look at."""
+    return decoding.load_model(path, weights="plain", **settings)
+
+
 def parameters(model) -> dict[str, np.ndarray]:
     return {".".join(map(str, keys)): np.asarray(leaf[...]) for keys, leaf in nnx.to_flat_state(nnx.state(model))}
 
@@ -64,10 +69,10 @@ def refusal(*args, **kwargs) -> str:
 @pytest.mark.parametrize("name", ["t5_v1_1_target", "t5_v1_0", "umt5", "gpt2", "llama", "t5x_tiny"])
 def test_logits_are_the_same_bits(golden, tmp_path, name):
     given = T5X if name == "t5x_tiny" else None
-    model = decoding.load_model(str(golden / name), architecture=given)
+    model = load_plain(str(golden / name), architecture=given)
     count, _ = convert.convert(str(golden / name), str(tmp_path / "out"), architecture=given, dtype="float32")
     assert count == sum(value.size for value in parameters(model).values())
-    converted = decoding.load_model(str(tmp_path / "out"))
+    converted = load_plain(str(tmp_path / "out"))
     assert converted.config == model.config
     np.testing.assert_array_equal(logits(converted), logits(model))
 
@@ -76,9 +81,9 @@ def test_bfloat16_is_half_as_large_and_loads_as_either(golden, tmp_path):
     source, output = str(golden / "llama"), str(tmp_path / "out")
     convert.convert(source, output)
     assert find_checkpoint(output).raw["model_type"] == "llama"
-    half = decoding.load_model(output, dtype="bfloat16")
-    np.testing.assert_array_equal(logits(half), logits(decoding.load_model(source, dtype="bfloat16")))
-    for name, value in parameters(decoding.load_model(output)).items():
+    half = load_plain(output, dtype="bfloat16")
+    np.testing.assert_array_equal(logits(half), logits(load_plain(source, dtype="bfloat16")))
+    for name, value in parameters(load_plain(output)).items():
         assert value.dtype == np.float32
         np.testing.assert_array_equal(value, parameters(half)[name].astype(np.float32))
 
@@ -86,8 +91,8 @@ def test_bfloat16_is_half_as_large_and_loads_as_either(golden, tmp_path):
 def test_a_model_larger_than_a_group_is_written_in_parts(golden, tmp_path, monkeypatch):
     monkeypatch.setattr(orbax, "_GROUP_BYTES", 40_000)  # of 350,000
     convert.convert(str(golden / "gpt2"), str(tmp_path / "out"), dtype="float32")
-    converted = parameters(decoding.load_model(str(tmp_path / "out")))
-    for name, value in parameters(decoding.load_model(str(golden / "gpt2"))).items():
+    converted = parameters(load_plain(str(tmp_path / "out")))
+    for name, value in parameters(load_plain(str(golden / "gpt2"))).items():
         np.testing.assert_array_equal(converted[name], value)
 
 
@@ -97,7 +102,7 @@ def test_lamdas_shape_goes_through_orbax_and_decodes(tmp_path):
     model = DecoderOnly(config, rngs=nnx.Rngs(3))
     assert parameters(model)["relative"].shape == (32, 4)
     orbax.write(str(tmp_path / "lamda"), LAMDA, parameters(model).items())
-    loaded = decoding.load_model(str(tmp_path / "lamda"))
+    loaded = load_plain(str(tmp_path / "lamda"))
     assert decoding.inspect_checkpoint(str(tmp_path / "lamda")).family == "lamda"
     np.testing.assert_array_equal(logits(loaded), logits(model))
     prompts = [[3, 4, 5, 6, 7], [9, 8]]
@@ -136,7 +141,7 @@ def test_as_a_command_and_as_the_model_of_a_job(tmp_path):
         **vars(decoding.inspect_checkpoint(f"{PAIR}/draft")) | {"weight_files": info.weight_files}
     )
     identity = preflight.model_identity(str(output), info)
-    assert len(identity) == 1 + len(info.weight_files) and "orbax/_CHECKPOINT_METADATA" in identity
+    assert len(identity) == 2 + len(info.weight_files) and "orbax/_CHECKPOINT_METADATA" in identity
 
 
 def test_what_is_refused(golden, tmp_path, capsys):
@@ -176,9 +181,9 @@ def test_an_interrupted_conversion_leaves_no_model_and_can_be_repeated(golden, t
     with pytest.raises(OSError, match="line is down"):
         orbax.write(out, checkpoint.raw, breaks())
     with pytest.raises(CheckpointError):
-        decoding.load_model(out)
+        load_plain(out)
     convert.convert(str(golden / "gpt2"), out, dtype="float32")
-    np.testing.assert_array_equal(logits(decoding.load_model(out)), logits(decoding.load_model(str(golden / "gpt2"))))
+    np.testing.assert_array_equal(logits(load_plain(out)), logits(load_plain(str(golden / "gpt2"))))
 
 
 def test_damaged_orbax_checkpoints_are_refused(golden, tmp_path):
@@ -187,7 +192,7 @@ def test_damaged_orbax_checkpoints_are_refused(golden, tmp_path):
 
     def load(path=out) -> str:
         with pytest.raises(CheckpointError) as error:
-            decoding.load_model(str(path))
+            load_plain(str(path))
         return str(error.value)
 
     config = json.loads((out / "config.json").read_text())
@@ -223,5 +228,5 @@ def test_only_a_group_of_weights_is_held(golden, tmp_path, monkeypatch):
             del value
 
     count = orbax.write(str(tmp_path / "out"), checkpoint.raw, watched())
-    largest = max(leaf.size for leaf in jax.tree.leaves(nnx.state(decoding.load_model(str(golden / "gpt2")))))
+    largest = max(leaf.size for leaf in jax.tree.leaves(nnx.state(load_plain(str(golden / "gpt2")))))
     assert most <= 40_000 + 2 * 2 * largest < count * 2

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from pipeline import generate
-from pipeline.settings import ConfigError, parse_command_line
+from pipeline.settings import ConfigError, parse_command_line, refuse_placeholders
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, rows, summary
 from tests.support import datasets
@@ -29,8 +29,8 @@ def launch(name, data_dir, out, target, draft, *overrides, factory=None) -> None
 )
 def test_settings_are_the_papers(name, gamma, temperature):
     preset = [f"--config=configs/{name}.py", "--output=/x"]
-    with pytest.raises(ConfigError, match="gs://BUCKET/.* has the placeholder 'BUCKET'"):  # the weights are one's own
-        parse_command_line(preset)
+    with pytest.raises(ConfigError, match="model.target is 'gs://BUCKET/.*', with the placeholder 'BUCKET'"):
+        refuse_placeholders(parse_command_line(preset))  # the weights are one's own
     own = [f"--config.{path}=gs://mine/{path}" for path in ("model.target", "model.draft", "input.data_dir")]
     config = parse_command_line([*preset, *own]).config
     assert (config.decoding.gamma, config.decoding.temperature, config.decoding.num_slots) == (gamma, temperature, 1)
