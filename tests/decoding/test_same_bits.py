@@ -5,7 +5,6 @@ over the vocabulary that are only recorded (β, log-probabilities) are XLA's and
 """
 
 import dataclasses
-import itertools
 import pathlib
 
 import numpy as np
@@ -106,6 +105,7 @@ CASES = [
     for family in SHAPES
     for law in LAWS
     for form in ("float32", "bfloat16", "int8")
+    if form == "float32" or (family, law) in (("llama", "greedy"), ("t5", "coupled, filtered"))
 ]
 
 
@@ -149,10 +149,16 @@ def test_arrays_of_xla_do_not_promise_it():
     assert np.mean(same(unpacked)) < 0.5
 
 
-@pytest.mark.slow
+FEW = [(1, 0), (3, 7), (8, 0), (8, 3), (32, 5)]
+ALL = [(1, 0), *((slots, gamma) for slots in (3, 8, 32) for gamma in range(8))]
+
+
 @pytest.mark.parametrize("law", ["greedy", "coupled"])
-def test_the_pair_on_real_sentences(law):
-    """1e5 tokens of the demo pair in all: num_slots 1, 3, 8, 32 and γ 0 to 7."""
+@pytest.mark.parametrize(
+    "settings, least", [pytest.param(FEW, 2e4, marks=pytest.mark.slow), pytest.param(ALL, 1e5, marks=pytest.mark.soak)]
+)
+def test_the_pair_on_real_sentences(law, settings, least):
+    """Zero differing tokens of the demo pair's, at least so many of them."""
     import json
 
     import sentencepiece
@@ -162,12 +168,13 @@ def test_the_pair_on_real_sentences(law):
     target, draft = (decoding.load_model(str(PAIR / name)) for name in ("target", "draft"))
     texts = [next(value for value in json.loads(line).values() if isinstance(value, str)) for line in lines]
     inputs = [tokens[:12] for text in texts if (tokens := [*pieces.encode(text), target.eos_id])][:250]
-    runs = itertools.chain([(1, 0)], ((slots, gamma) for slots in (3, 8, 32) for gamma in range(0, 8, 1 + (slots < 8))))
     reference, tokens = None, 0
-    for slots, gamma in runs:
-        settings = dict(num_slots=slots, gamma=gamma, max_decode_tokens=48, **LAWS[law])
-        results = [_bits(result) for result in _run(target, draft, inputs, **settings)]
+    for slots, gamma in settings:
+        results = [
+            _bits(result)
+            for result in _run(target, draft, inputs, num_slots=slots, gamma=gamma, max_decode_tokens=48, **LAWS[law])
+        ]
         reference = reference or results
         tokens += sum(len(each) // 4 for each in results)
         assert results == reference, (slots, gamma)
-    assert tokens > 50_000
+    assert tokens > least

@@ -69,9 +69,15 @@ def test_the_tables_have_what_is_to_be_shown():
     assert all(float(row["in all, GiB per chip"]) <= 30.75 for row in (*table(XXL), *table(OTHERS)))
 
 
-@pytest.mark.slow
+# All programs of a row are two to four minutes of a core.
 @NEEDS_LIBTPU
-@pytest.mark.parametrize(("draft", "count"), sorted(ROWS))
+@pytest.mark.parametrize(
+    ("draft", "count"),
+    [
+        pytest.param(*row, marks=pytest.mark.slow if row in (("T5-small", "1"), (f"T5-small{MOST}", "4")) else pytest.mark.soak)
+        for row in sorted(ROWS)
+    ],
+)
 def test_xxl_fits_and_its_loop_copies_no_cache(draft, count, tmp_path):
     model = draft.removesuffix(MOST).replace("T5-", "t5-v1.1-")
     check(xxl(draft, count), ["--topology=v4:2x2x1", "--target=t5-v1.1-xxl", f"--draft={model}"], "all", tmp_path)
