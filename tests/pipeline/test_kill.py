@@ -52,6 +52,7 @@ class Launchpad:
             [sys.executable, "-c", LAUNCHPAD],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
+        self.pid = self._process.pid
         assert self._process.stdout.readline() == "ready\n"
 
     def start(self, args: list[str]) -> int:
@@ -68,8 +69,13 @@ class Launchpad:
         self._process.wait()
 
 
-def victims(launcher: int, kind: str) -> list[int]:
-    """Process ids of the launcher itself, of its job's process, or of that one's worker processes."""
+def victims(launchpad: Launchpad, launcher: int, kind: str) -> list[int]:
+    """Process ids of the launcher itself, of its job's process, or of that one's worker processes.
+
+    None where the launcher has ended: its id may by now be that of somebody else's process.
+    """
+    if launcher not in children(launchpad.pid):
+        return []
     jobs = children(launcher)
     if kind == "worker":
         return [worker for job in jobs for worker in children(job) if b"pipeline.runners.local" in line_of(worker)]
@@ -86,9 +92,9 @@ def kill_at_random(
     launcher, kind = launchpad.start(args), rng.choice(kinds)
     time.sleep(rng.uniform(0, seconds))
     below = descendants(launcher)
-    found = victims(launcher, kind)
+    found = victims(launchpad, launcher, kind)
     if not found:
-        return "nobody" if line_of(launcher) else "too late", launchpad.status()
+        return "nobody" if launcher in children(launchpad.pid) else "too late", launchpad.status()
     try:
         os.kill(rng.choice(found), signal.SIGKILL)
     except ProcessLookupError:
