@@ -94,8 +94,9 @@ def print_comparison(console: Console, folders: dict[str, pathlib.Path]) -> None
     if sampled:
         console.print("(sampled at a temperature above 0, outputs differ and their distribution is the same)")
     console.print(
-        "A target call over several positions costs about the same as over one on an accelerator, and up to twice as "
-        "much on a processor with a model this small. auto measures that, and drafts only where it pays."
+        "A target call over several positions costs about what one over a single position does where reading the weights "
+        "is the limit: on accelerators, and on processors at few slots. A model this small, at eight slots, is bound by "
+        "arithmetic. auto measures that, and drafts only where it pays."
     )
     print_examples(console, rows[shown], load_tokenizer(_tokenizer_path(folders[shown])))
 
