@@ -73,7 +73,7 @@ def attempts(folder: pathlib.Path) -> list[int]:
 def manifest(folder: pathlib.Path) -> dict:
     """What does not depend on when and where a run was launched."""
     found = json.loads((folder / "manifest.json").read_text())
-    return {name: value for name, value in found.items() if name not in ("started", "device")}
+    return {name: value for name, value in found.items() if name not in ("started", "device", "sha256")}
 
 
 def kill_one_in_use(folder: pathlib.Path) -> None:
