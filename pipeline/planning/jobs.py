@@ -156,7 +156,7 @@ def job_vocabulary(config: JobConfig) -> int | None:
     """What the job will cut its models' vocabularies to, as `pipeline.generate` finds it; presets have no tokeniser."""
     if any("preset:" in name for name in (config.model.target, config.model.draft)):
         return config.model.vocab_size or None
-    return check_models(config).vocab_size
+    return check_models(config).to_load.vocab_size
 
 
 def needs(job: SliceJob, which: str) -> tuple[memory.Memory, dict]:
