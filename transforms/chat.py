@@ -1,7 +1,7 @@
 """Chat templates: a conversation as the prompt that an instruct model was trained on.
 
 A template is Jinja source, from the model's own files or from the config, and is rendered as transformers does, in a
-sandbox with limits (`chat_renderer`): a checkpoint is data, and nothing in it is executed.
+sandbox with limits (`text.chat_renderer`): a checkpoint is data, and nothing in it is executed.
 
 A record's text is the one user message of a conversation, or a JSON list: of messages, {"role": ..., "content": ...},
 or of texts, which are taken as turns of alternating roles, the last one the user's.
@@ -15,8 +15,8 @@ import os
 
 from decoding.checkpoints import gguf
 from transforms import storage
-from transforms.added_tokens import beside, read_surroundings
-from transforms.chat_renderer import Renderer, RenderError
+from transforms.text.added_tokens import beside, read_surroundings
+from transforms.text.chat_renderer import Renderer, RenderError
 from transforms.tokenize import Tokenizer, encode_start, find_tokenizer
 
 OWN = "model"  # in a config: the template that comes with the tokeniser

@@ -9,8 +9,9 @@ transformers: it has all that the others leave to the files around them.
 from collections.abc import Sequence
 from typing import Protocol
 
-from transforms import gguf_vocabulary, sentencepieces, storage
-from transforms.added_tokens import (
+from transforms import storage
+from transforms.text import gguf_vocabulary, sentencepieces
+from transforms.text.added_tokens import (
     CONFIG,
     AddedToken,
     Surroundings,
@@ -20,8 +21,8 @@ from transforms.added_tokens import (
     read_object,
     read_surroundings,
 )
-from transforms.sentencepieces import SentencePieceTokenizer
-from transforms.vocabularies import TokenizerError, as_llama, from_json, from_wordpiece, panics_are_errors
+from transforms.text.sentencepieces import SentencePieceTokenizer
+from transforms.text.vocabularies import TokenizerError, as_llama, from_json, from_wordpiece, panics_are_errors
 
 __all__ = ["Tokenizer", "TokenizerError", "encode_start", "find_tokenizer", "load_tokenizer"]
 

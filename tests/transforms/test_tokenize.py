@@ -8,9 +8,9 @@ import sentencepiece
 import tokenizers
 
 from tests.support import tiny_gguf
-from transforms.sentencepieces import SentencePieceTokenizer
+from transforms.text.sentencepieces import SentencePieceTokenizer
+from transforms.text.vocabularies import LibraryTokenizer
 from transforms.tokenize import TokenizerError, encode_start, find_tokenizer, load_tokenizer
-from transforms.vocabularies import LibraryTokenizer
 
 TEXT = "a tool for files"
 

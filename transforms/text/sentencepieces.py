@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from transforms.added_tokens import AddedToken
-from transforms.vocabularies import TokenizerError, panics_are_errors
+from transforms.text.added_tokens import AddedToken
+from transforms.text.vocabularies import TokenizerError, panics_are_errors
 
 # What is put before the parts of a text that is cut at added tokens: what sentencepiece itself puts before a text, or as
 # transformers' Llama has it, a space before every part, the first or none, unless one is there.

@@ -8,7 +8,7 @@ import json
 from typing import NamedTuple
 
 from transforms import storage
-from transforms.vocabularies import TokenizerError
+from transforms.text.vocabularies import TokenizerError
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 FILES = (CONFIG, SPECIAL, ADDED)

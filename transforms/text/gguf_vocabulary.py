@@ -9,9 +9,9 @@ import hashlib
 import json
 
 from decoding.checkpoints import gguf
-from transforms.added_tokens import AddedToken
-from transforms.sentencepieces import SentencePieceTokenizer
-from transforms.vocabularies import LibraryTokenizer, TokenizerError
+from transforms.text.added_tokens import AddedToken
+from transforms.text.sentencepieces import SentencePieceTokenizer
+from transforms.text.vocabularies import LibraryTokenizer, TokenizerError
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _GPT4 = (
