@@ -49,7 +49,8 @@ class Models:
     def load_draft(self, draft: str | None = None) -> Draft | None:
         """`draft`, of any kind, beside the same target; by default this value's own."""
         name = self.draft if draft is None else draft
-        form = dict(dtype=self.dtype, weights=self.weights)
+        # Beside a target on a mesh it is copied to every device, whose products are XLA's.
+        form = dict(dtype=self.dtype, weights="plain" if self.mesh else self.weights)
         return decoding.load_draft(name, max_ngram=self.max_ngram, min_ngram=self.min_ngram, **form)
 
     @property

@@ -152,9 +152,14 @@ def slice_job(config: JobConfig, options: PlanOptions) -> SliceJob:
     )
 
 
+def is_preset(config: JobConfig) -> bool:
+    """Whether a model is a shape without weights."""
+    return any("preset:" in name for name in (config.model.target, config.model.draft))
+
+
 def job_vocabulary(config: JobConfig) -> int | None:
     """What the job will cut its models' vocabularies to, as `pipeline.generate` finds it; presets have no tokeniser."""
-    if any("preset:" in name for name in (config.model.target, config.model.draft)):
+    if is_preset(config):
         return config.model.vocab_size or None
     return check_models(config).to_load.vocab_size
 

@@ -5,20 +5,29 @@ topology: models' weights are no part of it, so that shapes are enough to compil
 """
 
 from decoding import sharding
+from decoding.checkpoints.load import form_of
 from decoding.compilation import Compiler
-from pipeline.planning.jobs import abstract_models, job_programs, job_vocabulary
+from pipeline.job.preflight import models_of
+from pipeline.planning.jobs import abstract_models, is_preset, job_programs, job_vocabulary
 from pipeline.settings import JobConfig
 
 
 def prepare_here(config: JobConfig) -> int:
-    """Compiles the job's programs for this machine's devices, without weights: how many there are.
+    """Compiles the job's programs for this machine's devices: how many there are.
+
+    Weights are loaded only where their own form decides how they lie, as products of `decoding.kernels` have them.
 
     Raises:
       ConfigError: the models cannot be used.
       ValueError: `model.mesh` does not match the devices.
     """
     vocab_size = job_vocabulary(config)
-    target, draft = abstract_models(config, vocab_size)
+    model = config.model
+    if not is_preset(config) and form_of(model.weights, model.dtype, model.mesh or None):
+        models = models_of(model)
+        target, draft = models.load_target(), models.load_draft("" if config.decoding.gammas == (0,) else None)
+    else:
+        target, draft = abstract_models(config, vocab_size)
     if config.model.mesh:
         target = sharding.shard(target, sharding.make_mesh(*sharding.parse_mesh(config.model.mesh)))
     compiler = Compiler()
