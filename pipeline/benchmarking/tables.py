@@ -9,12 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.benchmarking.settings import Setting, slots
+from pipeline.benchmarking.verdict import of_benchmark
 from pipeline.job.terminal import add_row
 from transforms.statistics.intervals import LEVEL
 
 
 def print_results(console: Console, results: Mapping[str, Any]) -> None:
-    """Prints the content of benchmark.json as tables that fit 80 columns, and what in it is not as it should be."""
+    """Prints the verdict on benchmark.json's content, tables that fit 80 columns, and what is not as it should be."""
+    if sentence := of_benchmark(results):
+        console.print(sentence, "", style="bold", highlight=False, markup=False)
     for cost in results["costs"]:
         rows = [row for row in results["rows"] if row["num_slots"] == cost["num_slots"]]
         console.print(_settings_table(rows, slots(cost["num_slots"])), "")

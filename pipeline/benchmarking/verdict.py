@@ -1,0 +1,80 @@
+"""One sentence computed from measurements: whether speculation pays here, and why."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def verdict(
+    speedup: Mapping[str, Any],
+    *,
+    gamma: int | str,
+    where: str,
+    pass_cost: Mapping[str, Any] | None = None,
+    alpha: float | None = None,
+    tokens_per_call: float | None = None,
+    draft_cost: float | None = None,
+) -> str:
+    """What the interval of a speedup says, and what it is made of.
+
+    Args:
+      speedup: of speculative over plain decoding, as `dataclasses.asdict` of a `Ratio` or any mapping with its names.
+      gamma: guesses per call, or "auto".
+      where: what it was measured at, as "1 slot, temperature 0".
+      pass_cost: of a target call over γ + 1 positions, in calls over one; a mapping as `speedup`.
+      alpha: acceptance rate.
+      tokens_per_call: tokens per target call.
+      draft_cost: of one draft call, in target calls over one position: the paper's c. None where it costs nothing.
+    """
+    mean, low, high = (speedup[name] for name in ("mean", "low", "high"))
+    if low is None or low <= 1 <= high:
+        says = "Whether speculation pays here is open"
+    else:
+        says = "Speculation pays here" if low > 1 else "Speculation does not pay here"
+    interval = "" if low is None else f" ({low:.2f} to {high:.2f})"
+    text = f"{says}: at {where}, γ = {gamma} is {mean:.2f} times{interval} as fast as plain decoding"
+    reasons = []
+    if pass_cost is not None and gamma != "auto":
+        cost = f"a call over {gamma + 1} positions costs {pass_cost['mean']:.2f} of one over a single position"
+        if draft_cost:
+            cost += f", {gamma} draft calls {gamma * draft_cost:.2f}"
+        reasons.append(cost)
+    if alpha is not None:
+        brings = "" if tokens_per_call is None else f", {tokens_per_call:.2f} tokens a call"
+        reasons.append(f"of the guesses {alpha:.0%} are accepted (α){brings}")
+    return text + (f", because {', and '.join(reasons)}." if reasons else ".")
+
+
+def of_benchmark(results: Mapping[str, Any]) -> str:
+    """The verdict of benchmark.json's content, at the setting with the largest speedup; "" where none was measured.
+
+    Where speculation loses elsewhere in the same benchmark, a second sentence says so.
+    """
+    rows = [row for row in results["rows"] if row["speedup"]]
+    if not rows:
+        return ""
+    # Why a choice of γ = "auto" wins is seen at the γ that it takes.
+    best = max([row for row in rows if row["gamma"] != "auto"] or rows, key=lambda row: row["speedup"]["mean"])
+    (cost,) = (cost for cost in results["costs"] if cost["num_slots"] == best["num_slots"])
+    text = verdict(
+        best["speedup"],
+        gamma=best["gamma"],
+        where=_where(best),
+        pass_cost=None if best["gamma"] == "auto" else cost["pass_cost"][str(best["gamma"] + 1)],
+        alpha=best["alpha"]["mean"] if best["alpha"] else None,
+        tokens_per_call=best["tokens_per_target_call"],
+        draft_cost=cost["c"]["mean"] if cost["c"] else None,
+    )
+    losing = [row for row in rows if row["speedup"]["high"] is not None and row["speedup"]["high"] < 1]
+    if losing and best not in losing:
+        worst = min(losing, key=lambda row: row["speedup"]["mean"])
+        text += (
+            f" It loses in {len(losing)} of {len(rows)} settings, most at {_where(worst)}, γ = {worst['gamma']}: "
+            f"{worst['speedup']['mean']:.2f} times."
+        )
+    return text
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    slots = row["num_slots"]
+    rule = f", {row['verification']}" if row["temperature"] > 0 else ""
+    return f"{slots} slot{'s' if slots != 1 else ''}, temperature {row['temperature']:g}{rule}"
