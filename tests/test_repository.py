@@ -68,3 +68,13 @@ def test_the_lock_pins_every_dependency_within_its_bounds_and_names_no_host():
         assert requirement.name in pins, f"{text} is not in the lock: make lock"
         for version in pins[requirement.name]:
             assert version in requirement.specifier, f"{text} and {version} of the lock do not agree: make lock"
+
+
+@pytest.mark.parametrize(("python", "newest"), [("3.11", (0, 10)), ("3.12", (0, 12)), ("3.13", (0, 12))])
+def test_every_python_has_the_newest_jax_it_can_have(python, newest):
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line.startswith(("jax==", "jaxlib=="))]
+    taken = [pin for pin in pins if not pin.marker or pin.marker.evaluate({"python_full_version": f"{python}.1"})]
+    versions = {pin.name: next(iter(pin.specifier)).version for pin in taken}
+    assert len(taken) == 2 and versions["jax"] == versions["jaxlib"]
+    assert tuple(map(int, versions["jax"].split(".")[:2])) >= newest
