@@ -159,7 +159,7 @@ def check_score_models(config: JobConfig) -> tuple[CheckedModels, dict[str, dict
     pieces = load_tokenizer(models.tokenizer).pieces()
     setting = "score.drafts.{}" if config.score.drafts else "model.{}"
     found = {
-        name: check_draft(setting.format(name), path, config.model, target, pieces) for name, path in named.items()
+        name: check_draft(setting.format(name), path, config, target, pieces) for name, path in named.items()
     }
     vocab_size = shared_vocab_size(config.model, target, list(found.values()), pieces)
     to_load = dataclasses.replace(models.to_load, vocab_size=vocab_size)

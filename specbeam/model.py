@@ -164,9 +164,10 @@ def load(
         dtype=dtype,
         vocab_size=vocab_size,
     )
+    least: dict = {"input_buckets": (2,), "max_decode_tokens": 1}  # how long texts are `generate` says
     gamma = {} if names.draft else {"gamma": 0}
     inputs = dataclasses.replace(_ANY_TEXT, chat_template=chat_template)
-    checked = check_models(JobConfig(inputs, names, DecodingConfig(**gamma)))
+    checked = check_models(JobConfig(inputs, names, DecodingConfig(**least, **gamma)))
     decoding.keep_programs()
     models = checked.to_load
     return Model(names, checked, load_tokenizer(checked.tokenizer), models.load_target(), models.load_draft())

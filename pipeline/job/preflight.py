@@ -65,7 +65,7 @@ def check_models(config: JobConfig) -> CheckedModels:
     _check_positions("model.target", config, target)
     draft = None
     if config.model.draft:
-        draft = check_draft("model.draft", config.model.draft, config.model, target, pieces)
+        draft = check_draft("model.draft", config.model.draft, config, target, pieces)
     if config.decoding.max_input_tokens < 2:
         raise ConfigError(
             f"decoding.input_buckets is {config.decoding.input_buckets!r}; allowed: a last one of at least 2, "
@@ -150,22 +150,23 @@ def _check_empty(config: JobConfig, target: decoding.CheckpointInfo) -> int | No
 
 
 def check_draft(
-    setting: str, draft: str, config: ModelConfig, target: decoding.CheckpointInfo, pieces: Sequence[str]
+    setting: str, draft: str, config: JobConfig, target: decoding.CheckpointInfo, pieces: Sequence[str]
 ) -> CheckedDraft:
-    """Checks that a draft is there and deals in the target's tokens.
+    """Checks that a draft is there, deals in the target's tokens and takes texts as long as the job's.
 
     Args:
       setting: where it comes from, for messages.
       draft: what `decoding.load_draft` takes, "" excepted.
-      config: the models' settings.
+      config: the job's settings.
       target: the target.
       pieces: of its tokeniser.
 
     Raises:
       ConfigError: with the setting, its value and what is wrong.
     """
+    model = config.model
     if draft == PROMPT_LOOKUP:
-        lengths = {"max_ngram": config.prompt_lookup_max_ngram, "min_ngram": config.prompt_lookup_min_ngram}
+        lengths = {"max_ngram": model.prompt_lookup_max_ngram, "min_ngram": model.prompt_lookup_min_ngram}
         return CheckedDraft({"kind": draft, **lengths}, target.vocab_size)
     if draft in DRAFTS:
         return CheckedDraft({"kind": draft}, target.vocab_size)
@@ -181,28 +182,29 @@ def check_draft(
     mine, other = getattr(target, name), getattr(info, name)
     if mine != other:
         raise ConfigError(
-            f"{setting} is {draft!r}, whose {name} is {other}; allowed: a draft with that of {config.target!r}, {mine}"
+            f"{setting} is {draft!r}, whose {name} is {other}; allowed: a draft with that of {model.target!r}, {mine}"
         )
     ends = (info.eos_id,) if is_ngram else info.eos_ids
     if not set(ends) & set(target.eos_ids):
         raise ConfigError(
             f"{setting} is {draft!r}, whose eos_id is {' or '.join(map(str, ends))}; allowed: a draft with an end token of "
-            f"{config.target!r}, {' or '.join(map(str, target.eos_ids))}"
+            f"{model.target!r}, {' or '.join(map(str, target.eos_ids))}"
         )
     if is_ngram:
         known = info.about.get("pieces_sha256") == pieces_sha256(pieces)
         if not known and "pieces_sha256" in info.about:
             raise ConfigError(
-                f"{setting} is {draft!r}, which was fitted with another tokeniser than that of {config.target!r}; allowed: "
+                f"{setting} is {draft!r}, which was fitted with another tokeniser than that of {model.target!r}; allowed: "
                 "an n-gram fitted with the same one (python -m pipeline.fit_ngram)"
             )
         identity = {ngram.FILE: _digest(storage.join(draft, ngram.FILE))}
     else:
         # A tokeniser that was named apart is taken to be both models', unless their sizes raise the question.
-        known = (not config.tokenizer or info.vocab_size != target.vocab_size) and bool(find_tokenizer(draft))
+        known = (not model.tokenizer or info.vocab_size != target.vocab_size) and bool(find_tokenizer(draft))
         if known:
-            _check_same_pieces(setting, draft, config.target, pieces, _load_tokenizer(setting, draft).pieces())
+            _check_same_pieces(setting, draft, model.target, pieces, _load_tokenizer(setting, draft).pieces())
         identity = model_identity(draft, info)
+        _check_positions(setting, config, info)
     if info.vocab_size != target.vocab_size and (not known or info.vocab_size < len(pieces)):
         raise ConfigError(
             f"{setting} is {draft!r}, whose vocab_size is {info.vocab_size}; allowed: the target's, {target.vocab_size}, "

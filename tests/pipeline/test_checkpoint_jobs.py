@@ -118,3 +118,15 @@ def test_a_template_that_asks_for_the_date(launch, model, capsys, tmp_path):
     assert launch("out", template, "--config.input.chat_date=2024-07-26") == 0
     assert rows(tmp_path / "out")["input_tokens"].iloc[0].tolist() == [26, 5, 6]
     assert launch("out", template, "--config.input.chat_date=2024-07-27") == 2  # another prompt, another run
+
+
+def test_a_draft_of_fewer_positions(launch, model, golden, tmp_path, capsys):
+    """Llama in front of GPT-2: one vocabulary, other positions."""
+    draft = pathlib.Path(shutil.copytree(golden / "llama", tmp_path / "llama"))
+    say(draft / "generation_config.json", eos_token_id=1)
+    say(draft / "config.json", max_position_embeddings=16)
+    settings = (f"--config.model.draft={draft}", "--config.decoding.gamma=2")
+    assert launch("fits", *settings, "--dry_run") == 0
+    say(draft / "config.json", max_position_embeddings=15)
+    assert launch("out", *settings) == 2
+    assert "allowed: 15 together, the positions of model.draft" in capsys.readouterr().err

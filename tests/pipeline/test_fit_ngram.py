@@ -11,7 +11,7 @@ import decoding
 from decoding.drafts import ngram
 from pipeline import fit_ngram, generate
 from pipeline.job.preflight import check_draft, pieces_sha256, shared_vocab_size
-from pipeline.settings import ConfigError, ModelConfig, build
+from pipeline.settings import ConfigError, InputConfig, JobConfig, ModelConfig, build
 from tests.pipeline.helpers import rows, summary
 from tests.pipeline.test_generate_t5 import SMALL
 from transforms.tokenize import load_tokenizer
@@ -129,7 +129,8 @@ def test_what_differently_padded_vocabularies_are_cut_to(tmp_path):
     pieces = [str(i) for i in range(384)]
     draft = tmp_path / "draft"
     decoding.NGramDraft.fit([[2]], 392, start_id=0, eos_id=2).save(str(draft), {"pieces_sha256": pieces_sha256(pieces)})
-    checked = check_draft("model.draft", str(draft), config, info(400), pieces)
+    job = JobConfig(InputConfig(pattern="a.txt"), config)
+    checked = check_draft("model.draft", str(draft), job, info(400), pieces)
     assert checked.vocab_size == 392
     assert shared_vocab_size(config, info(400), [checked], pieces) == 384
     assert shared_vocab_size(config, info(400, encoder_decoder=True), [checked], pieces) == 392

@@ -2,9 +2,11 @@
 
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 
 import decoding
 import specbeam
@@ -91,6 +93,16 @@ def test_without_a_draft_decoding_is_plain(models):
         alone.generate(TEXTS[:1], **SMALL)
 
 
+def test_how_many_positions_are_enough_is_up_to_the_texts(tmp_path, golden):
+    gpt = shutil.copytree(golden / "gpt2", tmp_path / "gpt")  # 256 positions
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(384)}, "w0")).save(f"{gpt}/tokenizer.json")
+    model = specbeam.load(str(gpt))
+    (row,) = model.generate(["w5"], input_buckets=(8,), max_decode_tokens=4, temperature=0.0, num_slots=1)
+    assert 1 <= len(row.tokens) <= 4
+    with pytest.raises(ValueError, match="need 640 positions; the model has 256"):
+        model.generate(["w5"])
+
+
 def test_no_such_model(tmp_path):
     with pytest.raises(ValueError, match="model.target is .*nowhere"):
         specbeam.load(str(tmp_path / "nowhere"))
@@ -123,8 +135,6 @@ def test_read(finished_run, tmp_path):
 
 
 def test_read_what_there_is(finished_run, tmp_path):
-    import shutil
-
     out = shutil.copytree(finished_run, tmp_path / "out")
     (out / "generations" / "part-00001-of-00004.parquet").unlink()
     with pytest.raises(ValueError, match="parts are gone"):

@@ -1,6 +1,7 @@
 """Planning: shards cover every record exactly once, for every shape of file, and what cannot be planned is named."""
 
 import gzip
+import io
 import json
 
 import pyarrow as pa
@@ -8,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from transforms import plan as planning
-from transforms.inputs import lines
+from transforms import storage
+from transforms.inputs import lines, parquet, read_records
 from transforms.plan import (
     Cut,
     InputError,
@@ -179,17 +181,50 @@ def test_ids_across_blocks(tmp_path, monkeypatch, packed):
         make_plan([tmp_path / "a.jsonl"], 2, RecordFields("en", example_id="k"))
 
 
-def test_ids_that_cannot_be_read(tmp_path):
-    """Planning reads a Parquet file's end and its first records; ids are in all of it."""
-    path = tmp_path / "a.parquet"
+def damaged_parquet(path, group: int):
+    """600 records in two row groups, of which one's first page of ids is no page any more."""
     table = pa.table({"en": ["x"] * 600, "k": list(map(str, range(600)))})
     pq.write_table(table, path, row_group_size=300, use_dictionary=False, compression="none")
-    page = pq.read_metadata(path).row_group(1).column(1).data_page_offset
+    page = pq.read_metadata(path).row_group(group).column(1).data_page_offset
     data = bytearray(path.read_bytes())
     data[page : page + 8] = b"\xff" * 8
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"a\.parquet' cannot be read: "):
-        plan_input(spec_of([path], RecordFields("en", example_id="k"), "parquet"), Cut(100))
+    return spec_of([path], RecordFields("en", example_id="k"), "parquet")
+
+
+def test_a_row_group_that_cannot_be_read_costs_its_records(tmp_path):
+    """Planning reads a Parquet file's end and its first records; the ids, and a shard, are in all of it."""
+    spec = damaged_parquet(tmp_path / "a.parquet", 1)
+    table = ShardTable(plan_input(spec, Cut(250)))
+    raws = [raw for shard in range(3) for raw in read_records(table[shard], spec)]
+    assert [raw.index for raw in raws] == list(range(600))
+    assert [raw.row and raw.row["k"] for raw in raws] == [*(str(i).encode() for i in range(300)), *[None] * 300]
+    assert {raw.problem and (raw.problem[0], raw.problem[1][:28]) for raw in raws} == {
+        None, ("CorruptRecord", "row group 2 cannot be read: "),
+    }  # fmt: skip
+
+
+def test_a_parquet_file_whose_beginning_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"none of the first 100 records of .* can be read; .* CorruptRecord, row group 1"):
+        plan_input(damaged_parquet(tmp_path / "a.parquet", 0), Cut(100))
+
+
+def test_a_store_that_fails_is_no_damaged_row_group(tmp_path, monkeypatch):
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if armed and size > 100:
+                raise OSError("Forbidden")
+            return super().read(size)
+
+    spec = damaged_parquet(tmp_path / "a.parquet", 1)
+    work, armed = ShardTable(plan_input(spec, Cut(250)))[0], False
+    data = (tmp_path / "a.parquet").read_bytes()
+    monkeypatch.setattr(storage, "open_raw", lambda path: Failing(data))
+    raws = parquet.read(work, spec)
+    assert next(raws).row["k"] == b"0"
+    armed = True
+    with pytest.raises(OSError, match="Forbidden"):
+        list(parquet.read(work, spec))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ record.
 """
 
 import io
+import itertools
 import json
 from collections.abc import Iterator
 
@@ -22,9 +23,12 @@ def plan_file(file: FoundFile, name: str, spec: InputSpec, cut: Cut) -> InputFil
     del spec, cut
     try:
         with storage.open_raw(file.path) as stream:
-            count = _metadata(stream).num_rows
+            metadata = _metadata(stream)
     except pa.ArrowInvalid as error:
         raise InputError(f"{file.path!r} is no Parquet file: {error}") from error
+    count, groups = metadata.num_rows, [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    if min(groups, default=0) < 0 or sum(groups) != count:
+        raise InputError(f"{file.path!r} is damaged: its footer says {count} records, and {sum(groups)} of its row groups")
     return InputFile(
         file.path, name, file.size_bytes, file.modified, sampled_digest(file.path, file.size_bytes), count
     )
@@ -49,35 +53,64 @@ def _metadata(stream) -> pq.FileMetaData:
 
 
 def read(work: WorkShard, spec: InputSpec) -> Iterator[Raw]:
-    number = 0
+    number, first = 0, 0
     with storage.open_raw(work.path) as stream:
-        file = pq.ParquetFile(stream, metadata=_metadata(stream))
-        groups, first = [], 0
-        skipped = work.first_record
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if first + rows <= work.first_record:
-                skipped -= rows
-            elif first < work.first_record + work.num_records:
-                groups.append(group)
-            first += rows
-        if first < work.first_record + work.num_records:
-            raise changed(work.path, work.first_record + work.num_records, first)
+        store = _Store(stream)
+        file = pq.ParquetFile(store, metadata=_metadata(stream), page_checksum_verification=True)
         columns, paths = spec.fields.names(), [file.schema.column(i).path for i in range(len(file.schema))]
         if not all(any(f"{path}.".startswith(f"{name}.") for path in paths) for name in columns):
             columns = None  # all: what is missing is told beside what is there
-        for batch in file.iter_batches(_BATCH_RECORDS, row_groups=groups, columns=columns):
-            wanted = batch.slice(skipped, work.num_records - number)
+        for group in range(file.num_row_groups):
+            rows, skipped = file.metadata.row_group(group).num_rows, work.first_record + number - first
+            first += rows
+            count = min(work.num_records - number, rows - skipped)
+            if count <= 0:
+                continue
+            for row, problem in _rows_of_group(file, store, group, columns, skipped, count):
+                place = f"{work.name}:{work.first_record + number + 1}"
+                record = "" if row is None else json.dumps(row, default=_as_text, ensure_ascii=False)
+                yield Raw(place, work.first_index + number, None if problem else row, record, problem)
+                number += 1
+    if number < work.num_records:
+        raise changed(work.path, work.first_record + work.num_records, first)
+
+
+class _Store:
+    """A stream that knows whether it was the store that failed, or what it gave is damaged."""
+
+    def __init__(self, stream):
+        self._stream, self.failed = stream, False
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.read(size)
+        except Exception:
+            self.failed = True
+            raise
+
+
+def _rows_of_group(
+    file: pq.ParquetFile, store: _Store, group: int, columns: list[str] | None, skipped: int, count: int
+) -> Iterator[tuple[dict | None, tuple[str, str] | None]]:
+    """So many rows of a row group, each with what is wrong with it; where its pages are damaged there are no rows any more."""
+    try:
+        for batch in file.iter_batches(_BATCH_RECORDS, row_groups=[group], columns=columns):
+            wanted = batch.slice(skipped, count)
             skipped = max(skipped - len(batch), 0)
             for row, error in _rows(wanted):
-                place = f"{work.name}:{work.first_record + number + 1}"
-                record = json.dumps(row, default=_as_text, ensure_ascii=False)
-                problem = ("InvalidText", f"a value cannot be read: {error}") if error else None
-                yield Raw(place, work.first_index + number, None if error else row, record, problem)
-                number += 1
-            if number == work.num_records:
+                yield row, ("InvalidText", f"a value cannot be read: {error}") if error else None
+                count -= 1
+            if not count:
                 return
-    raise changed(work.path, work.num_records, number)
+        damage = "it has fewer records than the footer says"
+    except (pa.ArrowException, OSError) as error:
+        if store.failed or isinstance(error, MemoryError):
+            raise
+        damage = str(error)
+    yield from itertools.repeat((None, ("CorruptRecord", f"row group {group + 1} cannot be read: {damage}")), count)
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[tuple[dict, Exception | None]]:
