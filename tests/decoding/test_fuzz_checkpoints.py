@@ -85,14 +85,14 @@ def mutated_object(random_: random.Random, value: dict) -> bytes:
 
 def outcome(call, allowed=(CheckpointError,)) -> str:
     """"loads", or the kind of refusal; fails on any other outcome."""
-    began = time.monotonic()
+    began = time.process_time()
     try:
         call()
     except allowed as error:
         assert str(error) and "\n" not in str(error) and len(str(error)) < 5000, str(error)
         return "refused"
     finally:
-        assert time.monotonic() - began < SECONDS
+        assert time.process_time() - began < SECONDS
     return "loads"
 
 

@@ -133,9 +133,9 @@ def test_broken_files(tmp_path, kind):
         delimiter, quoting = ("\t", "none") if kind == "tsv" else (",", "csv")
         spec = InputSpec(name, fields, (str(path),), delimiter=delimiter, quoting=quoting)
         by_bytes = kind in ("jsonl", "text", "gzip") and i % 5 == 1 and not fields.example_id
-        started = time.monotonic()
+        started = time.process_time()
         found = attempt(spec, Cut(rng.choice((1, 2, 4, 100)), 64 if by_bytes else 0))
-        slowest = max(slowest, time.monotonic() - started)
+        slowest = max(slowest, time.process_time() - started)
         refused += found is None
         examples, errors = examples + (found or (0, 0))[0], errors + (found or (0, 0))[1]
     assert slowest < HANG_SECS
