@@ -33,11 +33,12 @@ from pipeline.report.sources import BENCHMARK, GENERATIONS, SCORES, Source, open
 from pipeline.runners.options import beam_options, first_local
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
-from transforms import analysis, analysis_parts, storage
-from transforms.analysis import CombineTokenCounts, Sums
-from transforms.combine import CombineStatistics
+from transforms import storage
 from transforms.folder import FolderError
 from transforms.parts import PartError, open_part, read_footer_json
+from transforms.statistics import analysis, reading
+from transforms.statistics.analysis import CombineTokenCounts, Sums
+from transforms.statistics.combine import CombineStatistics
 from transforms.storage import OutputFolder
 
 ANALYSIS = "analysis.json"
@@ -134,7 +135,7 @@ def build_pipeline(root: beam.Pipeline, *, sources: Sequence[Source], notes: Seq
         | beam.Map(lambda pair: ("sums", pair)),
         measured.timing | beam.Map(lambda timing: ("timings", timing)),
         measured.text
-        | "BestTexts" >> beam.combiners.Top.SmallestPerKey(analysis_parts.SHOWN_TEXTS, key=lambda text: text[0])
+        | "BestTexts" >> beam.combiners.Top.SmallestPerKey(reading.SHOWN_TEXTS, key=lambda text: text[0])
         | beam.Map(lambda texts: ("texts", texts)),
         measured.problem | beam.Map(lambda problem: ("problems", problem)),
         root | "Start" >> beam.Create([("start", None)]),
@@ -158,7 +159,7 @@ def _count_tokens(part: tuple, sources: Sequence[Source]) -> tuple[int, np.ndarr
     number, path, _ = part
     column = "tokens" if sources[number].kind == SCORES else "output_tokens"
     try:
-        return number, analysis.count_tokens(analysis_parts.read_tokens(path, column))
+        return number, analysis.count_tokens(reading.read_tokens(path, column))
     except PartError:  # which `_measure` tells
         return number, analysis.count_tokens(np.zeros(0, np.int64))
 
@@ -178,7 +179,7 @@ def _measure(part: tuple, sources: Sequence[Source], gammas: Sequence[int], rank
         raw = temperature == 1 and top_k == 0 and top_p == 1
         lenience = tuple(source.identity["score"]["lenience"])
         try:
-            read = analysis_parts.read_scores(path, dict.fromkeys(source.drafts, raw), lenience)
+            read = reading.read_scores(path, dict.fromkeys(source.drafts, raw), lenience)
         except pa.ArrowInvalid as error:
             what = str(error).split(" in ")[0]
             missing = f"the input {source.folder!r}: {path!r} lacks what its manifest promises: {what}"
@@ -191,8 +192,8 @@ def _measure(part: tuple, sources: Sequence[Source], gammas: Sequence[int], rank
     timing = {"baseline": baseline, "tokens": statistics["tokens"], "seconds": statistics["generate_seconds"]}
     yield beam.pvalue.TaggedOutput("timing", (number, timing))
     if source.drafts and not baseline:
-        yield (number, ""), analysis.sums_of_generations(analysis_parts.read_generations(path), ranks[number])
-        for key, row in analysis_parts.texts_to_show(path) if shown else ():
+        yield (number, ""), analysis.sums_of_generations(reading.read_generations(path), ranks[number])
+        for key, row in reading.texts_to_show(path) if shown else ():
             yield beam.pvalue.TaggedOutput("text", (number, (key, row)))
 
 

@@ -25,9 +25,9 @@ from rich.text import Text
 from pipeline.job.command import command
 from pipeline.job.terminal import facts, make_console, print_missing, summary_rows
 from transforms import attempts, storage
-from transforms.aggregate import Statistics
 from transforms.folder import open_run
 from transforms.parts import Footer, PartError, check_part
+from transforms.statistics.generations import Statistics
 from transforms.storage import OutputFolder
 
 _READERS = 16
@@ -117,7 +117,7 @@ def _statistics(kind: str) -> type:
     """What is in the footers of a folder's parts."""
     if kind == storage.GENERATIONS:
         return Statistics
-    from transforms.score_statistics import ScoreStatistics  # with Beam and JAX, which most folders are read without
+    from transforms.statistics.scores import ScoreStatistics  # with Beam and JAX, which most folders are read without
 
     return ScoreStatistics
 

@@ -36,8 +36,8 @@ from transforms import storage
 from transforms.folder import GENERATE, SCORE, FolderError, Manifest, open_finished, open_folder
 from transforms.plan import Plan
 from transforms.score import ReadGenerations, References, ScoreModelHandler, ScorerFactory, ScoreSettings
-from transforms.score_statistics import ScoreStatistics
 from transforms.shards import FAILED, CommitShards, ReadShards, RunShards
+from transforms.statistics.scores import ScoreStatistics
 from transforms.tokenize import load_tokenizer
 from transforms.write_scores import WriteScores
 

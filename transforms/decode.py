@@ -45,7 +45,7 @@ class DecodeFailure:
 
 @dataclasses.dataclass(frozen=True)
 class EngineCounters:
-    """What the engine did for a batch; see `transforms.aggregate.Statistics`."""
+    """What the engine did for a batch; see `transforms.statistics.generations.Statistics`."""
 
     slot_iterations: int = 0
     row_iterations: int = 0

@@ -14,11 +14,11 @@ from typing import Any
 import apache_beam as beam
 
 from transforms import attempts, costs, storage
-from transforms.aggregate import Statistics
 from transforms.attempts import missing_shards
-from transforms.combine import CombineStatistics
 from transforms.parts import PartError, check_part
 from transforms.records import COMMIT, ShardFailure
+from transforms.statistics.combine import CombineStatistics
+from transforms.statistics.generations import Statistics
 from transforms.storage import OutputFolder
 
 ERRORS_REPLACED, DAMAGED_PART = "ErrorsReplaced", "DamagedPart"

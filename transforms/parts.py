@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.aggregate import Statistics
 from transforms.records import ExampleError
+from transforms.statistics.generations import Statistics
 
 FOOTER_KEY, _SEAL_KEY = b"specbeam", b"specbeam.sha256"
 _BLANK = b"0" * 64

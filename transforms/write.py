@@ -8,11 +8,11 @@ from apache_beam.metrics import Metrics
 
 from decoding import Generation
 from transforms import columns, records
-from transforms.aggregate import DecodedText, Statistics, shard_statistics
 from transforms.decode import DecodedShard, DecodeFailure
 from transforms.parts import Footer
 from transforms.records import Example, ExampleError
 from transforms.shards import FinishedShard
+from transforms.statistics.generations import DecodedText, Statistics, shard_statistics
 from transforms.tokenize import Tokenizer, load_tokenizer
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 from transforms import columns
 from transforms.parts import Footer
 from transforms.score import ScoredShard, ScoreSettings
-from transforms.score_statistics import ScoredText, score_statistics
 from transforms.shards import FinishedShard
+from transforms.statistics.scores import ScoredText, score_statistics
 
 
 def scores_table(scored: ScoredShard, drafts: Sequence[str], lenience: Sequence[float]) -> pa.Table:

@@ -14,8 +14,8 @@ from decoding.models.base import LanguageModel
 from pipeline.benchmarking.paired import interleaved
 from pipeline.benchmarking.passes import MIN_SECONDS, Pass, PassTimer
 from pipeline.benchmarking.settings import Group, Setting, slots
-from transforms.aggregate import DecodedText, Statistics, shard_statistics
 from transforms.records import Example
+from transforms.statistics.generations import DecodedText, Statistics, shard_statistics
 
 
 @dataclasses.dataclass

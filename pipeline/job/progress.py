@@ -12,8 +12,8 @@ from tqdm import tqdm
 from pipeline.job.run import Run
 from pipeline.job.status import WORKING, Status
 from transforms import storage
-from transforms.aggregate import Statistics
 from transforms.parts import PartError, read_footer
+from transforms.statistics.generations import Statistics
 
 _TTY_SECONDS, _LINE_SECONDS = 0.5, 30.0
 _BAR = "{n_fmt}/{total_fmt}{unit} |{bar}| {elapsed}{postfix}"  # tqdm's own has an estimate of the time left beside ours

@@ -26,9 +26,9 @@ from pipeline.job.terminal import warn
 from pipeline.runners.supervise import Launch
 from pipeline.settings import ConfigError, JobConfig
 from transforms import attempts, costs, storage
-from transforms.aggregate import Statistics
 from transforms.folder import FolderError, Manifest, OpenedFolder, fingerprint_of, open_folder, read_manifest
 from transforms.plan import InputError, Plan, plan_input
+from transforms.statistics.generations import Statistics
 from transforms.storage import OutputFolder
 
 _VERSIONED = ("apache-beam", "flax", "jax", "jaxlib", "numpy", "pyarrow", "sacrebleu", "sentencepiece", "tokenizers")

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import fdtrc, ndtri
 
 from decoding import theory
-from transforms.analysis import LAGS, LEVELS, RANK_LABELS, Sums
+from transforms.statistics.analysis import LAGS, LEVELS, RANK_LABELS, Sums
 from transforms.statistics.intervals import (
     LEVEL,
     NUM_REPLICATES,

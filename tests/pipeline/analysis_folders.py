@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from scipy.special import ndtr
 
 from decoding import DecodingConfig, Generation
-from transforms.aggregate import Statistics
 from transforms.folder import fingerprint_of
 from transforms.parts import FOOTER_KEY, Footer, encode_table
 from transforms.records import Example
+from transforms.statistics.generations import Statistics
 from transforms.write import Row, rows_table
 
 TEXTS, SHARD = 120, 30

@@ -14,8 +14,8 @@ from pipeline.benchmarking.settings import Group, Setting
 from pipeline.benchmarking.tables import remarks
 from tests.pipeline.benchmark_fakes import FakeGenerator, generation
 from tests.support import scripted
-from transforms.aggregate import DecodedText, shard_statistics
 from transforms.records import Example
+from transforms.statistics.generations import DecodedText, shard_statistics
 
 
 def measurements(seconds, tokens, beta=None) -> Measurements:

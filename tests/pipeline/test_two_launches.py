@@ -8,9 +8,9 @@ import pytest
 
 from tests.pipeline.helpers import files
 from transforms import costs, finish
-from transforms.aggregate import Statistics
 from transforms.folder import open_finished, read_manifest
 from transforms.parts import read_footer
+from transforms.statistics.generations import Statistics
 from transforms.storage import OutputFolder
 
 

@@ -13,12 +13,11 @@ from decoding import DecodingConfig, Generation
 from pipeline.report import estimates
 from pipeline.runners.options import LOCAL_RUNNER
 from tests.pipeline.fakes import fake_generation
-from transforms import aggregate
-from transforms.aggregate import DecodedText, Statistics, shard_statistics
-from transforms.analysis import Texts, sums_of_generations
-from transforms.combine import CombineStatistics
 from transforms.records import example_error
-from transforms.statistics.intervals import poisson_weights
+from transforms.statistics.analysis import Texts, sums_of_generations
+from transforms.statistics.combine import CombineStatistics
+from transforms.statistics.generations import DecodedText, Statistics, shard_statistics
+from transforms.statistics.intervals import NUM_REPLICATES, poisson_weights
 
 CONFIG = DecodingConfig(gamma=3, max_decode_tokens=20)
 
@@ -97,7 +96,7 @@ def test_beam_combines_to_the_same():
 
 def test_poisson_weights():
     weights = np.stack([poisson_weights(f"example {i}") for i in range(3000)])
-    assert weights.shape == (3000, aggregate.NUM_REPLICATES)
+    assert weights.shape == (3000, NUM_REPLICATES)
     expected = np.exp(-1) / np.array([1, 1, 2, 6, 24, 120])
     observed = np.array([np.mean(weights == k) for k in range(6)])
     np.testing.assert_allclose(observed, expected, atol=6 * np.sqrt(expected / weights.size).max())
@@ -123,7 +122,7 @@ def test_interval_covers_the_mean():
     for trial in range(100):
         betas = rng.beta(2, 1, 80).astype(np.float32)
         one = Statistics()
-        sums, counts = np.zeros((2, aggregate.NUM_REPLICATES), np.int64)
+        sums, counts = np.zeros((2, NUM_REPLICATES), np.int64)
         fixed = np.rint(betas.astype(np.float64) * 2**30).astype(np.int64)
         for i in range(80):
             weights = poisson_weights(f"{trial} {i}")

@@ -11,9 +11,9 @@ from apache_beam.testing.util import assert_that
 
 from decoding import theory
 from pipeline.runners.options import LOCAL_RUNNER
-from transforms import analysis
-from transforms.analysis import Sums, Texts
-from transforms.combine import CombineStatistics
+from transforms.statistics import analysis
+from transforms.statistics.analysis import Sums, Texts
+from transforms.statistics.combine import CombineStatistics
 from transforms.statistics.intervals import NUM_REPLICATES, poisson_weights
 
 RANKS = np.arange(50) % 5

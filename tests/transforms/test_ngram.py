@@ -6,7 +6,6 @@ import pytest
 
 import decoding
 from decoding.drafts import ngram
-from transforms.aggregate import Statistics
 from transforms.ngram import (
     FIT,
     CountTexts,
@@ -20,6 +19,7 @@ from transforms.ngram import (
     merge_counts,
 )
 from transforms.parts import Footer, encode_table
+from transforms.statistics.generations import Statistics
 
 
 def texts(count=200, vocabulary=150):

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from transforms.aggregate import Statistics
 from transforms.parts import FOOTER_KEY, Footer, PartError, check_part, encode_table, open_part, read_footer
+from transforms.statistics.generations import Statistics
 
 NAME = "part-00003-of-00005.parquet"
 

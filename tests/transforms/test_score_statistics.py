@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from decoding.scoring import DraftScores, TextScores
-from transforms.combine import CombineStatistics
-from transforms.score_statistics import ScoredText, ScoreStatistics, score_statistics
+from transforms.statistics.combine import CombineStatistics
+from transforms.statistics.scores import ScoredText, ScoreStatistics, score_statistics
 
 
 def text(example_id: str, beta, recorded=None) -> ScoredText:

@@ -101,7 +101,7 @@ def test_equal_rows_give_equal_bytes():
 
 
 def shard_statistics_of(rows):
-    from transforms.aggregate import DecodedText, shard_statistics
+    from transforms.statistics.generations import DecodedText, shard_statistics
 
     texts = [DecodedText(row.example.example_id, row.generation, row.prediction, None) for row in rows]
     return shard_statistics(texts, [], num_examples=len(rows), input_tokens=0, truncated=0)

@@ -1,12 +1,11 @@
-"""Statistics of shards added up in a pipeline; what they are, `transforms.aggregate` and `transforms.score_statistics` say,
-which are read without Beam as well."""
+"""Statistics of shards added up in a pipeline. What they are says `statistics`, which is read without Beam as well."""
 
 import functools
 from collections.abc import Iterable
 
 import apache_beam as beam
 
-from transforms.aggregate import Statistics
+from transforms.statistics.generations import Statistics
 
 
 class CombineStatistics(beam.CombineFn):

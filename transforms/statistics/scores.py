@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from decoding.scoring import TextScores
-from transforms.analysis import Columns, Sums, Texts
+from transforms.statistics.analysis import Columns, Sums, Texts
 from transforms.statistics.intervals import INTERVAL, LEVEL, estimate, ratio
 
 ALPHA_DEFINITION = "over the text: mean of sum_x min(p(x), q(x)) over the tokens at which the draft proposes something"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from transforms.analysis import Texts
 from transforms.parts import read_rows
+from transforms.statistics.analysis import Texts
 
 SHOWN_TEXTS = 3
 _SHOWN_TOKENS = (8, 60)
