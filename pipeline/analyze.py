@@ -37,8 +37,8 @@ from transforms import storage
 from transforms.folder import FolderError
 from transforms.parts import PartError, open_part, read_footer_json
 from transforms.statistics import analysis, reading
-from transforms.statistics.analysis import CombineTokenCounts, Sums
-from transforms.statistics.combine import CombineStatistics
+from transforms.statistics.combine import CombineStatistics, CombineTokenCounts
+from transforms.statistics.sums import Sums
 from transforms.storage import OutputFolder
 
 ANALYSIS = "analysis.json"

@@ -53,7 +53,7 @@ class Footer:
 
     def to_bytes(self) -> bytes:
         # Not dataclasses.asdict, which copies the bootstrap's lists number by number and takes ten times as long.
-        return json.dumps(vars(self), default=vars, sort_keys=True).encode()
+        return json.dumps(vars(self), default=lambda value: value.to_json(), sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, statistics: type = Statistics) -> "Footer":

@@ -110,6 +110,6 @@ class WriteGenerations:
     def count(self, footer: Footer) -> None:
         """With tokens_generated: α so far on the runner's own page."""
         statistics = footer.statistics
-        Metrics.counter("specbeam", "positions_examined").inc(statistics.beta_count)
-        Metrics.counter("specbeam", "beta_sum_millionths").inc(statistics.beta_sum * 10**6 >> 30)
+        Metrics.counter("specbeam", "positions_examined").inc(int(statistics.sums.count("beta#")[0]))
+        Metrics.counter("specbeam", "beta_sum_millionths").inc(int(statistics.sums.fraction("beta")[0] * 1e6))
         Metrics.counter("specbeam", "errors_decode").inc(statistics.errors.get(records.DECODE, 0))

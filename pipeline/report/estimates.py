@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import fdtrc, ndtri
 
 from decoding import theory
-from transforms.statistics.analysis import LAGS, LEVELS, RANK_LABELS, Sums
+from transforms.statistics.analysis import LAGS, LEVELS, RANK_LABELS
 from transforms.statistics.intervals import (
     LEVEL,
     NUM_REPLICATES,
@@ -24,6 +24,7 @@ from transforms.statistics.intervals import (
     half_width,
     ratio,
 )
+from transforms.statistics.sums import Sums
 
 WANTED = (0.02, 0.01, 0.005)
 """Half-widths of an interval that the number of tokens needed is told for."""
@@ -66,13 +67,14 @@ class Series:
         self.sums = sums
         self.examples = float(sums.count("examples")[0])
 
-    def mean_beta(self, name: str = "beta", suffix: str = "") -> np.ndarray:
-        return ratio(self.sums.fraction(name + suffix), self.sums.count(f"{name}#{suffix}"))
+    def mean_beta(self) -> np.ndarray:
+        return self.sums.mean("beta")
 
-    def alpha(self) -> Estimate | None:
-        return estimate(self.mean_beta(), self._resting("beta"), proportion=True)
+    def alpha(self, name: str = "beta", suffix: str = "") -> Estimate | None:
+        """Of the tokens that are summed under `name`, over the examples that have any."""
+        return estimate(self.sums.mean(name, suffix), self._having(name, suffix), proportion=True)
 
-    def _resting(self, name: str, suffix: str = "") -> float:
+    def _having(self, name: str, suffix: str = "") -> float:
         return min(float(self.sums.count(f"{name}@{suffix}")[0]), self.examples)
 
     def alpha_over_all(self) -> np.ndarray:
@@ -86,12 +88,11 @@ class Series:
     def tokens_per_call(self) -> np.ndarray:
         return ratio(self.sums.count("tokens"), self.sums.count("calls"))
 
-    def by(self, dimension: str, label: Callable[[int], str], field: str = "beta") -> list[dict]:
+    def by(self, dimension: str, label: Callable[[int], str]) -> list[dict]:
         """α in every bucket of a dimension."""
-        name, found = f"{field}/{dimension}", []
+        name, found = f"beta/{dimension}", []
         for k in self.sums.buckets(f"{name}#"):
-            value = estimate(self.mean_beta(name, f"/{k}"), self._resting(name, f"/{k}"), proportion=True)
-            if value:
+            if value := self.alpha(name, f"/{k}"):
                 found.append(
                     {"bucket": k, "label": label(k), "alpha": value, "positions": int(self.sums.count(f"{name}#/{k}")[0])}
                 )
@@ -99,10 +100,7 @@ class Series:
 
     def lenient(self) -> dict[str, Estimate]:
         names = [name for name in self.sums.fractions if name.startswith("lenient/")]
-        found = {}
-        for name in sorted(names, key=lambda name: -float(name.split("/")[1])):
-            found[name.split("/")[1]] = estimate(self.mean_beta(name), self._resting(name), proportion=True)
-        return found
+        return {name.split("/")[1]: self.alpha(name) for name in sorted(names, key=lambda name: -float(name.split("/")[1]))}
 
     # Is β independent, and alike?
 
@@ -116,7 +114,7 @@ class Series:
             x, y, xx, yy, xy = (ratio(self.sums.fraction(f"lag/{lag}/{s}"), count) for s in ("x", "y", "xx", "yy", "xy"))
             variances = (xx - x * x) * (yy - y * y)
             correlation = ratio(xy - x * y, np.sqrt(np.where(variances > 1e-12, variances, 0.0)))
-            if value := estimate(correlation, self._resting(f"lag/{lag}/xy")):
+            if value := estimate(correlation, self._having(f"lag/{lag}/xy")):
                 found.append({"lag": lag, "correlation": value, "pairs": int(count[0])})
         return found
 
@@ -207,7 +205,7 @@ class Series:
         for k in range(LEVELS):
             name = f"beta/level/{k}" if k else "beta"
             texts = float(self.sums.count(f"texts/level/{k}" if k else "texts")[0])
-            value = estimate(self.mean_beta(name), self._resting(name), proportion=True)
+            value = self.alpha(name)
             if value and value["low"] is not None and texts >= 10:
                 width = (value["high"] - value["low"]) / 2
                 positions = int(self.sums.count(f"{name}#")[0])

@@ -18,6 +18,7 @@ from transforms.statistics.analysis import Texts, sums_of_generations
 from transforms.statistics.combine import CombineStatistics
 from transforms.statistics.generations import DecodedText, Statistics, shard_statistics
 from transforms.statistics.intervals import NUM_REPLICATES, poisson_weights
+from transforms.statistics.sums import FIXED_BITS, Sums
 
 CONFIG = DecodingConfig(gamma=3, max_decode_tokens=20)
 
@@ -123,14 +124,14 @@ def test_interval_covers_the_mean():
         betas = rng.beta(2, 1, 80).astype(np.float32)
         one = Statistics()
         sums, counts = np.zeros((2, NUM_REPLICATES), np.int64)
-        fixed = np.rint(betas.astype(np.float64) * 2**30).astype(np.int64)
+        fixed = np.rint(betas.astype(np.float64) * 2**FIXED_BITS).astype(np.int64)
         for i in range(80):
             weights = poisson_weights(f"{trial} {i}")
             sums += weights * fixed[i] * 25
             counts += weights * 25
         one = Statistics(
-            examples=80, examined=80, beta_sum=int(fixed.sum()) * 25, beta_count=80 * 25,
-            beta_sums=tuple(sums.tolist()), beta_counts=tuple(counts.tolist()),
+            examples=80, examined=80,
+            sums=Sums({"beta#": np.array([80 * 25, *counts])}, {"beta": np.array([fixed.sum() * 25, *sums])}),
         )  # fmt: skip
         alpha = one.alpha()
         covered += alpha["low"] <= 2 / 3 <= alpha["high"]

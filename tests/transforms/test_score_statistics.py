@@ -66,5 +66,5 @@ def test_any_sharding_and_order():
     combine = CombineStatistics(ScoreStatistics)
     merged = combine.merge_accumulators([cut[3], combine.merge_accumulators([cut[1], cut[4]]), cut[0], cut[2]])
     assert merged.parts == 5 and dataclasses.replace(merged, parts=1) == whole
-    assert ScoreStatistics.from_json(json.loads(json.dumps(dataclasses.asdict(merged)))) == merged
+    assert ScoreStatistics.from_json(json.loads(json.dumps(merged.to_json()))) == merged
     assert merged.brief() == f"α {whole.summary()['drafts']['d']['alpha']['mean']:.3f} d"

@@ -1,29 +1,23 @@
-"""Sums over texts from which every figure of the analysis is made: exact, mergeable, with their bootstrap replicates.
+"""What every figure of the analysis is made of: sums over generated or scored texts, by all dimensions.
 
-A part of a generations or score folder becomes a `Texts`, a `Texts` becomes columns (one whole number per text and
-column), and the columns, multiplied by the texts' bootstrap weights, become `Sums`. All numbers are whole (β and other
-fractions in fixed point), so that merging is exact: the result is the same to the last bit for any sharding and order.
-
-Position in the text, place in the block, and so on are *dimensions*: a column per bucket.
+A part of a generations or score folder becomes a `Texts`, and a `Texts` becomes `Sums`. Position in the text, place in the
+block, and so on are *dimensions*: a column per bucket.
 """
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import apache_beam as beam
 import numpy as np
 
 from decoding.config import ACCEPTED, CORRECTED
-from transforms.statistics.intervals import NUM_REPLICATES, poisson_weights
+from transforms.statistics.sums import FIXED_BITS, Columns, Sums
 
 LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 LEVELS = 7  # nested subsets of the texts: all, a half, a quarter, ...
 RANKS = (10, 100, 1000, 10_000)  # ends of the buckets of token frequency
 RANK_LABELS = ("1–10", "11–100", "101–1,000", "1,001–10,000", "rarer")
-
-_FIXED_POINT = 1 << 26  # 1.5e-8, finer than the float32 that β is stored in; room for 10^11 tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,114 +67,6 @@ class Texts:
         return table
 
 
-# Sums.
-
-
-@dataclasses.dataclass
-class Sums:
-    """Named sums over texts with their bootstrap replicates: int64[1 + NUM_REPLICATES] each, the first unweighted.
-
-    `counts` are plain numbers, `fractions` are in fixed point; a name that is missing is 0.
-    """
-
-    counts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    fractions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    def merge(self, other: "Sums") -> "Sums":
-        """Sums over the texts of both."""
-        return Sums(_added(self.counts, other.counts), _added(self.fractions, other.fractions))
-
-    def count(self, name: str) -> np.ndarray:
-        """float64[1 + NUM_REPLICATES]."""
-        return self.counts.get(name, _ZEROS).astype(np.float64)
-
-    def fraction(self, name: str) -> np.ndarray:
-        """float64[1 + NUM_REPLICATES]."""
-        return self.fractions.get(name, _ZEROS) / _FIXED_POINT
-
-    def buckets(self, name: str) -> list[int]:
-        """Numbers k for which there is a count `name/k`, increasing."""
-        start = name + "/"
-        return sorted(int(key[len(start) :]) for key in self.counts if key.startswith(start) and key[len(start) :].isdigit())
-
-
-_ZEROS = np.zeros(1 + NUM_REPLICATES, np.int64)
-
-
-def _added(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: a.get(name, _ZEROS) + b.get(name, _ZEROS) for name in a.keys() | b.keys()}
-
-
-class Columns:
-    """Collects the columns of a `Texts`: a whole number per text."""
-
-    def __init__(self, texts: Texts):
-        self._texts, self._size = texts, len(texts.lengths)
-        self._columns: dict[str, dict[str, np.ndarray]] = {"counts": {}, "fractions": {}}
-
-    def count(self, name: str, values: np.ndarray) -> None:
-        """Adds a column of whole numbers, int64[n]."""
-        self._columns["counts"][name] = np.asarray(values, np.float64)
-
-    def fraction(self, name: str, values: np.ndarray) -> None:
-        """Adds a column of numbers of any kind, float64[n], rounded to fixed point."""
-        self._columns["fractions"][name] = np.rint(np.asarray(values, np.float64) * _FIXED_POINT)
-
-    def tokens(self, name: str, values: np.ndarray, where: np.ndarray, bucket: np.ndarray | None = None) -> None:
-        """Adds Σ values over the tokens of each text `where` it says, their number, and that of examples that have any.
-
-        Each value is rounded to fixed point first, so that sums do not depend on their order.
-
-        Args:
-          name: the fraction is `name`, the counts `name#` and `name@`; with buckets, `name/k`, `name#/k` and `name@/k`.
-          values: float64[N].
-          where: bool[N].
-          bucket: int64[N], or None for one sum.
-        """
-        row, fixed = self._texts.row[where], np.rint(values[where] * _FIXED_POINT)
-        size = 1 if bucket is None else int(bucket[where].max(initial=-1)) + 1
-        index = row * size + (0 if bucket is None else bucket[where])
-        sums = np.bincount(index, weights=fixed, minlength=self._size * size).reshape(self._size, size)
-        counts = np.bincount(index, minlength=self._size * size).reshape(self._size, size)
-        for k in range(size):
-            if bucket is None or counts[:, k].any():
-                suffix = "" if bucket is None else f"/{k}"
-                self._columns["fractions"][name + suffix] = sums[:, k]
-                self._columns["counts"][f"{name}#{suffix}"] = counts[:, k].astype(np.float64)
-                self._columns["counts"][f"{name}@{suffix}"] = self._first_of_examples(counts[:, k] > 0)
-
-    def _first_of_examples(self, chosen: np.ndarray) -> np.ndarray:
-        """float64[n], 1 at the first chosen text of every example that has one; texts of one example are adjacent."""
-        rows = np.flatnonzero(chosen)
-        ids = [self._texts.example_ids[row] for row in rows]
-        first = np.zeros(self._size)
-        first[[row for i, row in enumerate(rows) if not i or ids[i - 1] != ids[i]]] = 1
-        return first
-
-    def sums(self) -> Sums:
-        """The columns' sums under all bootstrap weights."""
-        ids = self._texts.example_ids
-        weights = np.ones((1 + NUM_REPLICATES, self._size))
-        for i, name in enumerate(ids):
-            weights[1:, i] = weights[1:, i - 1] if i and ids[i - 1] == name else poisson_weights(name)
-        return Sums(*(dict(zip(named, _totals(weights, named))) for named in self._columns.values()))
-
-
-def _totals(weights: np.ndarray, named: Mapping[str, np.ndarray]) -> np.ndarray:
-    """int64[C, 1 + R], exact: whole numbers below 2^53 are multiplied and added in float64 without rounding."""
-    if not named:
-        return np.zeros((0, len(weights)), np.int64)
-    columns = np.stack(list(named.values()), axis=1)  # float64[n, C]
-    if np.abs(columns).sum(axis=0).max(initial=0) * weights.max(initial=1) < 2.0**53:
-        return (weights @ columns).astype(np.int64).T
-    high = np.floor(columns / 2.0**26)
-    low = columns - high * 2.0**26
-    return ((weights @ high).astype(np.int64) * (1 << 26) + (weights @ low).astype(np.int64)).T
-
-
-# Columns.
-
-
 def sums_of_generations(texts: Texts, ranks: np.ndarray) -> Sums:
     """What a batch of generated texts adds: α by all dimensions, target calls, accepted lengths.
 
@@ -188,7 +74,7 @@ def sums_of_generations(texts: Texts, ranks: np.ndarray) -> Sums:
       texts: with everything that generations record.
       ranks: int64[V], bucket of frequency of each token.
     """
-    columns = Columns(texts)
+    columns = Columns(texts.example_ids, texts.lengths)
     _alpha_columns(columns, texts, ranks)
     examined = ~np.isnan(texts.beta)
     columns.tokens("beta/place", texts.beta, examined, texts.place)
@@ -218,7 +104,7 @@ def sums_of_scores(texts: Texts, ranks: np.ndarray, gammas: Sequence[int]) -> Su
       ranks: int64[V], bucket of frequency of each token.
       gammas: for which γ target calls are predicted, at least 1 each.
     """
-    columns = Columns(texts)
+    columns = Columns(texts.example_ids, texts.lengths)
     _alpha_columns(columns, texts, ranks)
     for lenience, beta in texts.lenient.items():
         columns.tokens(f"lenient/{lenience:g}", beta, ~np.isnan(beta))
@@ -270,8 +156,8 @@ def _dispersion_columns(columns: Columns, texts: Texts) -> None:
     """What the variance between texts is made of: n_i, n_i², s_i² / n_i for texts with tokens that were examined."""
     examined = ~np.isnan(texts.beta)
     counts = np.bincount(texts.row[examined], minlength=len(texts.lengths))
-    fixed = np.rint(texts.beta[examined] * _FIXED_POINT)
-    sums = np.bincount(texts.row[examined], weights=fixed, minlength=len(texts.lengths)) / _FIXED_POINT
+    fixed = np.rint(texts.beta[examined] * (1 << FIXED_BITS))
+    sums = np.bincount(texts.row[examined], weights=fixed, minlength=len(texts.lengths)) / (1 << FIXED_BITS)
     columns.count("examined texts", counts > 0)
     columns.count("n^2", counts**2)
     columns.fraction("s^2/n", sums**2 / np.maximum(counts, 1))
@@ -352,23 +238,6 @@ def expected_calls(acceptance: np.ndarray, lengths: np.ndarray, gammas: Sequence
 def count_tokens(tokens: np.ndarray) -> np.ndarray:
     """int64[1 + largest token], occurrences."""
     return np.bincount(tokens).astype(np.int64)
-
-
-class CombineTokenCounts(beam.CombineFn):
-    """Adds occurrences of tokens, int64[any length]."""
-
-    def create_accumulator(self) -> np.ndarray:
-        return np.zeros(0, np.int64)
-
-    def add_input(self, accumulator: np.ndarray, element: np.ndarray) -> np.ndarray:
-        size = max(len(accumulator), len(element))
-        return np.pad(accumulator, (0, size - len(accumulator))) + np.pad(element, (0, size - len(element)))
-
-    def merge_accumulators(self, accumulators: Iterable[np.ndarray]) -> np.ndarray:
-        return functools.reduce(self.add_input, accumulators, self.create_accumulator())
-
-    def extract_output(self, accumulator: np.ndarray) -> np.ndarray:
-        return accumulator
 
 
 def rank_buckets(counts: np.ndarray) -> np.ndarray:

@@ -1,9 +1,6 @@
 """What a shard's generations add up to, in a form that merges exactly: in any order, over any cutting into shards.
 
-All sums are whole numbers, β in fixed point, so that merging is associative to the last bit and a resumed job reports
-exactly what an undisturbed one does (times aside, which are floats).
-
-The interval of α is a Poisson bootstrap over examples: `transforms.statistics.intervals`.
+A resumed job reports exactly what an undisturbed one does (times aside, which are floats).
 """
 
 import collections
@@ -12,34 +9,31 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from decoding import Generation
+from decoding.config import Generation
 from transforms.records import ExampleError
-from transforms.statistics.intervals import INTERVAL, LEVEL, NUM_REPLICATES, estimate, poisson_weights, ratio
+from transforms.statistics.sums import FIXED_BITS, ZEROS, Columns, Sums, Totals, quotient
 
 ALPHA_DEFINITION = "on policy: mean of sum_x min(p(x), q(x)) over the positions examined in this run"
 SOURCES = ("resampled", "accepted", "bonus", "plain")
 
-_FIXED_POINT = 1 << 30
+_FOOTER_BITS = 30  # of β in fixed point in a part's footer, which earlier versions of the code have written too
 _BLEU_ORDERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Statistics:
-    """Sums over generations. `Statistics()` is the neutral element of `merge`.
+class Statistics(Totals):
+    """Totals of generations.
 
     Attributes:
-      parts: committed shards.
       examples: inputs decoded; generations: sequences decoded, num_samples per input.
       input_tokens, tokens: read and generated, EOS included in both.
       target_calls: iterations, summed over generations.
       draft_proposed, draft_accepted: drafted tokens.
       examined: inputs with a position at which a draft distribution was examined.
-      beta_sum: sum of β in units of 2^-30; beta_count: positions examined.
-      beta_sums, beta_counts: int[NUM_REPLICATES] each, the same under bootstrap weights.
+      sums: "beta", over the positions examined.
       sources: tokens by source, int[4], ordered as SOURCES.
       finish_reasons: generations by finish reason.
       truncated: inputs that were cut.
-      errors: failed records by stage.
       references: generations that have one.
       bleu_matches, bleu_totals: int[4] n-gram counts; bleu_length, bleu_reference_length: in BLEU's tokens.
       slot_iterations, row_iterations: iterations times slots, and those of them that decoded a row.
@@ -47,7 +41,6 @@ class Statistics:
       row_seconds: time in a slot, summed over generations; generate_seconds: time that the engine was busy.
     """
 
-    parts: int = 0
     examples: int = 0
     generations: int = 0
     input_tokens: int = 0
@@ -56,14 +49,10 @@ class Statistics:
     draft_proposed: int = 0
     draft_accepted: int = 0
     examined: int = 0
-    beta_sum: int = 0
-    beta_count: int = 0
-    beta_sums: tuple[int, ...] = (0,) * NUM_REPLICATES
-    beta_counts: tuple[int, ...] = (0,) * NUM_REPLICATES
+    sums: Sums = dataclasses.field(default_factory=Sums)
     sources: tuple[int, ...] = (0,) * len(SOURCES)
     finish_reasons: dict[str, int] = dataclasses.field(default_factory=dict)
     truncated: int = 0
-    errors: dict[str, int] = dataclasses.field(default_factory=dict)
     references: int = 0
     bleu_matches: tuple[int, ...] = (0,) * _BLEU_ORDERS
     bleu_totals: tuple[int, ...] = (0,) * _BLEU_ORDERS
@@ -75,40 +64,36 @@ class Statistics:
     row_seconds: float = 0.0
     generate_seconds: float = 0.0
 
-    def merge(self, other: "Statistics") -> "Statistics":
-        """The statistics of both sets of generations together."""
-        return Statistics(**{name: _add(value, getattr(other, name)) for name, value in vars(self).items()})
-
     def to_json(self) -> dict:
-        return dataclasses.asdict(self)
+        counts = self.sums.counts.get("beta#", ZEROS).tolist()
+        betas = (self.sums.fractions.get("beta", ZEROS) << _FOOTER_BITS - FIXED_BITS).tolist()
+        return {
+            **{name: value for name, value in vars(self).items() if name != "sums"},
+            "beta_sum": betas[0],
+            "beta_count": counts[0],
+            "beta_sums": betas[1:],
+            "beta_counts": counts[1:],
+        }
 
     @classmethod
     def from_json(cls, values: dict) -> "Statistics":
         """Inverse of `to_json`, also after a round through JSON text."""
         known = {"examined": values["examples"], **values}  # the most that it can be, of parts of earlier versions
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
-
-    @property
-    def num_errors(self) -> int:
-        return sum(self.errors.values())
+        betas, counts = (
+            np.array([known.pop(f"beta_{kind}"), *known.pop(f"beta_{kind}s")], np.int64) for kind in ("sum", "count")
+        )
+        finer = 1 << _FOOTER_BITS - FIXED_BITS  # than sums are: by earlier versions every digit was used
+        sums = Sums({"beta#": counts}, {"beta": (betas + finer // 2) // finer})
+        return cls(sums=sums, **{name: tuple(v) if isinstance(v, list) else v for name, v in known.items()})
 
     def brief(self) -> str:
         """ "α 0.61", "" where no draft distribution was examined: for progress."""
-        return f"α {self.beta_sum / self.beta_count / _FIXED_POINT:.3f}" if self.beta_count else ""
+        mean = self.sums.mean("beta")[0]
+        return "" if np.isnan(mean) else f"α {mean:.3f}"
 
     def alpha(self) -> dict | None:
         """α with its interval, None where no draft distribution was examined."""
-        sums, counts = (self.beta_sum, *self.beta_sums), (self.beta_count, *self.beta_counts)
-        mean = ratio(np.array(sums, np.float64) / _FIXED_POINT, np.array(counts, np.float64))
-        if (found := estimate(mean, self.examined, proportion=True)) is None:
-            return None
-        return {
-            **found,
-            "level": LEVEL,
-            "positions": self.beta_count,
-            "definition": ALPHA_DEFINITION,
-            "interval": INTERVAL,
-        }
+        return self.sums.alpha("beta", ALPHA_DEFINITION, examples=self.examined)
 
     def bleu(self) -> dict | None:
         """Corpus BLEU as sacrebleu computes it, None where there are no references."""
@@ -140,9 +125,9 @@ class Statistics:
             "input_tokens": self.input_tokens,
             "tokens": self.tokens,
             "target_calls": self.target_calls,
-            "target_calls_per_token": _ratio(self.target_calls, self.tokens),
-            "tokens_per_target_call": _ratio(self.tokens, self.target_calls),
-            "accepted_per_target_call": _ratio(self.draft_accepted, self.target_calls),
+            "target_calls_per_token": quotient(self.target_calls, self.tokens),
+            "tokens_per_target_call": quotient(self.tokens, self.target_calls),
+            "accepted_per_target_call": quotient(self.draft_accepted, self.target_calls),
             "draft_tokens": {"proposed": self.draft_proposed, "accepted": self.draft_accepted},
             "alpha": self.alpha(),
             "sources": dict(zip(SOURCES, self.sources)),
@@ -150,26 +135,14 @@ class Statistics:
             "truncated_inputs": self.truncated,
             "errors": {"total": self.num_errors, **dict(sorted(self.errors.items()))},
             "bleu": self.bleu(),
-            "slot_occupancy": _ratio(self.row_iterations, self.slot_iterations),
+            "slot_occupancy": quotient(self.row_iterations, self.slot_iterations),
             "compilations": self.compilations,
             "timings": {
                 "generate_seconds": self.generate_seconds,
                 "row_seconds": self.row_seconds,
-                "tokens_per_second": _ratio(self.tokens, self.generate_seconds),
+                "tokens_per_second": quotient(self.tokens, self.generate_seconds),
             },
         }
-
-
-def _add(a, b):
-    if isinstance(a, dict):
-        return dict(sorted((collections.Counter(a) + collections.Counter(b)).items()))
-    if isinstance(a, tuple):
-        return tuple(x + y for x, y in zip(a, b))
-    return a + b
-
-
-def _ratio(a: float, b: float) -> float | None:
-    return a / b if b else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,44 +170,29 @@ def shard_statistics(
       errors: its failed records.
       num_examples, input_tokens, truncated: of the inputs that were decoded.
     """
-    beta_sums, beta_counts = np.zeros((2, NUM_REPLICATES), np.int64)
-    sources = np.zeros(len(SOURCES), np.int64)
-    ids: set[str] = set()  # with positions that were examined
-    beta_sum = beta_count = proposed = accepted = tokens = calls = 0
-    for one in decoded:
-        generation = one.generation
-        examined = generation.beta[~np.isnan(generation.beta)].astype(np.float64)
-        row_sum = int(np.rint(examined * _FIXED_POINT).astype(np.int64).sum())
-        weights = poisson_weights(one.example_id)
-        beta_sums += weights * row_sum
-        beta_counts += weights * len(examined)
-        if len(examined):
-            ids.add(one.example_id)
-        beta_sum, beta_count = beta_sum + row_sum, beta_count + len(examined)
-        sources += np.bincount(generation.source, minlength=len(SOURCES))
-        proposed += int(generation.gammas.sum())
-        accepted += int(generation.accepted.sum())
-        tokens += len(generation.tokens)
-        calls += generation.target_calls
+    generations = [one.generation for one in decoded]
+    joined = lambda field, dtype: np.concatenate([np.zeros(0, dtype), *(getattr(one, field) for one in generations)])
+    columns = Columns([one.example_id for one in decoded], np.array([len(one.tokens) for one in generations], np.int64))
+    beta = joined("beta", np.float64)
+    columns.tokens("beta", beta, ~np.isnan(beta))
+    sums = columns.sums()
+    examined = int(sums.counts.pop("beta@")[0])
     return Statistics(
         parts=1,
         examples=num_examples,
         generations=len(decoded),
         input_tokens=input_tokens,
-        tokens=tokens,
-        target_calls=calls,
-        draft_proposed=proposed,
-        draft_accepted=accepted,
-        examined=len(ids),
-        beta_sum=beta_sum,
-        beta_count=beta_count,
-        beta_sums=tuple(beta_sums.tolist()),
-        beta_counts=tuple(beta_counts.tolist()),
-        sources=tuple(sources.tolist()),
-        finish_reasons=dict(collections.Counter(one.generation.finish_reason for one in decoded)),
+        tokens=len(beta),
+        target_calls=sum(one.target_calls for one in generations),
+        draft_proposed=int(joined("gammas", np.int64).sum()),
+        draft_accepted=int(joined("accepted", np.int64).sum()),
+        examined=examined,
+        sums=sums,
+        sources=tuple(np.bincount(joined("source", np.int64), minlength=len(SOURCES)).tolist()),
+        finish_reasons=dict(collections.Counter(one.finish_reason for one in generations)),
         truncated=truncated,
         errors=dict(collections.Counter(error.stage for error in errors)),
-        row_seconds=float(sum(one.generation.decode_seconds for one in decoded)),
+        row_seconds=float(sum(one.decode_seconds for one in generations)),
         **_bleu_counts([(one.prediction, one.targets) for one in decoded if one.targets is not None]),
     )
 

@@ -1,81 +1,72 @@
 """What a shard's scores add up to: α by draft, exact and mergeable, with its bootstrap replicates."""
 
-import collections
+from __future__ import annotations
+
 import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from decoding.scoring import TextScores
-from transforms.statistics.analysis import Columns, Sums, Texts
-from transforms.statistics.intervals import INTERVAL, LEVEL, estimate, ratio
+from transforms.statistics.intervals import LEVEL, estimate
+from transforms.statistics.sums import Columns, Sums, Totals, quotient
+
+if typing.TYPE_CHECKING:
+    from decoding.scoring import TextScores
 
 ALPHA_DEFINITION = "over the text: mean of sum_x min(p(x), q(x)) over the tokens at which the draft proposes something"
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreStatistics:
-    """Sums over scored texts. `ScoreStatistics()` is the neutral element of `merge`.
+class ScoreStatistics(Totals):
+    """Totals of scored texts.
 
     Attributes:
-      parts: committed shards.
       examples, texts: inputs, and their texts; input_tokens, tokens: of both, EOS included.
       truncated_texts: references that were cut.
-      errors: texts that could not be scored, by stage.
-      counts, fractions: `analysis.Sums`, by draft, as tuples: "beta/<draft>", "agreement/<draft>",
-        "lenient/<draft>/<lenience>" and, where the generations record it, "recorded/<draft>".
+      sums: by draft, "beta/<draft>", "agreement/<draft>", "lenient/<draft>/<lenience>" and, where the generations record
+        it, "recorded/<draft>".
       differences: by draft, largest |β here - recorded β|.
       seconds: that the models were busy.
       compilations: backend compilations while scoring; 0 unless something is wrong.
     """
 
-    parts: int = 0
     examples: int = 0
     texts: int = 0
     input_tokens: int = 0
     tokens: int = 0
     truncated_texts: int = 0
-    errors: dict[str, int] = dataclasses.field(default_factory=dict)
-    counts: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    fractions: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    sums: Sums = dataclasses.field(default_factory=Sums)
     differences: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     compilations: int = 0
 
-    def merge(self, other: "ScoreStatistics") -> "ScoreStatistics":
-        """The statistics of both sets of texts together."""
-        merged = {name: value + getattr(other, name) for name, value in vars(self).items() if isinstance(value, int | float)}
-        sums = self.sums.merge(other.sums)
-        most = {n: max(d.get(n, 0.0) for d in (self.differences, other.differences))
-                for n in self.differences | other.differences}  # fmt: skip
-        errors = collections.Counter(self.errors) + collections.Counter(other.errors)
-        return ScoreStatistics(**merged, **_plain(sums), errors=dict(sorted(errors.items())), differences=most)
+    def merge(self, other: ScoreStatistics) -> ScoreStatistics:
+        """The totals of both."""
+        most = {name: max(one.differences.get(name, 0.0) for one in (self, other))
+                for name in self.differences | other.differences}  # fmt: skip
+        return dataclasses.replace(super().merge(other), differences=most)
+
+    def to_json(self) -> dict:
+        return {**{name: value for name, value in vars(self).items() if name != "sums"}, **self.sums.to_json()}
 
     @classmethod
-    def from_json(cls, values: dict) -> "ScoreStatistics":
-        """Inverse of `dataclasses.asdict`, also after a round through JSON text."""
-        sums = {kind: {name: tuple(one) for name, one in values[kind].items()} for kind in ("counts", "fractions")}
-        return cls(**{**values, **sums})
+    def from_json(cls, values: dict) -> ScoreStatistics:
+        """Inverse of `to_json`, also after a round through JSON text."""
+        others = {name: value for name, value in values.items() if name not in ("counts", "fractions")}
+        return cls(sums=Sums.from_json(values), **others)
 
     @property
-    def sums(self) -> Sums:
-        return Sums(*({n: np.array(v, np.int64) for n, v in named.items()} for named in (self.counts, self.fractions)))
-
-    @property
-    def num_errors(self) -> int:
-        return sum(self.errors.values())
+    def drafts(self) -> list[str]:
+        return sorted(name.removeprefix("beta/") for name in self.sums.fractions if name.startswith("beta/"))
 
     def brief(self) -> str:
         """ "α 0.61 small, 0.13 bigram": for progress."""
-        sums = self.sums
-        drafts = [name.removeprefix("beta/") for name in self.fractions if name.startswith("beta/")]
-        means = ((draft, _replicates(sums, f"beta/{draft}")[0]) for draft in drafts)
-        return "α " + ", ".join(f"{mean:.3f} {draft}" for draft, mean in means) if self.tokens else ""
+        means = (f"{self.sums.mean(f'beta/{draft}')[0]:.3f} {draft}" for draft in self.drafts)
+        return "α " + ", ".join(means) if self.tokens else ""
 
     def summary(self) -> dict:
         """Totals and α for summary.json."""
-        sums = self.sums
-        drafts = [name.removeprefix("beta/") for name in self.fractions if name.startswith("beta/")]
         return {
             "examples": self.examples,
             "texts": self.texts,
@@ -83,71 +74,48 @@ class ScoreStatistics:
             "tokens": self.tokens,
             "truncated_texts": self.truncated_texts,
             "errors": {"total": self.num_errors, **self.errors},
-            "drafts": {draft: self._of_draft(sums, draft) for draft in sorted(drafts)},
+            "drafts": {draft: self._of_draft(draft) for draft in self.drafts},
             "compilations": self.compilations,
-            "timings": {
-                "score_seconds": self.seconds,
-                "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
-            },
+            "timings": {"score_seconds": self.seconds, "tokens_per_second": quotient(self.tokens, self.seconds)},
         }
 
-    def _of_draft(self, sums: Sums, draft: str) -> dict:
-        proposed = int(sums.count(f"beta/{draft}#")[0])
+    def _of_draft(self, draft: str) -> dict:
         start = f"lenient/{draft}/"
-        lenient = sorted((name.removeprefix(start) for name in self.fractions if name.startswith(start)), key=float)
+        lenient = sorted((name.removeprefix(start) for name in self.sums.fractions if name.startswith(start)), key=float)
         return {
-            "alpha": self._mean(sums, f"beta/{draft}", ALPHA_DEFINITION),
-            "proposed": proposed / self.tokens if self.tokens else None,
-            "agreement": self._mean(sums, f"agreement/{draft}", "share of these tokens whose argmaxes agree"),
+            "alpha": self._alpha(f"beta/{draft}", ALPHA_DEFINITION),
+            "proposed": quotient(int(self.sums.count(f"beta/{draft}#")[0]), self.tokens),
+            "agreement": self._alpha(f"agreement/{draft}", "share of these tokens whose argmaxes agree"),
             "lenient": {
-                value: self._mean(sums, start + value, f"as alpha, under lenience {value} (section A.5)")
+                value: self._alpha(start + value, f"as alpha, under lenience {value} (section A.5)")
                 for value in reversed(lenient)
             },
-            "on_policy": self._on_policy(sums, draft),
+            "on_policy": self._on_policy(draft),
         }
 
-    def _mean(self, sums: Sums, name: str, definition: str) -> dict | None:
-        positions = int(sums.count(name + "#")[0])
-        if not positions:
-            return None
-        return {
-            **self._interval(sums, name, _replicates(sums, name), proportion=True),
-            "level": LEVEL,
-            "positions": positions,
-            "definition": definition,
-            "interval": INTERVAL,
-        }
+    def _alpha(self, name: str, definition: str) -> dict | None:
+        return self.sums.alpha(name, definition, examples=self._having(name))
 
-    def _interval(self, sums: Sums, name: str, found: np.ndarray, *, proportion: bool = False) -> dict:
-        """A replicated value that rests on the examples that `name` has; ends are None where nothing is known of them."""
-        examples = min(int(sums.count(name + "@")[0]), self.examples)
-        return estimate(found, examples, proportion=proportion)
+    def _having(self, name: str) -> int:
+        """How many examples have values of that name."""
+        return min(int(self.sums.count(name + "@")[0]), self.examples)
 
-    def _on_policy(self, sums: Sums, draft: str) -> dict | None:
+    def _on_policy(self, draft: str) -> dict | None:
+        recorded = f"recorded/{draft}"
         definition = "on policy: mean of the β that generation recorded over the positions that it examined"
-        alpha = self._mean(sums, f"recorded/{draft}", definition)
+        alpha = self._alpha(recorded, definition)
         if alpha is None:
             return None
-        difference = _replicates(sums, f"beta/{draft}") - _replicates(sums, f"recorded/{draft}")
+        difference = self.sums.mean(f"beta/{draft}") - self.sums.mean(recorded)
         return {
             "alpha": alpha,
             "difference": {
-                **self._interval(sums, f"recorded/{draft}", difference),
+                **estimate(difference, self._having(recorded)),
                 "level": LEVEL,
                 "definition": "alpha over the text less on policy",
             },
             "beta_max_difference": self.differences.get(draft),
         }
-
-
-def _replicates(sums: Sums, name: str) -> np.ndarray:
-    """float64[1 + NUM_REPLICATES], the mean and its replicates, NaN where one has no data."""
-    return ratio(sums.fraction(name), sums.count(name + "#"))
-
-
-def _plain(sums: Sums) -> dict:
-    return {kind: {name: tuple(v.tolist()) for name, v in sorted(getattr(sums, kind).items())}
-            for kind in ("counts", "fractions")}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,9 +160,8 @@ def score_statistics(
     """
     ids = [one.example_id for one in scored]
     joined = lambda arrays: np.concatenate([np.zeros(0), *arrays]).astype(np.float64)
-    texts = Texts(ids, np.array([len(one.tokens) for one in scored], np.int64), joined(one.tokens for one in scored),
-                  np.zeros(0))  # fmt: skip
-    columns, differences = Columns(texts), {}
+    lengths = np.array([len(one.tokens) for one in scored], np.int64)
+    columns, differences = Columns(ids, lengths), {}
     for draft in drafts if scored else ():
         of_draft = [one.scores.drafts[draft] for one in scored]
         beta = joined(one.beta for one in of_draft)
@@ -205,19 +172,19 @@ def score_statistics(
             lenient = joined(one.lenient_beta[:, i] for one in of_draft)
             columns.tokens(f"lenient/{draft}/{value:g}", lenient, proposed)
         if draft == recorded:
-            found = joined(one.recorded_beta for one in scored)
-            columns.tokens(f"recorded/{draft}", found, ~np.isnan(found))
-            both = np.abs(beta - found)[proposed & ~np.isnan(found)]
+            before = joined(one.recorded_beta for one in scored)
+            columns.tokens(f"recorded/{draft}", before, ~np.isnan(before))
+            both = np.abs(beta - before)[proposed & ~np.isnan(before)]
             differences[draft] = float(both.max(initial=0.0))
     return ScoreStatistics(
         parts=1,
         examples=len(set(ids)),
         texts=len(scored),
         input_tokens=sum(one.input_tokens for one in scored),
-        tokens=len(texts.tokens),
+        tokens=int(lengths.sum()),
         truncated_texts=sum(one.truncated for one in scored),
         errors=dict(sorted(errors.items())),
-        **_plain(columns.sums()),
+        sums=columns.sums(),
         differences=differences,
         seconds=seconds,
         compilations=compilations,
