@@ -19,28 +19,24 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from decoding.checkpoints import CheckpointError, find_checkpoint, orbax
-from decoding.checkpoints.load import DTYPES
 from pipeline.job.command import command
 from pipeline.settings import ConfigError
 from transforms import storage
-from transforms.tokenize import NAMES
 
-# Beside the tokeniser itself: what says how to use it.
-TOKENIZER_FILES = (
-    *NAMES,
+BESIDE_TOKENIZER = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
 )
+"""What says how a tokeniser is used."""
 
 _FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint to convert.", flag_values=_FLAGS)
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write.", flag_values=_FLAGS)
 _ARCHITECTURE = flags.DEFINE_string("architecture", None, "Preset, or a JSON object of keys.", flag_values=_FLAGS)
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", sorted(DTYPES), "Of the written weights.", flag_values=_FLAGS)
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the written weights.", flag_values=_FLAGS)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Tokeniser file to put beside them.", flag_values=_FLAGS)
 
 
@@ -51,20 +47,20 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         left = _FLAGS(["pipeline.convert", *argv])[1:]
-        if left:
-            raise flags.Error(f"unknown arguments: {' '.join(left)}")
-        missing = [f"--{flag.name}" for flag in (_MODEL, _OUTPUT) if flag.value is None]
-        if missing:
-            raise flags.Error(f"{' and '.join(missing)} must be given")
-        began = time.monotonic()
+    except flags.Error as error:
+        raise ConfigError(str(error)) from error
+    if left:
+        raise ConfigError(f"unknown arguments: {' '.join(left)}")
+    if missing := [f"--{flag.name}" for flag in (_MODEL, _OUTPUT) if flag.value is None]:
+        raise ConfigError(f"{' and '.join(missing)} must be given")
+    architecture, began = parse_architecture(_ARCHITECTURE.value), time.monotonic()
+    from decoding.checkpoints import CheckpointError  # only now: the command's own mistakes are told without JAX
+
+    try:
         count, files = convert(
-            _MODEL.value,
-            _OUTPUT.value,
-            architecture=parse_architecture(_ARCHITECTURE.value),
-            dtype=_DTYPE.value,
-            tokenizer=_TOKENIZER.value,
+            _MODEL.value, _OUTPUT.value, architecture=architecture, dtype=_DTYPE.value, tokenizer=_TOKENIZER.value
         )
-    except (flags.Error, CheckpointError) as error:
+    except CheckpointError as error:
         raise ConfigError(str(error)) from error
     beside = f"with {', '.join(files)}" if files else "without a tokeniser: none lies beside it"
     print(f"{_OUTPUT.value}: {count:,} parameters in {_DTYPE.value}, {beside}, {time.monotonic() - began:.1f} s")
@@ -75,14 +71,14 @@ def parse_architecture(text: str | None) -> str | dict | None:
     """A preset's name, a JSON object, or nothing.
 
     Raises:
-      CheckpointError: an object that is not valid JSON.
+      ConfigError: an object that is not valid JSON.
     """
     if text is None or not text.lstrip().startswith("{"):
         return text
     try:
         return json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"--architecture is {text!r}: not a JSON object: {error}") from error
+        raise ConfigError(f"--architecture is {text!r}: not a JSON object: {error}") from error
 
 
 def convert(
@@ -101,10 +97,14 @@ def convert(
     Raises:
       CheckpointError: the checkpoint is unusable, or `output` holds a model already.
     """
+    from decoding.checkpoints import CheckpointError, find_checkpoint, orbax
+    from decoding.checkpoints.load import DTYPES
+    from transforms.tokenize import NAMES
+
     checkpoint = find_checkpoint(model, architecture)
     if tokenizer is not None and tokenizer.rpartition("/")[2] not in NAMES:
         raise CheckpointError(f"--tokenizer is {tokenizer!r}; allowed: a file called {', '.join(NAMES)}")
-    files = {name: storage.join(model, name) for name in TOKENIZER_FILES}
+    files = {name: storage.join(model, name) for name in (*NAMES, *BESIDE_TOKENIZER)}
     files = {name: path for name, path in files.items() if storage.exists(path)}
     if tokenizer is not None:
         files[tokenizer.rpartition("/")[2]] = tokenizer

@@ -10,26 +10,28 @@ Exit status: 0 when the data set is there, 1 when the job failed, 2 when somethi
 and nothing was done.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import importlib.util
 import json
 import re
 import sys
+import typing
 from collections.abc import Sequence
 from typing import Any
 
-import apache_beam as beam
-import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions
-
 from pipeline.job.command import command, run_pipeline
-from pipeline.runners.options import beam_options, first_local
 from pipeline.settings import ConfigError, absolute
 from pipeline.settings.flags import Parser
 from transforms import storage
 from transforms.folder import GENERATE, SCORE, FolderError, OpenedFolder, open_finished
-from transforms.parts import PartError, read_schema
-from transforms.write_tfds import DataSet, Part, WriteTfds, read_metadata
+
+if typing.TYPE_CHECKING:
+    import pyarrow as pa
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from transforms.write_tfds import DataSet, Part
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -77,6 +79,10 @@ def parse(args: Sequence[str]) -> Job:
             raise ConfigError(f"--{flag} is {value!r}; allowed: {allowed}")
     if importlib.util.find_spec("tensorflow_datasets") is None or importlib.util.find_spec("tensorflow") is None:
         raise ConfigError("a TFDS data set needs TensorFlow and tensorflow-datasets, which are in the extra 'tasks'")
+    # Only now: what is wrong with the command itself is said without waiting for Beam.
+    from pipeline.runners.options import beam_options, first_local
+    from transforms.write_tfds import DataSet
+
     options = beam_options(others, {"--inputs": first_local(inputs), "--output": absolute(own.output)})
     folders = [open_finished(folder, SCORE, GENERATE, what="--inputs:") for folder in inputs]
     first = folders[0].manifest
@@ -102,12 +108,16 @@ def parse(args: Sequence[str]) -> Job:
 
 
 def _parts(opened: OpenedFolder, split: str) -> list[Part]:
+    from transforms.write_tfds import Part
+
     manifest, path = opened.manifest, opened.folder.path
     names = enumerate(manifest.part_names())
     return [Part(split, shard, manifest.num_shards, path(name), manifest.fingerprint) for shard, name in names]
 
 
 def _schema(opened: OpenedFolder) -> pa.Schema:
+    from transforms.parts import PartError, read_schema
+
     path = _parts(opened, "")[0].path
     try:
         return read_schema(path)
@@ -128,6 +138,10 @@ def _provenance(opened: OpenedFolder) -> dict[str, Any]:
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name, in this process. Returns the exit status."""
     job = parse(args)
+    import apache_beam as beam
+
+    from transforms.write_tfds import WriteTfds, read_metadata
+
     there = read_metadata(job.dataset.folder)
     if there is not None and there != json.loads(json.dumps(job.dataset.metadata)):
         raise FolderError(f"{job.dataset.folder!r} holds another data set; allowed: another --name, --version or --output")

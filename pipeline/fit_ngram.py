@@ -10,29 +10,31 @@ give the same file, however they are cut into shards and whatever runs the job.
 Exit status: 0 when the model is written, 1 when the job failed, 2 when something is wrong with the command or its input.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import logging
 import sys
+import typing
 from collections.abc import Sequence
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 
-import decoding
-from decoding.drafts import ngram
 from decoding.version import __version__
 from pipeline.job.command import command, run_pipeline
-from pipeline.job.preflight import CheckedModels, check_models, pieces_sha256
-from pipeline.job.run import plan_of
 from pipeline.job.terminal import facts, make_console
-from pipeline.runners.options import beam_options, paths_of
 from pipeline.settings import ConfigError, JobConfig, absolute, parse_command_line, refuse_placeholders
 from pipeline.settings.flags import Parser, number
 from transforms import storage
 from transforms.folder import GENERATE, FolderError, open_finished
-from transforms.ngram import FitNGram, FitSettings, ReadGenerations, ReadTexts
-from transforms.tokenize import load_tokenizer
+
+if typing.TYPE_CHECKING:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from decoding import CheckpointInfo
+    from pipeline.job.preflight import CheckedModels
+    from transforms.ngram import FitSettings
 
 _EXAMPLES_PER_SHARD = 1024
 
@@ -81,6 +83,13 @@ def parse(args: Sequence[str]) -> Job:
     order, min_count = number("order", own.order, int, 1, 2), number("min_count", own.min_count, int, 1)
     held_out = number("held_out", own.held_out, float, 0, 0.5)
     generations = absolute(own.generations)
+    # Only now: what is wrong with the command itself is said without waiting for Beam.
+    import decoding
+    from pipeline.job.preflight import check_models, pieces_sha256
+    from pipeline.runners.options import beam_options, paths_of
+    from transforms.ngram import FitSettings, ReadGenerations
+    from transforms.tokenize import load_tokenizer
+
     paths = paths_of(command.config, command.output) | ({"--generations": generations} if generations else {})
     options = beam_options(command.beam_args, paths)
     _refuse_foreign(command.output)
@@ -106,6 +115,8 @@ def parse(args: Sequence[str]) -> Job:
 
 def _refuse_foreign(output: str) -> None:
     """An earlier n-gram is replaced; a model's or a run's folder is not written into."""
+    from decoding.drafts import ngram
+
     try:
         foreign = sorted(name for name in storage.list_tree(output) if name != ngram.FILE)
     except OSError as error:
@@ -127,9 +138,12 @@ def _parts(folder: str, models: CheckedModels) -> tuple[tuple[str, ...], dict]:
 
 
 def _shards(
-    config: JobConfig, output: str, text_field: str, models: CheckedModels, target: decoding.CheckpointInfo
+    config: JobConfig, output: str, text_field: str, models: CheckedModels, target: CheckpointInfo
 ) -> tuple[tuple[int, ...], dict, beam.DoFn]:
     """Numbers of the input's shards, what it is, and what reads it."""
+    from pipeline.job.run import plan_of
+    from transforms.ngram import ReadTexts
+
     field = text_field or config.input.target_field or config.input.fields.inputs
     config = dataclasses.replace(
         config,
@@ -144,12 +158,18 @@ def _shards(
 
 def build_pipeline(root: beam.Pipeline, job: Job) -> None:
     """Adds the job to an empty pipeline."""
+    import apache_beam as beam
+
+    from transforms.ngram import FitNGram
+
     texts = root | beam.Create(job.items) | beam.Reshuffle() | "Read" >> beam.ParDo(job.reader)
     _ = texts | FitNGram(job.settings)
 
 
 def print_fitted(console: Console, directory: str) -> None:
     """Prints what a fitted model is made of."""
+    from decoding.drafts import ngram
+
     about = ngram.read_info(directory).about
     kind = {1: "unigram", 2: "bigram"}[about["order"]]
     pairs = f"{about['stored_pairs']:,} of {about['distinct_pairs']:,} distinct pairs"

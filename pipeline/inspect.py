@@ -28,11 +28,13 @@ from transforms import attempts, storage
 from transforms.folder import open_run
 from transforms.parts import Footer, PartError, check_part
 from transforms.statistics.generations import Statistics
+from transforms.statistics.scores import ScoreStatistics
 from transforms.storage import OutputFolder
 
 _READERS = 16
 _SHOWN = 10
 _OURS = (f"{storage.ATTEMPTS}/", f"{storage.DAMAGED}/")
+_STATISTICS = {storage.GENERATIONS: Statistics, storage.SCORES: ScoreStatistics}
 _BUSY_SECONDS = {storage.GENERATIONS: "generate_seconds", storage.SCORES: "seconds"}
 _SHOWN_SETTINGS = ("input", "model", "decoding", "shards", "score")
 
@@ -113,17 +115,8 @@ class _Parts:
     problems: tuple[str, ...]
 
 
-def _statistics(kind: str) -> type:
-    """What is in the footers of a folder's parts."""
-    if kind == storage.GENERATIONS:
-        return Statistics
-    from transforms.statistics.scores import ScoreStatistics  # with Beam and JAX, which most folders are read without
-
-    return ScoreStatistics
-
-
 def _read_parts(folder: OutputFolder, names: Sequence[str], kind: str, fingerprint: str) -> _Parts:
-    kept = _statistics(kind)
+    kept = _STATISTICS[kind]
 
     def read(name: str) -> Footer | str:
         try:

@@ -10,33 +10,40 @@ writes; a job of many slices is one such command per slice and per part of the i
 Exit status: as of `pipeline.generate`.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 
-import jax
-
-import decoding
-from decoding import sharding, slices
+from decoding.config import DecodingConfig
 from pipeline import generate
 from pipeline.settings import ConfigError, help_text, parse_command_line
 from pipeline.settings.flags import Parser
-from transforms.costs import Costs
-from transforms.decode import load_generator
-from transforms.models import Models
+
+if typing.TYPE_CHECKING:
+    from decoding import Generator, slices
+    from transforms.costs import Costs
+    from transforms.models import Models
 
 _leader: slices.Leader | None = None
 
 
-def build(arguments: Mapping) -> decoding.Generator:
+def build(arguments: Mapping) -> Generator:
     """On every host, from what the first one tells."""
+    from transforms.decode import load_generator
+    from transforms.models import Models
+
     config = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments["config"].items()}
-    return load_generator(Models(**arguments["models"]), decoding.DecodingConfig(**config))
+    return load_generator(Models(**arguments["models"]), DecodingConfig(**config))
 
 
-def lead(models: Models, config: decoding.DecodingConfig, costs: Costs | None) -> slices.Leader:
+def lead(models: Models, config: DecodingConfig, costs: Costs | None) -> slices.Leader:
     """The factory of the first host's job. Its pipeline runs in this process, which holds one leader."""
+    from decoding import slices
+
     global _leader
     _leader = slices.Leader(build, {"models": dataclasses.asdict(models), "config": dataclasses.asdict(config)})
     return _leader
@@ -62,6 +69,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], str]:
     for flag in (argument.split("=", 1)[0] for argument in command.beam_args):
         if flag in ("--runner", "--direct_running_mode"):
             raise ConfigError(f"{flag} is given; allowed: none, as a slice's first host runs the pipeline in its own process")
+    # Only now: what is wrong with the command itself is said without waiting for JAX.
+    from decoding import slices
+
     slices.check(command.config.decoding)
     return own, job, command.config.model.mesh
 
@@ -72,6 +82,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         own, job, mesh = parse(argv)
+        import jax
+
+        from decoding import sharding, slices
+
         jax.distributed.initialize(own.coordinator, own.hosts, own.host)
         sharding.make_mesh(*sharding.parse_mesh(mesh))  # now that all chips are known
     except ValueError as error:

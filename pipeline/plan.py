@@ -18,67 +18,12 @@ Exit status: 0 when it fits (or was measured, or prepared), 1 when it does not f
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Sequence
 
-import decoding
-from decoding import sharding
 from pipeline.job.command import command
 from pipeline.job.terminal import make_console
-from pipeline.planning import chips, hlo
-from pipeline.planning.command import PlanOptions, parse
-from pipeline.planning.jobs import advice, most_slots, needs, slice_job
-from pipeline.planning.prepare import prepare_here
-from pipeline.planning.printed import milliseconds, report
-from pipeline.planning.speed import measured, predict
-from pipeline.settings import ConfigError, JobConfig
-
-
-def run(config: JobConfig, options: PlanOptions) -> dict:
-    """The whole plan as plain data."""
-    began = time.monotonic()
-    job = slice_job(config, options)
-    which = "job" if options.prepare else options.programs
-    if options.num_slots is None:
-        job, held, programs = most_slots(job, which)
-    else:
-        held, programs = needs(job, which)
-    limit = job.limit
-    short = held.total - limit
-    result = {
-        "topology": job.topology.name,
-        "chips": job.mesh.size,
-        "mesh": dict(job.mesh.shape),
-        "num_slots": job.config.num_slots,
-        "draft": "none" if job.draft is None else "split" if sharding.mesh_of(job.draft) else "on every chip",
-        "undivided": sharding.undivided(job.target.config, job.mesh),
-        "memory": dataclasses.asdict(held) | {"total": held.total, "limit": limit, "fits": short <= 0},
-        "predicted": predict(job, options),
-        "programs": {
-            name if isinstance(name, str) else " ".join(map(str, name)): _program(name, program, job.caches)
-            for name, program in programs.items()
-        },
-        "seconds": time.monotonic() - began,
-    }
-    if options.prepare:
-        mesh = ",".join(f"{axis}:{size}" for axis, size in job.mesh.shape.items())
-        result["prepared"] = {"directory": options.prepare, "programs": len(programs), "mesh": mesh}
-    if short > 0:
-        result["memory"] |= {"short": short, "advice": advice(job, short)}
-    return result
-
-
-def _program(name, program, caches) -> dict:
-    """What is known of one compiled program."""
-    stats = program.memory_analysis()
-    told = {"argument_bytes": stats.argument_size_in_bytes, "temporary_bytes": stats.temp_size_in_bytes}
-    if name[0] == "chunk":
-        read = hlo.Program(program.as_text())
-        traffic = read.collectives()
-        copied, moved = read.copies(caches)
-        told |= {"cache_copies": copied, "cache_moves": moved}
-        told |= {"collectives": traffic.counts, "collective_bytes": traffic.bytes}
-    return told
+from pipeline.planning.command import parse
+from pipeline.settings import ConfigError
 
 
 @command
@@ -86,6 +31,14 @@ def main(argv: Sequence[str]) -> int:
     console = make_console()
     try:
         config, options = parse(argv)
+        # Only now: what is wrong with the command itself is said without waiting for JAX.
+        import decoding
+        from pipeline.planning import chips
+        from pipeline.planning.prepare import prepare_here
+        from pipeline.planning.printed import milliseconds, report
+        from pipeline.planning.slice import plan_slice
+        from pipeline.planning.speed import measured
+
         if options.prepare:
             options = dataclasses.replace(options, prepare=decoding.keep_programs(options.prepare))
         if options.topology is None and options.prepare:
@@ -100,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
                     "compiled, so temporaries are guessed and the loop is not looked at.",
                     markup=False,
                 )
-            result = run(config, options)
+            result = plan_slice(config, options)
     except ValueError as error:  # CheckpointError and ConfigError too
         raise ConfigError(str(error)) from error
     if options.json:

@@ -5,15 +5,16 @@
 Overrides go to all runs; without `--output` the results go to a new temporary folder.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import pathlib
 import sys
 import tempfile
+import typing
 from collections.abc import Sequence
 
-import numpy as np
-import pyarrow as pa
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,8 +25,9 @@ from pipeline import generate
 from pipeline.job.marked import STYLES, marked_text
 from pipeline.job.terminal import add_row, make_console, summary_rows
 from transforms import storage
-from transforms.parts import read_footer, read_rows
-from transforms.tokenize import Tokenizer, load_tokenizer
+
+if typing.TYPE_CHECKING:
+    from transforms.tokenize import Tokenizer
 
 CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
 
@@ -68,6 +70,8 @@ def print_comparison(console: Console, folders: dict[str, pathlib.Path]) -> None
       console: where to.
       folders: of the runs, by name; the first is what the others are compared with.
     """
+    from transforms.tokenize import load_tokenizer
+
     console.rule("side by side")
     summaries = {name: json.loads((folder / storage.SUMMARY).read_text()) for name, folder in folders.items()}
     cells = {name: dict(summary_rows(summary)) for name, summary in summaries.items()}
@@ -123,6 +127,10 @@ def print_examples(console: Console, rows: dict[str, dict], tokenizer: Tokenizer
 
 
 def _rows(folder: pathlib.Path) -> dict[str, dict]:
+    import pyarrow as pa
+
+    from transforms.parts import read_rows
+
     columns = ["example_id", "index", "inputs", "output_tokens", "source"]
     parts = sorted((folder / storage.GENERATIONS).glob("*.parquet"))
     table = pa.concat_tables([read_rows(str(part), columns) for part in parts]).sort_by("index")
@@ -132,13 +140,15 @@ def _rows(folder: pathlib.Path) -> dict[str, dict]:
 def _speedup_range(plain: pathlib.Path, speculative: pathlib.Path) -> tuple[float, float]:
     """Smallest and largest speedup of one shard."""
 
-    def speeds(folder: pathlib.Path) -> np.ndarray:
+    from transforms.parts import read_footer
+
+    def speeds(folder: pathlib.Path) -> list[float]:
         parts = sorted((folder / storage.GENERATIONS).glob("*.parquet"))
         statistics = [read_footer(str(part)).statistics for part in parts]
-        return np.array([one.tokens / one.generate_seconds for one in statistics])
+        return [one.tokens / one.generate_seconds for one in statistics]
 
-    ratios = speeds(speculative) / speeds(plain)
-    return float(ratios.min()), float(ratios.max())
+    ratios = [fast / slow for fast, slow in zip(speeds(speculative), speeds(plain), strict=True)]
+    return min(ratios), max(ratios)
 
 
 def _tokenizer_path(folder: pathlib.Path) -> str:

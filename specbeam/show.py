@@ -20,14 +20,14 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.job.command import command
 from pipeline.job.marked import STYLES, marked_text
 from pipeline.settings.flags import Parser
 from pipeline.settings.typed import ConfigError
-from specbeam.folders import open_rows, tables
 from transforms.folder import GENERATE, FolderError, OpenedFolder
-from transforms.tokenize import TokenizerError, load_tokenizer
 
 
+@command
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
     parser = Parser(
@@ -38,24 +38,27 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--colour", "--color", action="store_true", help="colour and mark tokens by their source")
     parser.add_argument("--limit", type=int, help="print so many rows at most")
     parser.add_argument("--unfinished", action="store_true", help="print what there is of an unfinished run")
+    own = parser.parse_args(list(args))
+    from specbeam.folders import open_rows
+    from transforms.text.vocabularies import TokenizerError
+
     try:
-        own = parser.parse_args(list(args))
         opened = open_rows(own.output, unfinished=own.unfinished)
         if own.jsonl:
             print_lines(rows(opened, own.limit))
         else:
             print_texts(Console(), opened, own.limit, colour=own.colour)
-    except (ConfigError, FolderError, TokenizerError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # `| head` has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    except TokenizerError as error:
+        raise ConfigError(str(error)) from error
+    except BrokenPipeError:  # `| head` has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def rows(opened: OpenedFolder, limit: int | None) -> Iterator[dict[str, Any]]:
     """Rows as plain values, at most so many."""
+    from specbeam.folders import tables
+
     left = math.inf if limit is None else limit
     for table in tables(opened):
         if left <= 0:
@@ -91,6 +94,8 @@ def print_texts(console: Console, opened: OpenedFolder, limit: int | None, *, co
         raise FolderError(f"{opened.folder.root!r} is {what}; allowed: --jsonl")
     tokenizer = None
     if colour:
+        from transforms.tokenize import load_tokenizer
+
         model = manifest.config["model"]
         tokenizer = load_tokenizer(model.get("tokenizer") or model["target"])
         for name, style, before, after in STYLES.values():

@@ -1,12 +1,17 @@
 """Tokens told apart by where they came from, on a terminal."""
 
+from __future__ import annotations
+
+import typing
 from collections.abc import Sequence
 
 from rich.text import Text
 
 from decoding.config import ACCEPTED, BONUS, CORRECTED, PLAIN, TOKEN_KINDS
 from pipeline.report.texts import MARKS, added_texts
-from transforms.tokenize import Tokenizer
+
+if typing.TYPE_CHECKING:
+    from transforms.tokenize import Tokenizer
 
 _COLOURS = {CORRECTED: "#E69F00", ACCEPTED: "#56B4E9", BONUS: "#CC79A7", PLAIN: "default"}  # for colour-blind readers, too
 STYLES = {

@@ -4,8 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from decoding import sharding
-from decoding.checkpoints.presets import PRESETS
+from decoding import config as decoding_config
 from pipeline.planning import chips
 from pipeline.settings import ConfigError, JobConfig, parse_command_line
 from pipeline.settings.flags import Parser
@@ -51,6 +50,8 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, PlanOptions]:
     own, others = parser.parse_known_args(list(args))
     for flag in ("target", "draft"):
         if name := getattr(own, flag):
+            from decoding.checkpoints.presets import PRESETS  # with all of checkpoints, and JAX
+
             if name not in PRESETS:
                 raise ConfigError(f"--{flag} is {name!r}; allowed: {', '.join(PRESETS)}")
             others.append(f"--config.model.{flag}=preset:{name}")
@@ -120,7 +121,7 @@ def parse_mesh(flag: str, text: str, used: int, topology: chips.Topology | None)
     if not text:
         return (1, count)
     try:
-        data, ways = sharding.parse_mesh(text)
+        data, ways = decoding_config.parse_mesh(text)
     except ValueError:
         data = ways = 0
     if data * ways != count:

@@ -1,0 +1,1 @@
+"""What `pipeline.score` does: which texts it scores, and the job."""
