@@ -14,7 +14,7 @@ from rich.console import Console
 import decoding
 from decoding import theory
 from pipeline import benchmark
-from pipeline.benchmarking import runner
+from pipeline.benchmarking import measure, runner
 from pipeline.benchmarking.tables import print_results
 from tests.pipeline.benchmark_fakes import FakeGenerator, FakeTimer
 from tests.pipeline.conftest import SENTENCES
@@ -166,8 +166,8 @@ def test_a_run_is_shown(run):
 
 def test_progress_without_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    monkeypatch.setattr(benchmark, "_LINE_SECONDS", 0.0)
-    with benchmark._Progress(2, 1) as progress:
+    monkeypatch.setattr(measure, "_LINE_SECONDS", 0.0)
+    with measure._Progress(2, 1) as progress:
         progress.show(0, "plain")
         progress.show(1, "γ 2")
     assert capsys.readouterr().err.splitlines() == [

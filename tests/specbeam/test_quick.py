@@ -8,6 +8,9 @@ import sys
 import pytest
 
 from decoding.version import __version__
+from pipeline import score
+from specbeam.command import JOBS, SHOW
+from tests.pipeline import score_fakes
 from tests.pipeline.helpers import run
 
 HEAVY = ("jax", "flax", "apache_beam", "pyarrow", "numpy", "sentencepiece", "tokenizers", "tensorflow")
@@ -19,11 +22,20 @@ HEAVY = ("jax", "flax", "apache_beam", "pyarrow", "numpy", "sentencepiece", "tok
         "import specbeam",
         "import specbeam.command; specbeam.command.help_text()",
         "from pipeline.settings import help_text; help_text('')",
-        "import pipeline.generate",
+        *(f"import pipeline.{job}" for job in JOBS if job != "inspect"),
+        "import specbeam.show",
     ],
 )
 def test_nothing_heavy_is_imported(program):
     program += f"; import sys; print(*[name for name in {HEAVY} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_looking_into_folders_waits_for_no_framework():
+    """`inspect` reads parts, with Arrow and NumPy, and what generations and scores add up to."""
+    program = "import pipeline.inspect, sys; print(*[name for name in {} if name in sys.modules])"
+    heavy = [name for name in HEAVY if name not in ("pyarrow", "numpy")] + ["scipy.special"]
+    program = program.format(heavy)
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
 
 
@@ -42,20 +54,34 @@ def quickest(*args: str, expect: int = 0) -> tuple[float, str]:
 
 
 @pytest.mark.slow  # a busy machine makes everything slower
+@pytest.mark.parametrize("job", [*JOBS, SHOW])
+def test_seconds_of_processor_for_help_and_a_typo(job, command):
+    used, shown = quickest("specbeam", job, "--help")
+    assert job in shown.replace("specbeam.show", SHOW) and used < 1.0, used
+    typo = "--config.decoding.gama=3" if job in ("generate", "score", "benchmark", "plan", "fit_ngram") else "--outptu=x"
+    words = [*command(), typo] if job in ("generate", "score") else [command()[0], typo, "--inputs=x"]
+    if job == "quickstart":
+        return  # its flags are those of `generate`
+    used, shown = quickest("specbeam", job, *words, expect=2)
+    assert shown.startswith("error: ") and used < 1.0, (used, shown)
+
+
+@pytest.mark.slow
 def test_seconds_of_processor(command, tmp_path):
     run(command())
-    out = str(tmp_path / "out")
+    out, scores = str(tmp_path / "out"), tmp_path / "scores"
+    score_command = command(f"--config.score.generations={out}", output=scores)
+    assert score.main(score_command, score_fakes.fake()) == 0
     for words, expect, told in (
         (["specbeam", "--help"], 0, "fit_ngram"),
         (["specbeam", "--version"], 0, __version__),
-        (["specbeam", "generate", "--help"], 0, "--config.decoding.gamma"),
-        (["pipeline.generate", "--help"], 0, "--config.decoding.gamma"),
-        (["pipeline.generate", *command("--config.decoding.gama=3")], 2, "did you mean 'gamma'"),
+        (["specbeam", "generat"], 2, "did you mean 'generate'"),
         (["pipeline.generate", *command("--gamma=3")], 2, "--config.decoding.gamma"),
         (["pipeline.generate", *command()], 0, "Finished already"),
-        (["pipeline.inspect", out], 0, "complete"),
-        (["pipeline.inspect", out, "--json"], 0, '"complete": true'),
-    ):
+        (["pipeline.score", *score_command], 0, "Finished already"),
+        *((["pipeline.inspect", str(folder), *flags], 0, told)
+          for folder in (out, scores) for flags, told in (([], "complete"), (["--json"], '"complete": true'))),
+    ):  # fmt: skip
         used, shown = quickest(*words, expect=expect)
         assert told in shown
         assert used < 1.0, (words, used)

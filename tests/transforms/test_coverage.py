@@ -4,11 +4,13 @@ A simulated job has 100 texts. Text i has its own level z_i, its β follow an au
 grows or shrinks with z_i. The truth, E[Σβ] / E[tokens], is an integral over z alone.
 """
 
+import math
+
 import numpy as np
 import pytest
 from scipy.special import ndtr, stdtrit
 
-from transforms.statistics.intervals import LEVEL, bootstrap_interval, poisson_weights
+from transforms.statistics.intervals import LEVEL, bootstrap_interval, poisson_weights, student_quantile
 
 TEXTS, JOBS_PER_SET, SETS = 100, 100, 40
 BETWEEN, WITHIN, CORRELATION, LONGEST = 0.6, 1.0, 0.7, 60
@@ -90,3 +92,12 @@ def test_little_data_is_little_known():
     assert (low, high) == pytest.approx(bootstrap_interval(0.3, np.array([0.2, 0.4]), 9))
     low, high = bootstrap_interval(np.array([0.3, 0.5]), np.array([[0.2, 0.4], [0.4, 0.6]]), np.array([9, 1]))
     assert np.isnan([low[1], high[1]]).all() and not np.isnan([low[0], high[0]]).any()
+
+
+def test_students_quantile():
+    """Against closed forms, and against scipy, whose own is right to nine digits."""
+    p = (1 + LEVEL) / 2
+    known = [math.tan(math.pi * (p - 0.5)), (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))]
+    np.testing.assert_allclose(student_quantile(np.array([1.0, 2.0])), known, rtol=1e-11)
+    freedom = np.concatenate([np.linspace(0.5, 5, 50), np.logspace(0, 7, 50)])
+    np.testing.assert_allclose(student_quantile(freedom), stdtrit(freedom, p), rtol=1e-8)
