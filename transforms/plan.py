@@ -141,7 +141,7 @@ def plan_input(spec: InputSpec, cut: Cut, known: Plan | None = None, output: str
         _refuse_unreadable(files, [_probe(file, spec, cut) for file in unread])
     plan = Plan(tuple(files), cut.examples_per_shard, cut.bytes_per_shard)
     if plan.num_shards == 0:
-        raise InputError(f"no record in {', '.join(repr(file.path) for file in files)}")
+        raise InputError(f"no record in {', '.join(repr(file.path) for file in files)}{_hint(files[0], spec)}")
     if unread and spec.fields.example_id:
         _refuse_duplicates(plan, spec)
     return plan

@@ -9,6 +9,7 @@ transformers: it has all that the others leave to the files around them.
 from collections.abc import Sequence
 from typing import Protocol
 
+from decoding.checkpoints.storage import LFS_POINTER
 from transforms import storage
 from transforms.text import gguf_vocabulary, sentencepieces
 from transforms.text.added_tokens import (
@@ -108,6 +109,8 @@ def _load(path: str) -> Tokenizer:
     if path.endswith(".gguf"):
         return gguf_vocabulary.from_gguf(path)
     data, surroundings = storage.read_bytes(path), read_surroundings(path)
+    if data.startswith(LFS_POINTER):
+        raise TokenizerError("it is Git LFS's pointer to one (git lfs pull)")
     if path.endswith(".json"):
         if _is_llama(surroundings, path):
             data = as_llama(data, _prefix(surroundings))

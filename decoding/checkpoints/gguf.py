@@ -129,6 +129,9 @@ def open_file(path: str, *, weights: bool = True) -> Iterator[GgufFile]:
 def _open(path: str, local: str):
     stat = os.stat(local)
     try:
+        with open(local, "rb") as stream:
+            if stream.read(len(storage.LFS_POINTER)) == storage.LFS_POINTER:
+                raise ValueError("it is Git LFS's pointer to one (git lfs pull)")
         read = _read_header.__wrapped__ if "://" in path else _read_header  # a copy would stay on disk while it is kept
         return read(local, stat.st_size, stat.st_mtime_ns)
     except OSError:

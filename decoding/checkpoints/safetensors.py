@@ -13,7 +13,7 @@ import fsspec
 import ml_dtypes
 import numpy as np
 
-from decoding.checkpoints.storage import CheckpointError
+from decoding.checkpoints.storage import LFS_POINTER, CheckpointError
 
 _DTYPES = {
     "F64": np.float64,
@@ -63,7 +63,10 @@ class SafeTensors:
     def _read_header(self, file: str) -> None:
         filesystem, inner = fsspec.core.url_to_fs(file)
         size = filesystem.size(inner)
-        length = int.from_bytes(filesystem.cat_file(inner, start=0, end=min(8, size)), "little")
+        head = filesystem.cat_file(inner, start=0, end=min(len(LFS_POINTER), size))
+        length = int.from_bytes(head[:8], "little")
+        if head == LFS_POINTER:
+            raise ValueError("it is Git LFS's pointer to one (git lfs pull)")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER_BYTES):
             raise ValueError(f"its {size} bytes cannot hold a header of {length}")
         begin = 8 + length

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import fsspec
 
+LFS_POINTER = b"version https://git-lfs"
+"""What a file begins with that Git has fetched without Git LFS: three lines in place of its content."""
 _LONGEST_MESSAGE = 2000  # names and values in it come from files that may hold anything
 
 

@@ -143,6 +143,11 @@ def test_refusals_name_the_cause(tmp_path, llama):
     for path in (hub, hub / "snapshots"):
         assert f"the hub's cache; name a snapshot in it: {hub}/snapshots/1a2b" in refusal(path)
     assert logits(hub / "snapshots" / "1a2b").shape == (1, 6, 384)
+    (llama / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (tmp_path / "x.gguf").write_bytes((llama / "model.safetensors").read_bytes())
+    change(llama, quantization_config=None)
+    for path in (llama, tmp_path / "x.gguf"):
+        assert "it is Git LFS's pointer to one (git lfs pull)" in refusal(path)
     (tmp_path / "ggufs").mkdir()
     values, weights = tiny_gguf.metadata(GOLDEN / "llama"), tiny_gguf.weights(GOLDEN / "llama")
     file = tiny_gguf.write(tmp_path / "ggufs" / "x-00001-of-00002.gguf", values | {"split.count": 2, "split.no": 0}, weights)

@@ -68,6 +68,9 @@ def test_missing_or_broken(tmp_path):
         (tmp_path / name).write_bytes(b"nonsense")
         with pytest.raises(TokenizerError, match=name):
             load_tokenizer(str(tmp_path / name))
+        (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        with pytest.raises(TokenizerError, match=f"{name}' cannot be read: it is Git LFS's pointer"):
+            load_tokenizer(str(tmp_path / name))
 
 
 def panicking(path):

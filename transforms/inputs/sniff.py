@@ -12,9 +12,11 @@ _NEVER_TEXT = (
     (rb"\x04\x22\x4d\x18", "compressed by LZ4; allowed: gzip, bzip2, xz, zstd or not at all"),
     (rb"\xff\x06\x00\x00sNaPpY", "compressed by Snappy; allowed: gzip, bzip2, xz, zstd or not at all"),
     (rb"\x1f[\x9d\xa0]", "compressed by compress; allowed: gzip, bzip2, xz, zstd or not at all"),
+    (rb"version https://git-lfs", "Git LFS's pointer to a file; fetch that (git lfs pull)"),
     (rb"PAR1[\x00-\x1f]", 'a Parquet file; set input.format to "parquet"'),
     (rb"ARROW1\x00|ORC[\x00-\x1f]|Obj\x01|\x89HDF|SQLite format 3\x00", "an Arrow, ORC, Avro, HDF5 or SQLite file; allowed: "
      "a format of docs/inputs.md"),
+    (rb"[^\x00].{2}\x00{5}", 'a TFRecord file; set input.format to "tfrecord"'),
     (rb"\xff\xfe|\xfe\xff|[^\x00]\x00[^\x00]\x00|\x00[^\x00]\x00[^\x00]", "UTF-16; allowed: UTF-8"),
     (rb"[^\x00]\x00\x00\x00|\x00\x00\x00[^\x00]|\x00\x00\xfe\xff", "UTF-32; allowed: UTF-8"),
 )  # fmt: skip
@@ -31,6 +33,8 @@ def likely_cause(head: bytes, spec: InputSpec) -> str:
     """Why no record can be read of a text file that begins with `head`, as far as that shows it; else ""."""
     text = head.decode("utf-8-sig", "replace").lstrip()
     line = text.partition("\n")[0].rstrip("\r")
+    if "\r" in text and "\n" not in text:
+        return "its lines end with \\r alone; allowed: \\n or \\r\\n"
     if text.startswith("<"):
         return "it looks like XML or HTML"
     if spec.format == "jsonl":
