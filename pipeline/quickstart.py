@@ -1,19 +1,20 @@
-"""The sample translated plainly, speculatively, and with γ chosen by measurement, side by side: `make quickstart`.
+"""A public language model corrects texts and a small pair translates, plainly and speculatively: `make quickstart`.
 
     python -m pipeline.quickstart [--output=DIR] [--config.path.to.setting=value]
 
-Overrides go to all runs; without `--output` the results go to a new temporary folder.
+For each of the two, the main job writes what the speculative decoder generates, and `pipeline.benchmark` measures it
+against plain decoding, in turns. Overrides go to all runs; without `--output` the results go to a new temporary folder.
 """
 
-from __future__ import annotations
-
 import argparse
+import dataclasses
+import itertools
 import json
 import pathlib
 import sys
 import tempfile
-import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -21,27 +22,62 @@ from rich.table import Table
 from rich.text import Text
 
 from decoding.config import ACCEPTED, BONUS, CORRECTED
-from pipeline import generate
+from pipeline import benchmark, generate
+from pipeline.benchmarking.verdict import of_benchmark
 from pipeline.job.marked import STYLES, marked_text
-from pipeline.job.terminal import add_row, make_console, summary_rows
+from pipeline.job.terminal import add_row, make_console
+from pipeline.settings import parse_command_line
 from transforms import storage
+from transforms.statistics.intervals import LEVEL
 
-if typing.TYPE_CHECKING:
-    from transforms.tokenize import Tokenizer
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_SHOWN = 2
+_SHOWN_TOKENS = (10, 96)
 
-CONFIG = pathlib.Path(__file__).resolve().parent.parent / "configs" / "quickstart.py"
 
-RUNS = {
-    "plain": ["--config.model.draft=", "--config.decoding.gamma=0"],
-    "speculative": [],
-    "auto": ["--config.decoding.gamma=auto"],
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One of the two things that are run.
+
+    Attributes:
+      title: for people.
+      settings: of all its runs.
+      gamma: that is measured, beside "auto".
+      texts: of the preset's first lines, how many the job takes; 0 for all.
+      examples: of those, how many are measured.
+      repeats: of the measurement.
+    """
+
+    title: str
+    settings: tuple[str, ...]
+    gamma: int
+    texts: int
+    examples: int
+    repeats: int
+
+
+PARTS = {
+    "correction": Part(
+        "SmolLM2-135M-Instruct corrects texts, its draft copies from them",
+        (f"--config={_ROOT / 'configs' / 'smollm2.py'}:correct",),
+        gamma=5,
+        texts=8,
+        examples=3,
+        repeats=5,
+    ),
+    "translation": Part(
+        "a small T5 pair, which comes with SpecBeam, translates",
+        (f"--config={_ROOT / 'configs' / 'quickstart.py'}",),
+        gamma=3,
+        texts=0,
+        examples=16,
+        repeats=5,
+    ),
 }
-_SHOWN = 3
-_SHOWN_TOKENS = (10, 60)
 
 
 def main(args: Sequence[str]) -> int:
-    """Runs the jobs and prints the comparison. Returns the exit status."""
+    """Runs the jobs and measurements and prints what came out. Returns the exit status."""
     console = make_console()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.quickstart",
@@ -52,107 +88,98 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--output", help="folder of the runs (default: a new temporary one)")
     own, others = parser.parse_known_args(list(args))
     output = pathlib.Path(own.output or tempfile.mkdtemp(prefix="specbeam-quickstart-"))
-    shared = [f"--config={CONFIG}", *others]
-    folders = {name: output / name for name in RUNS}
-    for name, overrides in RUNS.items():
-        console.rule(f"{name} decoding")
-        status = generate.main([*shared, *overrides, f"--output={folders[name]}"])
+    for name, part in PARTS.items():
+        console.rule(part.title)
+        settings = [*part.settings, *_first_texts(part, output / f"{name}.jsonl"), *others]
+        measured = [f"--gammas={part.gamma},auto", "--num_slots=1", "--temperatures=0", "--verifications=token"]
+        amount = [f"--examples={part.examples}", f"--repeats={part.repeats}"]
+        status = generate.main([*settings, f"--output={output / name}"]) or benchmark.main(
+            [*settings, *measured, *amount, f"--output={output / name / 'benchmark'}"]
+        )
         if status:
             return status
-    print_comparison(console, folders)
+    print_results(console, {part.title: output / name for name, part in PARTS.items()})
     return 0
 
 
-def print_comparison(console: Console, folders: dict[str, pathlib.Path]) -> None:
-    """Prints finished runs over the same input side by side, and some of the second's translations.
+def print_results(console: Console, folders: Mapping[str, pathlib.Path]) -> None:
+    """Prints, for each finished part, texts with every token's source, what was measured, and the verdict.
 
     Args:
       console: where to.
-      folders: of the runs, by name; the first is what the others are compared with.
+      folders: outputs by title, each with its benchmark's in it.
     """
-    from transforms.tokenize import load_tokenizer
+    from pipeline.benchmarking.results import RESULTS
 
-    console.rule("side by side")
-    summaries = {name: json.loads((folder / storage.SUMMARY).read_text()) for name, folder in folders.items()}
-    cells = {name: dict(summary_rows(summary)) for name, summary in summaries.items()}
-    table = Table(box=box.SIMPLE_HEAD)
-    for title in ("", *folders):
-        table.add_column(title, style="bold" if not title else "", overflow="fold")
-    base, shown, *_ = folders
-    for what in cells[shown]:
-        add_row(table, what, *(cells[name].get(what, "none") for name in folders))
-    console.print(table)
-
-    rows = {name: _rows(folder) for name, folder in folders.items()}
-    sampled = json.loads((folders[shown] / storage.MANIFEST).read_text())["config"]["decoding"]["temperature"] != 0
-    for name in list(folders)[1:]:
-        speeds = [summaries[run]["timings"]["tokens_per_second"] for run in (base, name)]
-        slowest, fastest = _speedup_range(folders[base], folders[name])
-        same, both = count_equal(rows[base], rows[name])
-        console.print(
-            f"{name}: speedup {speeds[1] / speeds[0]:.2f}x in tokens per second "
-            f"(single shards: {slowest:.2f}x to {fastest:.2f}x), equal outputs {same} of {both}",
-            style="bold",
-            highlight=False,
-        )
-    if sampled:
-        console.print("(sampled at a temperature above 0, outputs differ and their distribution is the same)")
-    console.print(
-        "A target call over several positions costs about what one over a single position does where reading the weights "
-        "is the limit: on accelerators, and on processors at few slots. A model this small, at eight slots, is bound by "
-        "arithmetic. auto measures that, and drafts only where it pays."
-    )
-    print_examples(console, rows[shown], load_tokenizer(_tokenizer_path(folders[shown])))
-
-
-def count_equal(plain: dict[str, dict], speculative: dict[str, dict]) -> tuple[int, int]:
-    """How many examples have the same output tokens in both, and how many are in both."""
-    both = plain.keys() & speculative.keys()
-    return sum(plain[i]["output_tokens"] == speculative[i]["output_tokens"] for i in both), len(both)
-
-
-def print_examples(console: Console, rows: dict[str, dict], tokenizer: Tokenizer) -> None:
-    """Prints what the kinds of tokens look like, and the first translations in which the most kinds occur."""
-    shortest, longest = _SHOWN_TOKENS
-    shown = [row for row in rows.values() if shortest <= len(row["output_tokens"]) <= longest]
-    shown = sorted(shown, key=lambda row: -len(set(row["source"])))
     console.rule("what the draft contributed")
     for source in (ACCEPTED, CORRECTED, BONUS):
         name, colour, before, after = STYLES[source]
         console.print(Text(f"{before}text{after}", style=colour), Text(name), sep="  ")
-    for row in shown[:_SHOWN]:
+    for folder in folders.values():
+        print_texts(console, folder)
+    for title, folder in folders.items():
+        results = json.loads((folder / "benchmark" / RESULTS).read_text(encoding="utf-8"))
+        console.rule(title)
+        console.print(_speeds(results))
+        console.print(of_benchmark(results), style="bold", highlight=False, markup=False)
+    console.print(f"\nOutput: {', '.join(map(str, folders.values()))}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _first_texts(part: Part, path: pathlib.Path) -> list[str]:
+    """The setting that has the job read the first lines of the preset's input, which are written to `path`."""
+    if not part.texts:
+        return []
+    pattern = parse_command_line([*part.settings, f"--output={path.parent}"]).config.input.pattern
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(pattern, encoding="utf-8") as file:
+        path.write_text("".join(itertools.islice(file, part.texts)), encoding="utf-8")
+    return [f"--config.input.pattern={path}"]
+
+
+def _speeds(results: Mapping[str, Any]) -> Table:
+    """What benchmark.json says of the settings."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("decoding", "tokens/s", f"speedup [{LEVEL:.0%} interval]", "α", "outputs equal to plain's"):
+        table.add_column(name, justify="left" if name == "decoding" else "right", overflow="fold")
+    for row in results["rows"]:
+        plain, count = row["gamma"] == 0, row["generations"] * len(row["seconds"])
+        speedup, alpha = row["speedup"], row["alpha"]
+        add_row(
+            table,
+            "plain" if plain else f"γ = {row['gamma']}",
+            f"{row['tokens_per_second']:,.0f}",
+            "1" if plain else f"{speedup['mean']:.2f}x [{speedup['low']:.2f}, {speedup['high']:.2f}]",
+            f"{alpha['mean']:.2f}" if alpha else "",
+            "" if plain else f"{count - sum(row['differing_generations'])} of {count}",
+        )
+    return table
+
+
+def print_texts(console: Console, folder: pathlib.Path) -> None:
+    """Prints the first texts in which the most kinds of tokens occur, of a finished folder."""
+    from transforms.tokenize import load_tokenizer
+
+    tokenizer = load_tokenizer(_tokenizer_path(folder))
+    shortest, longest = _SHOWN_TOKENS
+    shown = [row for row in _rows(folder) if shortest <= len(row["output_tokens"]) <= longest]
+    for row in sorted(shown, key=lambda row: -len(set(row["source"])))[:_SHOWN]:
         console.print()
         console.print(Text(row["inputs"], style="dim"))
         console.print(marked_text(row["output_tokens"], row["source"], tokenizer))
 
 
-def _rows(folder: pathlib.Path) -> dict[str, dict]:
+def _rows(folder: pathlib.Path) -> list[dict]:
     import pyarrow as pa
 
     from transforms.parts import read_rows
 
-    columns = ["example_id", "index", "inputs", "output_tokens", "source"]
     parts = sorted((folder / storage.GENERATIONS).glob("*.parquet"))
-    table = pa.concat_tables([read_rows(str(part), columns) for part in parts]).sort_by("index")
-    return {row["example_id"]: row for row in table.to_pylist()}
-
-
-def _speedup_range(plain: pathlib.Path, speculative: pathlib.Path) -> tuple[float, float]:
-    """Smallest and largest speedup of one shard."""
-
-    from transforms.parts import read_footer
-
-    def speeds(folder: pathlib.Path) -> list[float]:
-        parts = sorted((folder / storage.GENERATIONS).glob("*.parquet"))
-        statistics = [read_footer(str(part)).statistics for part in parts]
-        return [one.tokens / one.generate_seconds for one in statistics]
-
-    ratios = [fast / slow for fast, slow in zip(speeds(speculative), speeds(plain), strict=True)]
-    return min(ratios), max(ratios)
+    columns = ["index", "inputs", "output_tokens", "source"]
+    return pa.concat_tables([read_rows(str(part), columns) for part in parts]).sort_by("index").to_pylist()
 
 
 def _tokenizer_path(folder: pathlib.Path) -> str:
-    model = json.loads((folder / storage.MANIFEST).read_text())["config"]["model"]
+    model = json.loads((folder / storage.MANIFEST).read_text(encoding="utf-8"))["config"]["model"]
     return model["tokenizer"] or model["target"]
 
 

@@ -1,4 +1,4 @@
-"""The comparison of two runs, and translations with every token's source in sight."""
+"""Jobs beside their measurements, and texts with every token's source in sight."""
 
 import io
 import json
@@ -39,38 +39,60 @@ def test_characters_of_several_tokens_stay_whole(tokenizer):
     assert marked.replace("[", "").replace("]", "") == "für 漢"
 
 
-def test_count_equal():
-    a = {"x": {"output_tokens": [1, 2]}, "y": {"output_tokens": [3]}, "z": {"output_tokens": []}}
-    b = {"x": {"output_tokens": [1, 2]}, "y": {"output_tokens": [4]}}
-    assert quickstart.count_equal(a, b) == (1, 2)
+def ratio(mean):
+    return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "repeats": 5}
 
 
-def test_comparison_of_two_runs(command, tmp_path):
-    plain, speculative = tmp_path / "plain", tmp_path / "speculative"
-    factory = fakes.factory()
-    assert generate.main(command("--config.model.draft=", "--config.decoding.gamma=0", output=plain), factory) == 0
-    assert generate.main(command("--config.decoding.temperature=0.0", output=speculative), factory) == 0
-    console = Console(file=io.StringIO(), width=120)
-    quickstart.print_comparison(console, {"plain": plain, "speculative": speculative})
+def row(gamma, speedup, differing):
+    return {
+        "num_slots": 1, "temperature": 0.0, "verification": "token", "gamma": gamma, "seconds": [1.0, 1.0],
+        "tokens_per_second": 90.0 * (speedup["mean"] if speedup else 1), "tokens_per_target_call": 2.5, "speedup": speedup,
+        "alpha": {"mean": 0.81} if gamma else None, "generations": 4, "differing_generations": differing,
+    }  # fmt: skip
+
+
+def test_results_show_texts_speeds_equal_outputs_and_the_verdict(command, tmp_path):
+    assert generate.main(command("--config.decoding.temperature=0.0", output=tmp_path / "out"), fakes.factory()) == 0
+    benchmark = {
+        "rows": [row(0, None, [0, 0]), row(3, ratio(1.7), [0, 1]), row("auto", ratio(1.6), [0, 0])],
+        "costs": [{"num_slots": 1, "c": None, "pass_cost": {"1": ratio(1.0), "4": ratio(1.25)}}],
+    }
+    (tmp_path / "out" / "benchmark").mkdir()
+    (tmp_path / "out" / "benchmark" / "benchmark.json").write_text(json.dumps(benchmark))
+    console = Console(file=io.StringIO(), width=80)
+    quickstart.print_results(console, {"a pair translates": tmp_path / "out"})
     shown = console.file.getvalue()
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (plain, speculative)]
-    speeds = [summary["timings"]["tokens_per_second"] for summary in summaries]
-    assert f"speculative: speedup {speeds[1] / speeds[0]:.2f}x" in shown
-    assert "equal outputs " in shown and " of 30" in shown
-    for word in ("accepted: drafted", "[text]  corrected", "{text}  bonus"):
+    for word in ("accepted: drafted", "[text]  corrected", "{text}  bonus", "a pair translates"):
         assert word in shown
+    cells = [[cell for cell in line.split("  ") if cell.strip()] for line in shown.splitlines()]
+    cells = [[cell.strip() for cell in line] for line in cells]
+    assert ["γ = 3", "153", "1.70x [1.60, 1.80]", "0.81", "7 of 8"] in cells
+    assert ["γ = auto", "144", "1.60x [1.50, 1.70]", "0.81", "8 of 8"] in cells
+    assert "Speculation pays here: at 1 slot, temperature 0, γ = 3 is 1.70 times" in shown
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_all_runs_get_the_overrides(tmp_path, monkeypatch, joined):
-    seen = []
-    monkeypatch.setattr(generate, "main", lambda args: seen.append(list(args)) or 0)
-    monkeypatch.setattr(quickstart, "print_comparison", lambda *_: None)
+def test_jobs_and_measurements_get_the_overrides(tmp_path, monkeypatch, joined):
+    jobs, measured = [], []
+    monkeypatch.setattr(quickstart.generate, "main", lambda args: jobs.append(list(args)) or 0)
+    monkeypatch.setattr(quickstart.benchmark, "main", lambda args: measured.append(list(args)) or 0)
+    monkeypatch.setattr(quickstart, "print_results", lambda *_: None)
     output = [f"--output={tmp_path}"] if joined else ["--output", str(tmp_path)]
-    assert quickstart.main([*output, "--config.decoding.num_slots=2"]) == 0
-    plain, speculative, auto = seen
-    assert f"--output={tmp_path}/plain" in plain and f"--output={tmp_path}/speculative" in speculative
-    assert "--config.decoding.gamma=0" in plain and "--config.decoding.gamma=0" not in speculative
-    assert auto[-2:] == ["--config.decoding.gamma=auto", f"--output={tmp_path}/auto"]
-    assert all("--config.decoding.num_slots=2" in args for args in seen)
-    assert sum(arg.startswith("--output") for arg in plain) == 1
+    assert quickstart.main([*output, "--config.decoding.seed=5"]) == 0
+    assert [args[-1] for args in jobs] == [f"--output={tmp_path}/correction", f"--output={tmp_path}/translation"]
+    assert [args[-1] for args in measured] == [
+        f"--output={tmp_path}/correction/benchmark",
+        f"--output={tmp_path}/translation/benchmark",
+    ]
+    for args in (*jobs, *measured):
+        assert "--config.decoding.seed=5" in args
+        assert sum(arg.startswith("--output") for arg in args) == 1
+    texts = (tmp_path / "correction.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(texts) == 8 and f"--config.input.pattern={tmp_path}/correction.jsonl" in jobs[0]
+    assert "--gammas=5,auto" in measured[0] and "--gammas=3,auto" in measured[1]
+
+
+def test_a_run_that_fails_ends_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart.generate, "main", lambda args: 2)
+    monkeypatch.setattr(quickstart.benchmark, "main", lambda args: pytest.fail("measured a job that failed"))
+    assert quickstart.main([f"--output={tmp_path}"]) == 2
