@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from decoding.config import DecodingConfig
-from decoding.models.base import MASKED, LanguageModel, State, eos_ids
+from decoding.models.base import MASKED, LanguageModel, State
+from decoding.models.wrapped import Wrapped
 
 
-class ForcedTokens(nnx.Module):
+class ForcedTokens(Wrapped):
     """A `LanguageModel` that gives one token all probability at some decoder positions.
 
     The target is changed before anything is standardised, so a draft need not know: what it guesses there is verified
@@ -21,16 +21,8 @@ class ForcedTokens(nnx.Module):
     """
 
     def __init__(self, model: LanguageModel, forced: dict[int, int]):
-        self.model, self._forced = model, tuple(sorted(forced.items()))
-        self.vocab_size, self.encoder_decoder = model.vocab_size, model.encoder_decoder
-        self.config = getattr(model, "config", None)
-        self.start_id, self.eos_id, self.eos_ids = model.start_id, model.eos_id, eos_ids(model)
-
-    def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
-        return self.model.init_state(batch, input_length, max_positions)
-
-    def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
-        return self.model.prefill(inputs, lengths)
+        super().__init__(model)
+        self.forced_ids, self._forced = (None, None), tuple(sorted(forced.items()))
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import jax
-from flax import nnx
 
 from decoding.models.base import LanguageModel, State, eos_ids
+from decoding.models.wrapped import Wrapped
 
 
-class FirstTokens(nnx.Module):
+class FirstTokens(Wrapped):
     """A `LanguageModel` without the logits of its last tokens, which so have probability exactly 0.
 
     Both target and draft are cut before anything is standardised, so that softmax, β, log-probabilities and draws
@@ -16,16 +16,8 @@ class FirstTokens(nnx.Module):
     """
 
     def __init__(self, model: LanguageModel, vocab_size: int):
-        self.model, self.vocab_size = model, vocab_size
-        self.start_id, self.eos_id, self.eos_ids = model.start_id, model.eos_id, eos_ids(model)
-        self.encoder_decoder, self.forced_ids = model.encoder_decoder, getattr(model, "forced_ids", (None, None))
-        self.config, self.max_positions = getattr(model, "config", None), getattr(model, "max_positions", 0)
-
-    def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
-        return self.model.init_state(batch, input_length, max_positions)
-
-    def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
-        return self.model.prefill(inputs, lengths)
+        super().__init__(model)
+        self.vocab_size = vocab_size
 
     def step(
         self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None

@@ -23,14 +23,6 @@ if not INSTRUCTION_SETS:
     pytest.skip("the products cannot be built on this machine", allow_module_level=True)
 
 
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request):
-    before = kernels.available()
-    kernels.select(request.param)
-    yield request.param
-    kernels.select(before)
-
-
 def _random(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 

@@ -22,14 +22,6 @@ if kernels.available() is None:
     pytest.skip("the products cannot be built on this machine", allow_module_level=True)
 
 
-@pytest.fixture(params=kernels.instruction_sets())
-def instruction_set(request):
-    before = kernels.available()
-    kernels.select(request.param)
-    yield request.param
-    kernels.select(before)
-
-
 def _random(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
