@@ -16,9 +16,10 @@ import platformdirs
 from decoding import xla_flags
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
+_FOUND = "/jax/compilation_cache/cache_hits"  # which are among those events
 _status = logging.getLogger("specbeam.status")  # what a launcher in this process shows
 _lock = threading.Lock()
-_counts = {"events": 0, "seconds": 0.0}
+_counts = {"events": 0, "seconds": 0.0, "found": 0, "told": 0}
 
 
 def _listen(event: str, duration: float, **_) -> None:
@@ -28,13 +29,28 @@ def _listen(event: str, duration: float, **_) -> None:
             _counts["seconds"] += duration
 
 
+def _listen_found(event: str, **_) -> None:
+    if event == _FOUND:
+        with _lock:
+            _counts["found"] += 1
+
+
 jax.monitoring.register_event_duration_secs_listener(_listen)
+jax.monitoring.register_event_listener(_listen_found)
 
 
 def backend_compilations() -> tuple[int, float]:
     """Backend compilations of this process so far, and their seconds."""
     with _lock:
         return _counts["events"], _counts["seconds"]
+
+
+def newly_compiled() -> int:
+    """Programs that this process has compiled since the last call, without those that were found in JAX's cache."""
+    with _lock:
+        compiled = _counts["events"] - _counts["found"]
+        before, _counts["told"] = _counts["told"], compiled
+        return compiled - before
 
 
 def keep_programs(directory: str | None = None) -> str:

@@ -67,6 +67,7 @@ class DecodedShard:
       device: as of `Models.device`.
       failure: set where the shard as a whole failed; `results` are then of no use.
       baseline: whether it was decoded plainly, to be compared with the others.
+      compiled: as of `ShardResult`.
     """
 
     tokenized: TokenizedShard
@@ -75,6 +76,7 @@ class DecodedShard:
     device: str
     failure: ShardFailure | None = None
     baseline: bool = False
+    compiled: int = 0
 
     @property
     def place(self) -> WorkShard:

@@ -74,6 +74,7 @@ class ScoredShard:
       scores: one per text.
       seconds, compilations, device: of scoring.
       failure: set where the shard as a whole failed; `scores` are then of no use.
+      compiled: as of `ShardResult`.
     """
 
     texts: TextShard
@@ -82,6 +83,7 @@ class ScoredShard:
     compilations: int
     device: str
     failure: ShardFailure | None = None
+    compiled: int = 0
 
     @property
     def place(self) -> TextShard:

@@ -25,6 +25,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 import decoding
+from decoding.compilation import newly_compiled
 from transforms import attempts, records, storage
 from transforms.parts import Footer, encode_errors, encode_table, errors_digest
 from transforms.records import ExampleError, ShardFailure
@@ -151,6 +152,7 @@ class DeviceHandler(ModelHandler, abc.ABC):
     def load_model(self):
         if programs := self._env_vars.get("JAX_COMPILATION_CACHE_DIR"):  # which JAX looks at when it is imported only
             decoding.keep_programs(programs)
+        newly_compiled()  # whatever else this process has compiled before
         return self.load()
 
     @abc.abstractmethod
@@ -177,7 +179,8 @@ class ShardHandler(DeviceHandler):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: Mapping[str, Any] | None = None
     ) -> list["ShardResult"]:
-        return [self.run(shard, model) for shard in batch]
+        # What was compiled when the model was loaded is told by the first shard of the process.
+        return [dataclasses.replace(self.run(shard, model), compiled=newly_compiled()) for shard in batch]
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         return sum(map(self.num_bytes, batch))
@@ -215,12 +218,14 @@ class ShardResult(Protocol):
     Attributes:
       place: which shard.
       failure: set where the shard as a whole failed; everything else is then of no use.
+      compiled: programs that its process compiled before and for it, since the shard before.
     """
 
     @property
     def place(self) -> Place: ...
 
     failure: ShardFailure | None
+    compiled: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,7 +82,7 @@ def finish_shard(shard: DecodedShard, tokenizer: Tokenizer, *, eos_ids: Sequence
         num_examples=len(decoded),
         input_tokens=sum(len(example.tokens) for example in decoded),
         truncated=sum(example.truncated for example in decoded),
-    ).merge(Statistics(**dataclasses.asdict(shard.counters)))
+    ).merge(Statistics(compiled=shard.compiled, **dataclasses.asdict(shard.counters)))
     number = shard.place.shard
     footer = Footer(
         shard=number,

@@ -67,6 +67,7 @@ class WriteScores:
             recorded=self._recorded,
             seconds=result.seconds,
             compilations=result.compilations,
+            compiled=result.compiled,
         )
         footer = Footer(
             shard=shard.shard,

@@ -16,11 +16,11 @@ GOLDEN = ROOT / "tests" / "testdata" / "golden"
 _PROGRAM = """
 import json, sys
 import decoding
-from decoding.compilation import backend_compilations
+from decoding.compilation import backend_compilations, newly_compiled
 directory = decoding.keep_programs(sys.argv[1])
 model = decoding.load_model(sys.argv[2])
 decoding.Generator(model, None, decoding.DecodingConfig(gamma=0, num_slots=2, input_buckets=(16,)))
-print(json.dumps([directory, *backend_compilations()]))
+print(json.dumps([directory, *backend_compilations(), newly_compiled()]))
 """
 
 
@@ -32,9 +32,11 @@ def test_a_second_process_spends_at_most_a_third_of_the_compile_time(tmp_path):
         output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
         return json.loads(output.splitlines()[-1])
 
-    directory, cold_events, cold_seconds = run()
+    directory, cold_events, cold_seconds, compiled = run()
     assert directory == str(tmp_path) and cold_events >= 4 and any(tmp_path.iterdir())
-    _, _, warm_seconds = run()
+    assert 4 <= compiled <= cold_events
+    _, events, warm_seconds, compiled = run()
+    assert (events, compiled) == (cold_events, 0)
     assert warm_seconds <= cold_seconds / 3
 
 

@@ -68,7 +68,7 @@ def test_dialogs_are_answered_by_a_model_of_lamdas_shape(tmp_path, spiece_model)
         assert len(answer) == 10 or answer[-1] == 1
         assert ranks.max() < 40
     assert max(len(row) for row in found["accepted"]) > 1
-    assert summary(tmp_path / "out")["compilations"] == 0
+    assert summary(tmp_path / "out")["compilations_while_decoding"] == 0
 
 
 def test_the_dialog_preset_asks_for_models():

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import apache_beam as beam
+import jax
 import numpy as np
 import pytest
 from apache_beam.ml.inference.base import RunInference
@@ -122,6 +124,18 @@ def test_shards_stay_together():
     assert [isinstance(one, DecodeFailure) for one in result.results] == [False, True, False]
     assert result.tokenized.work.shard == 5
     assert result.device
+
+
+def test_the_first_shard_tells_what_loading_has_compiled():
+    def factory(*_):
+        for _ in range(2):
+            number = secrets.randbits(60)  # which no cache has seen
+            jax.jit(lambda x, number=number: x + number % 1_000_003 / 7.0).lower(0.0).compile()
+        return fakes.FakeGenerator(CONFIG)
+
+    handler = ShardModelHandler("unused", Models("t", "d"), CONFIG, factory=factory)
+    loaded = handler.load_model()
+    assert [handler.run_inference([shard(3)], loaded)[0].compiled for _ in range(2)] == [2, 0]
 
 
 @pytest.mark.parametrize(("count", "fails"), [(3, True), (1, False), (0, False)])

@@ -37,6 +37,7 @@ class Statistics(Totals):
       references: generations that have one.
       bleu_matches, bleu_totals: int[4] n-gram counts; bleu_length, bleu_reference_length: in BLEU's tokens.
       slot_iterations, row_iterations: iterations times slots, and those of them that decoded a row.
+      compiled: programs that were compiled, those found in JAX's cache aside, when models were loaded or later.
       compilations: backend compilations while decoding; 0 unless something is wrong.
       row_seconds: time in a slot, summed over generations; generate_seconds: time that the engine was busy.
     """
@@ -60,6 +61,7 @@ class Statistics(Totals):
     bleu_reference_length: int = 0
     slot_iterations: int = 0
     row_iterations: int = 0
+    compiled: int = 0
     compilations: int = 0
     row_seconds: float = 0.0
     generate_seconds: float = 0.0
@@ -136,7 +138,8 @@ class Statistics(Totals):
             "errors": {"total": self.num_errors, **dict(sorted(self.errors.items()))},
             "bleu": self.bleu(),
             "slot_occupancy": quotient(self.row_iterations, self.slot_iterations),
-            "compilations": self.compilations,
+            "compilations": self.compiled,
+            "compilations_while_decoding": self.compilations,
             "timings": {
                 "generate_seconds": self.generate_seconds,
                 "row_seconds": self.row_seconds,

@@ -28,6 +28,7 @@ class ScoreStatistics(Totals):
         it, "recorded/<draft>".
       differences: by draft, largest |β here - recorded β|.
       seconds: that the models were busy.
+      compiled: programs that were compiled, those found in JAX's cache aside, when models were loaded or later.
       compilations: backend compilations while scoring; 0 unless something is wrong.
     """
 
@@ -39,6 +40,7 @@ class ScoreStatistics(Totals):
     sums: Sums = dataclasses.field(default_factory=Sums)
     differences: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+    compiled: int = 0
     compilations: int = 0
 
     def merge(self, other: ScoreStatistics) -> ScoreStatistics:
@@ -75,7 +77,8 @@ class ScoreStatistics(Totals):
             "truncated_texts": self.truncated_texts,
             "errors": {"total": self.num_errors, **self.errors},
             "drafts": {draft: self._of_draft(draft) for draft in self.drafts},
-            "compilations": self.compilations,
+            "compilations": self.compiled,
+            "compilations_while_scoring": self.compilations,
             "timings": {"score_seconds": self.seconds, "tokens_per_second": quotient(self.tokens, self.seconds)},
         }
 
@@ -148,6 +151,7 @@ def score_statistics(
     recorded: str | None = None,
     seconds: float = 0.0,
     compilations: int = 0,
+    compiled: int = 0,
 ) -> ScoreStatistics:
     """Statistics of one shard.
 
@@ -156,7 +160,7 @@ def score_statistics(
       errors: its failed texts by stage.
       drafts, lenience: what was scored.
       recorded: the draft that the recorded β is of, None where there is none that can be compared.
-      seconds, compilations: of scoring it.
+      seconds, compilations, compiled: of scoring it, as of `ScoreStatistics`.
     """
     ids = [one.example_id for one in scored]
     joined = lambda arrays: np.concatenate([np.zeros(0), *arrays]).astype(np.float64)
@@ -188,4 +192,5 @@ def score_statistics(
         differences=differences,
         seconds=seconds,
         compilations=compilations,
+        compiled=compiled,
     )
