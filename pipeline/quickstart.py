@@ -28,7 +28,6 @@ from pipeline.job.marked import STYLES, marked_text
 from pipeline.job.terminal import add_row, make_console
 from pipeline.settings import parse_command_line
 from transforms import storage
-from transforms.statistics.intervals import LEVEL
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SHOWN = 2
@@ -138,6 +137,8 @@ def _first_texts(part: Part, path: pathlib.Path) -> list[str]:
 
 def _speeds(results: Mapping[str, Any]) -> Table:
     """What benchmark.json says of the settings."""
+    from transforms.statistics.intervals import LEVEL
+
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("decoding", "tokens/s", f"speedup [{LEVEL:.0%} interval]", "α", "outputs equal to plain's"):
         table.add_column(name, justify="left" if name == "decoding" else "right", overflow="fold")
