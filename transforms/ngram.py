@@ -207,9 +207,13 @@ def fit(settings: FitSettings, groups: Sequence[tuple[tuple[str, int], SparseCou
         raise ValueError(f"there is no token to fit to: {totals}")
     sides = {side: merge_counts([counts for (of, _), counts in groups if of == side]) for side in (FIT, HELD_OUT)}
     draft = NGramDraft.from_counts(
-        *sides[FIT], settings.vocab_size, start_id=settings.start_id, eos_id=settings.eos_id, order=settings.order,
+        *sides[FIT],
+        settings.vocab_size,
+        start_id=settings.start_id,
+        eos_id=settings.eos_id,
+        order=settings.order,
         min_count=settings.min_count,
-    )  # fmt: skip
+    )
     codes, counts = sides[HELD_OUT]
     perplexity = float(np.exp(-np.sum(counts * draft.pair_log_probs(codes)) / counts.sum())) if len(codes) else None
     about = {

@@ -82,9 +82,15 @@ def _tokenize(
         return failed(type(error).__name__, str(error))
     tokens = np.asarray(tokens, np.int32)
     return Example(
-        record.example_id, record.index, record.inputs, record.targets, tokens, truncated,
-        record.place, record.raw[: records.MAX_RECORD_CHARS + 1],
-    )  # fmt: skip
+        example_id=record.example_id,
+        index=record.index,
+        inputs=record.inputs,
+        targets=record.targets,
+        tokens=tokens,
+        truncated=truncated,
+        place=record.place,
+        record=record.raw[: records.MAX_RECORD_CHARS + 1],
+    )
 
 
 @dataclasses.dataclass(frozen=True)

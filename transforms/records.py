@@ -66,10 +66,17 @@ class ExampleError:
 
 def example_error(example_id: str, index: int, stage: str, error_type: str, message: str, place: str, record: str):
     """An `ExampleError` with message and record cut to what errors/ keeps."""
+    cut = len(record) > MAX_RECORD_CHARS
     return ExampleError(
-        example_id, index, stage, error_type, message[:MAX_MESSAGE_CHARS], place,
-        record[:MAX_RECORD_CHARS], len(record) > MAX_RECORD_CHARS,
-    )  # fmt: skip
+        example_id, index, stage, error_type, message[:MAX_MESSAGE_CHARS], place, record[:MAX_RECORD_CHARS], cut
+    )
+
+
+def failure_of(example: typing.Any, stage: str, error_type: str, message: str) -> ExampleError:
+    """The `example_error` of something that has an id, an index, a place and a record."""
+    return example_error(
+        example.example_id, example.index, stage, error_type, message, example.place, example.record
+    )
 
 
 @dataclasses.dataclass(frozen=True)

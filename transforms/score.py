@@ -158,21 +158,22 @@ class References(beam.DoFn):
                 tokens, whole = encode_start(self._tokenizer, example.targets, self._max_tokens)
                 tokens = [*tokens, *([self._eos_id] if whole else [])]
             except Exception as error:  # whatever a tokeniser's library raises concerns this record only
-                errors.append(
-                    records.example_error(
-                        example.example_id, example.index, records.TOKENIZE, type(error).__name__, str(error),
-                        example.place, example.record,
-                    )
-                )  # fmt: skip
+                errors.append(records.failure_of(example, records.TOKENIZE, type(error).__name__, str(error)))
                 continue
             cut = np.asarray(tokens[: self._max_tokens], np.int32)
             truncated = not whole or len(cut) < len(tokens)
             texts.append(
                 Text(
-                    example.example_id, example.index, 0, example.tokens, cut, truncated,
-                    place=example.place, record=example.record,
+                    example_id=example.example_id,
+                    index=example.index,
+                    sample=0,
+                    input_tokens=example.tokens,
+                    tokens=cut,
+                    truncated=truncated,
+                    place=example.place,
+                    record=example.record,
                 )
-            )  # fmt: skip
+            )
         work = tokenized.work
         yield TextShard(work.shard, work.num_shards, tokenized.attempt, tuple(texts), tuple(errors))
 
@@ -250,9 +251,7 @@ def score_shard(scorer: Scorer, shard: TextShard, device: str) -> ScoredShard:
     texts, errors = [], list(shard.errors)
 
     def set_aside(text: Text, error_type: str, message: str) -> None:
-        errors.append(
-            records.example_error(text.example_id, text.index, SCORE, error_type, message, text.place, text.record)
-        )
+        errors.append(records.failure_of(text, SCORE, error_type, message))
 
     for text in shard.texts:
         if problem := scorer.problem(text.input_tokens, text.tokens):

@@ -39,12 +39,7 @@ def rows_and_errors(shard: DecodedShard, tokenizer: Tokenizer, eos_ids: Sequence
                 continue
             except Exception as error:  # whatever a tokeniser's library raises concerns this example only
                 result = DecodeFailure(type(error).__name__, str(error))
-        errors.append(
-            records.example_error(
-                example.example_id, example.index, records.DECODE, result.error_type, result.message,
-                example.place, example.record,
-            )
-        )  # fmt: skip
+        errors.append(records.failure_of(example, records.DECODE, result.error_type, result.message))
     return rows, sorted(errors, key=lambda error: error.index)
 
 

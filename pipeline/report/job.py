@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from decoding.version import __version__
-from pipeline.report import comparison, estimates
+from pipeline.report import comparison, estimates, reading
 from pipeline.report.estimates import Series
 from pipeline.report.operations import describe_models
 from pipeline.report.sources import BENCHMARK, GENERATIONS, SCORES, Source
 from transforms.parts import PartError, open_part, read_footer_json
-from transforms.statistics import analysis, reading
+from transforms.statistics import analysis
 from transforms.statistics.combine import CombineStatistics, CombineTokenCounts
 from transforms.statistics.sums import Sums
 from transforms.storage import OutputFolder

@@ -178,9 +178,7 @@ class Cutter:
         if not compressed:
             sizes = tuple(end - start for start, end in zip([0, *self._ends], self._ends))
             where = {"shard_bytes": sizes, "checksums": "".join(self._checksums)}
-        return InputFile(
-            file.path, name, file.size_bytes, file.modified, digest, count, is_array=is_array, **where
-        )  # fmt: skip
+        return InputFile(file.path, name, file.size_bytes, file.modified, digest, count, is_array=is_array, **where)
 
     def sum_up(self, end: int) -> None:
         """Takes the bytes up to `end`, which belong to the shard that has not ended, into its checksum."""

@@ -47,8 +47,11 @@ def plan_file(file: FoundFile, name: str, spec: InputSpec, cut: Cut) -> InputFil
                 warned = True
                 logging.getLogger(__name__).warning(
                     "record %d of %r has a quoted field with line ends and delimiters in it: %.80r. If quotes mean nothing in "
-                    'this file, set input.quoting to "none"', cutter.count, file.path, record.line.decode("utf-8", "replace"),
-                )  # fmt: skip
+                    'this file, set input.quoting to "none"',
+                    cutter.count,
+                    file.path,
+                    record.line.decode("utf-8", "replace"),
+                )
     count, end = cutter.count, cutter.position
     return cutter.planned(file, name, digest.hexdigest(), count, end, compressed=compressed)
 
