@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         import decoding
         from pipeline.planning import chips
         from pipeline.planning.prepare import prepare_here
-        from pipeline.planning.printed import milliseconds, report
+        from pipeline.planning.printed import measured_lines, report
         from pipeline.planning.slice import plan_slice
         from pipeline.planning.speed import measured
 
@@ -66,10 +66,7 @@ def main(argv: Sequence[str]) -> int:
         if options.topology is None:
             return 0
     if options.topology is None:
-        for row in result["passes"]:
-            beside = f", roofline {milliseconds(row['roofline'])}, ratio {row['ratio']:.2f}" if "ratio" in row else ""
-            print(f"{row['model']} over {row['positions']}: {milliseconds(row['seconds'])}{beside}")
-        print(", ".join(f"{name} {value}" for name, value in result.items() if name != "passes"))
+        print("\n".join(measured_lines(result)))
         return 0
     report(result, console)
     return 0 if result["memory"]["fits"] else 1

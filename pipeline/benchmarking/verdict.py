@@ -1,6 +1,6 @@
 """One sentence computed from measurements: whether speculation pays here, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -45,30 +45,46 @@ def verdict(
 
 
 def of_benchmark(results: Mapping[str, Any]) -> str:
-    """The verdict of benchmark.json's content, at the setting with the largest speedup; "" where none was measured.
+    """The verdict of benchmark.json's content; "" where no speedup was measured."""
+    costs = {cost["num_slots"]: cost for cost in results["costs"]}
+    rows = []
+    for row in results["rows"]:
+        cost = costs[row["num_slots"]]
+        passes = None if row["gamma"] == "auto" else cost["pass_cost"].get(str(row["gamma"] + 1))
+        rows.append({**row, "pass_cost": passes, "c": cost["c"]})
+    return of_settings(rows)
 
-    Where speculation loses elsewhere in the same benchmark, a second sentence says so.
+
+def of_settings(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The verdict at the setting with the largest speedup; "" where none was measured.
+
+    Where speculation loses elsewhere among them, a second sentence says so.
+
+    Args:
+      rows: of benchmark.json, each with the "pass_cost" and "c" of its setting; None where they are not known. Where
+        they are of several drafts ("draft"), the sentence names the one that it is about.
     """
-    rows = [row for row in results["rows"] if row["speedup"]]
+    rows = [row for row in rows if row["speedup"]]
     if not rows:
         return ""
+    several = len({row.get("draft") for row in rows}) > 1
+    where = lambda row: f"{_where(row)}, draft {row['draft']}" if several else _where(row)
     # Why a choice of γ = "auto" wins is seen at the γ that it takes.
     best = max([row for row in rows if row["gamma"] != "auto"] or rows, key=lambda row: row["speedup"]["mean"])
-    (cost,) = (cost for cost in results["costs"] if cost["num_slots"] == best["num_slots"])
     text = verdict(
         best["speedup"],
         gamma=best["gamma"],
-        where=_where(best),
-        pass_cost=None if best["gamma"] == "auto" else cost["pass_cost"][str(best["gamma"] + 1)],
+        where=where(best),
+        pass_cost=best["pass_cost"],
         alpha=best["alpha"]["mean"] if best["alpha"] else None,
         tokens_per_call=best["tokens_per_target_call"],
-        draft_cost=cost["c"]["mean"] if cost["c"] else None,
+        draft_cost=best["c"]["mean"] if best["c"] else None,
     )
     losing = [row for row in rows if row["speedup"]["high"] is not None and row["speedup"]["high"] < 1]
     if losing and best not in losing:
         worst = min(losing, key=lambda row: row["speedup"]["mean"])
         text += (
-            f" It loses in {len(losing)} of {len(rows)} settings, most at {_where(worst)}, γ = {worst['gamma']}: "
+            f" It loses in {len(losing)} of {len(rows)} settings, most at {where(worst)}, γ = {worst['gamma']}: "
             f"{worst['speedup']['mean']:.2f} times."
         )
     return text

@@ -16,6 +16,21 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms"
 
 
+def measured_lines(result: dict) -> list[str]:
+    """What was measured on this machine, rounded, and what follows for the α that is assumed."""
+    lines = [f"Measured here, on {result['device']}, num_slots {result['num_slots']}:"]
+    for row in result["passes"]:
+        beside = f", roofline {milliseconds(row['roofline'])}, ratio {row['ratio']:.2f}" if "ratio" in row else ""
+        positions = f"{row['positions']} position{'s' if row['positions'] > 1 else ''}"
+        lines.append(f"{row['model']} over {positions}: {milliseconds(row['seconds'])}{beside}")
+    if "speedup" in result:
+        lines.append(
+            f"c = {result['c']:.3f}. Speedup {result['speedup']:.2f} with γ = {result['gamma']}, if α is {result['alpha']:g}: "
+            "assumed, not measured; --alpha=A assumes another."
+        )
+    return lines
+
+
 def report(result: dict, console: Console) -> None:
     """Prints a plan."""
     held, said = result["memory"], result["predicted"]

@@ -103,6 +103,7 @@ def measured(config: JobConfig, options: PlanOptions) -> dict:
         cost = seconds["target", gamma + 1] / seconds["target", 1]
         result |= {
             "c": c,
+            "gamma": gamma,
             "alpha": options.alpha,
             "speedup": theory.walltime_improvement_measured(options.alpha, gamma, c, cost),
         }

@@ -4,37 +4,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report import paper
-from pipeline.report.tables import PAIR, Table, estimated, number, pair, table, text, whole
-
-_KINDS = {"generations": "on policy", "scores": "over the text"}
+from pipeline.report.tables import PAIR, Table, about, estimated, number, pair, table, text, whole
 
 
 def table_3(results: Mapping[str, Any]) -> Table | None:
     """α in the form of the paper's Table 3: a row per draft, a column per way of sampling."""
     chosen = [one for one in results["series"] if one["kind"] == "scores"] or list(results["series"])
     samplings = sorted({one["sampling"] for one in chosen})
+    at = [column.title for column in PAIR].index("sampling")
+    columns = [*PAIR[:at], *PAIR[at + 1 :]]
     rows: dict[tuple, dict[Any, Any]] = {}
     for one in chosen:
-        key = (one["task"], one["target"], one["draft"], _KINDS[one["kind"]])
-        row = rows.setdefault(key, {})
+        cells = pair(one)
+        row = rows.setdefault((*cells[:at], *cells[at + 1 :]), {})
         row["paper"] = row.get("paper") or _paper_alpha(results, one)
-        value = one.get("alpha_over_all") or one["alpha"]
-        name = one["sampling"] if one["sampling"] not in row else f"{one['sampling']}, {one['run']}"
-        row[name] = value
-        if name not in samplings:
-            samplings.append(name)
+        row[one["sampling"]] = one.get("alpha_over_all") or one["alpha"]
         if one.get("proposed") and one["proposed"]["mean"] < 1:
-            row["proposed", name] = one["proposed"]
-    columns = (
-        text("task"),
-        text("target"),
-        text("draft"),
-        text("α is"),
+            row["proposed", one["sampling"]] = one["proposed"]
+    columns += [
         *(estimated(f"α, {s}") for s in samplings),
         *(estimated(f"proposed, {s}") for s in samplings),
         number("paper, T = 0"),
         number("paper, T = 1"),
-    )
+    ]
     cells = [
         (
             *key,
@@ -95,13 +87,12 @@ def table_5(results: Mapping[str, Any]) -> Table | None:
 def two_definitions(results: Mapping[str, Any]) -> Table | None:
     columns = (
         *PAIR,
-        text("γ"),
         estimated("α on policy"),
         estimated("α over target text"),
         estimated("difference"),
     )
     rows = [
-        (*pair(one), one["gamma"], one["on_policy"], one["over_target_text"], one["difference"])
+        (*pair(one), one["on_policy"], one["over_target_text"], one["difference"])
         for one in results["two_definitions"]
     ]
     note = (
@@ -113,9 +104,11 @@ def two_definitions(results: Mapping[str, Any]) -> Table | None:
 
 
 def by_dimension(results: Mapping[str, Any], dimension: str, title: str) -> Table | None:
+    """α by a dimension; by what became of the guess only where it is drawn: at temperature 0 β says just that."""
     rows = [
         (*pair(one), bucket["label"], bucket["alpha"], bucket["positions"])
         for one in results["series"]
+        if dimension != "source" or one["temperature"] != 0
         for bucket in one["by"].get(dimension, ())
     ]
     columns = (*PAIR, text(title), estimated("α"), whole("positions"))
@@ -166,8 +159,7 @@ def accepted_lengths(results: Mapping[str, Any]) -> Table | None:
                 first = k == 0
                 rows.append(
                     (
-                        *pair(one),
-                        lengths["gamma"],
+                        *pair({**one, "gamma": lengths["gamma"]}),
                         k,
                         observed,
                         law and law[k],
@@ -177,7 +169,6 @@ def accepted_lengths(results: Mapping[str, Any]) -> Table | None:
                 )
     columns = (
         *PAIR,
-        whole("γ"),
         whole("accepted"),
         estimated("observed share"),
         estimated("capped geometric law"),
@@ -200,13 +191,12 @@ def _p_value(test: Mapping[str, Any] | None) -> str:
 
 def predicted_by_gamma(results: Mapping[str, Any]) -> Table | None:
     rows = [
-        (*pair(one), int(gamma), methods["iid"], methods["windows"], methods["walk"])
+        (*pair({**one, "gamma": int(gamma)}), methods["iid"], methods["windows"], methods["walk"])
         for one in results["series"]
         for gamma, methods in one.get("predicted", {}).items()
     ]
     columns = (
         *PAIR,
-        whole("γ"),
         estimated("Eq. 1", 2),
         estimated("runs of β, any start", 2),
         estimated("joint acceptance along the texts", 2),
@@ -282,11 +272,12 @@ def seeds(results: Mapping[str, Any]) -> Table | None:
                 continue
             rows.append(
                 (
-                    ", ".join(one["runs"]),
+                    one["kind"],
                     one["draft"],
                     one["sampling"],
+                    one["gamma"],
                     name,
-                    len(spread["values"]),
+                    ", ".join(map(str, one["seeds"])),
                     spread["mean"],
                     spread["deviation_between_seeds"],
                     spread["mean_standard_error"],
@@ -294,11 +285,10 @@ def seeds(results: Mapping[str, Any]) -> Table | None:
                 )
             )
     columns = (
-        text("runs"),
-        text("draft"),
-        text("sampling"),
+        *map(about, ("from", "draft", "sampling")),
+        whole("γ"),
         text("of"),
-        whole("seeds"),
+        about("seeds"),
         number("mean", 4),
         number("deviation between seeds", 4),
         number("standard error of one run", 4),

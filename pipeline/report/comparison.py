@@ -12,8 +12,10 @@ from scipy.special import chdtrc
 
 from decoding import theory
 from pipeline.report import estimates
-from pipeline.report.estimates import Estimate, Series, estimate, exactly, propagated, ratio_of
-from pipeline.report.sources import BENCHMARK, GENERATIONS, SCORES, Source
+from pipeline.report.costs import draft_cost, estimate_of
+from pipeline.report.estimates import Estimate, Series, estimate, propagated, ratio_of
+from pipeline.report.names import identify, sampling_label
+from pipeline.report.source import BENCHMARK, GENERATIONS, SCORES, Source
 
 SeriesOf = Mapping[tuple[int, str], Series]
 """Series by number of the source and name of the draft in it."""
@@ -43,7 +45,7 @@ def unmatched(sources: Sequence[Source], series: SeriesOf) -> list[str]:
             continue
         if not scores_of(sources, series, source.target.digest, source.drafts[name].digest, source.sampling):
             notes.append(
-                f"{source.label}: none of the scores are of {source.drafts[name].name} under "
+                f"{source.told}: none of the scores are of {source.drafts[name].name} under "
                 f"{sampling_label(source.decoding)}; its predictions are from its own α alone."
             )
     return notes
@@ -75,9 +77,7 @@ def tokens_per_call(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
         found.append(
             {
                 **identify(source, name),
-                "gamma": gamma,
-                "verification": source.decoding.get("verification"),
-                "scores": sources[matches[0][0]].label if matches else None,
+                "scores": sources[matches[0][0]].called if matches else None,
                 "observed": estimate(observed, one.examples),
                 "predicted": {
                     method: {"tokens": estimate(values, examples), "miss": estimate(values / observed - 1, examples)}
@@ -87,32 +87,6 @@ def tokens_per_call(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
             }
         )
     return found
-
-
-def identify(source: Source, draft: str) -> dict:
-    """What tells a series from others, for people."""
-    return {
-        "run": source.label,
-        "kind": source.kind,
-        "task": source.task,
-        "target": source.target.name,
-        "draft": source.drafts[draft].name,
-        "temperature": source.decoding.get("temperature"),
-        "sampling": sampling_label(source.decoding),
-        "seed": source.seed,
-    }
-
-
-def sampling_label(decoding: Mapping[str, Any]) -> str:
-    """ "T = 1, top-k 40"."""
-    parts = [f"T = {decoding['temperature']:g}"] if "temperature" in decoding else []
-    if decoding.get("top_k"):
-        parts.append(f"top-k {decoding['top_k']}")
-    if decoding.get("top_p", 1.0) < 1:
-        parts.append(f"top-p {decoding['top_p']:g}")
-    if decoding.get("lenience", 1.0) < 1:
-        parts.append(f"lenience {decoding['lenience']:g}")
-    return ", ".join(parts)
 
 
 def two_definitions(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
@@ -128,7 +102,6 @@ def two_definitions(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
             found.append(
                 {
                     **identify(source, name),
-                    "gamma": source.decoding.get("gamma"),
                     "on_policy": one.alpha(),
                     "over_target_text": other.alpha(),
                     "difference": estimate(other.mean_beta() - one.mean_beta(), min(one.examples, other.examples)),
@@ -157,7 +130,7 @@ def measured_speedups(sources: Sequence[Source], series: SeriesOf) -> list[dict]
 def _speedup_row(
     source: Source, row: Mapping[str, Any], cost: Mapping[str, Any], sources: Sequence[Source], series: SeriesOf
 ) -> dict:
-    gamma, speedup = row["gamma"], _estimate_of(row["speedup"])
+    gamma, speedup = row["gamma"], estimate_of(row["speedup"])
     found = {
         **identify(source, ""),
         "temperature": row["temperature"],
@@ -165,7 +138,7 @@ def _speedup_row(
         "gamma": gamma,
         "num_slots": row["num_slots"],
         "verification": row["verification"],
-        "alpha": row["alpha"] and _estimate_of(row["alpha"]),
+        "alpha": row["alpha"] and estimate_of(row["alpha"]),
         "measured": speedup,
         "tokens_per_target_call": row["tokens_per_target_call"],
         "c": None,
@@ -174,8 +147,8 @@ def _speedup_row(
     }
     if gamma == "auto" or not row["alpha"]:
         return found
-    alpha, c = found["alpha"], _draft_cost(cost)
-    v = _estimate_of(cost["pass_cost"][str(gamma + 1)])
+    alpha, c = found["alpha"], draft_cost(cost)
+    v = estimate_of(cost["pass_cost"][str(gamma + 1)])
     predicted = {
         "theorem_3_8": propagated(lambda a, c: theory.walltime_improvement(a, gamma, c), alpha, c),
         "with_pass_cost": propagated(
@@ -199,67 +172,6 @@ def _speedup_row(
     return found
 
 
-def _estimate_of(value: Mapping[str, Any]) -> Estimate:
-    return {name: value[name] for name in ("mean", "low", "high")}
-
-
-def _draft_cost(cost: Mapping[str, Any]) -> Estimate:
-    """c; as the benchmark has it, 0 for a draft that is no model, which costs next to nothing."""
-    return _estimate_of(cost["c"]) if cost["c"] else exactly(0.0)
-
-
-def best_gammas(sources: Sequence[Source], series: SeriesOf, described: Mapping[tuple[int, str], dict]) -> list[dict]:
-    """γ* for the α of every series and the costs that benchmarks of the same pair measured, and the oracle's bound."""
-    found = []
-    for (number, name), one in series.items():
-        source, alpha = sources[number], described[number, name]["alpha"]
-        if source.kind == SCORES:  # a position at which nothing is proposed accepts nothing
-            alpha = described[number, name]["alpha_over_all"]
-        if not alpha:
-            continue
-        oracle = propagated(theory.oracle_expected_tokens, _capped(alpha)) if alpha["mean"] < 1 else None
-        row = {**identify(source, name), "alpha": alpha, "oracle": oracle, "costs": []}
-        for bench in sources:
-            if bench.kind != BENCHMARK or not bench.drafts or source.drafts[name].digest != bench.drafts[""].digest:
-                continue
-            if source.target.digest != bench.target.digest:
-                continue
-            for cost in bench.results["costs"]:
-                row["costs"].append(_best_for(alpha, cost, bench.label))
-        if one.sums.count("beta#")[0]:
-            found.append(row)
-    return found
-
-
-def _capped(alpha: Estimate) -> Estimate:
-    """An α whose ends stay below 1, where the oracle's bound is infinite."""
-    return {name: value if value is None else min(value, 1 - 1e-9) for name, value in alpha.items()}
-
-
-def _best_for(alpha: Estimate, cost: Mapping[str, Any], label: str) -> dict:
-    c = _draft_cost(cost)
-    passes = {int(width): value["mean"] for width, value in cost["pass_cost"].items()}
-    ends = [a for a in alpha.values() if a is not None]
-    costs = [value for value in c.values() if value is not None]
-    by_theorem = [theory.optimal_gamma(a, x) for a in ends for x in costs]
-    by_costs = [theory.optimal_gamma_measured(a, x, passes) for a in ends for x in costs]
-    best, best_measured = by_theorem[0], by_costs[0]
-    speed = theory.walltime_improvement(alpha["mean"], best, c["mean"])
-    widths = sorted(passes)
-    v = float(np.interp(best_measured + 1, widths, [passes[width] for width in widths]))
-    speed_measured = theory.walltime_improvement_measured(alpha["mean"], best_measured, c["mean"], v)
-    return {
-        "benchmark": label,
-        "num_slots": cost["num_slots"],
-        "c": c,
-        "gamma": {"mean": best, "low": min(by_theorem), "high": max(by_theorem)},
-        "speedup": speed,
-        "gamma_measured": {"mean": best_measured, "low": min(by_costs), "high": max(by_costs)},
-        "speedup_measured": speed_measured,
-        "widest_pass": widths[-1],
-    }
-
-
 # Operations, seeds.
 
 
@@ -279,7 +191,7 @@ def operations(
             continue
         target, draft = counted.get(source.target.digest), counted.get(source.drafts[name].digest)
         c_hat = draft / target if target and draft is not None else None
-        row = {**identify(source, name), "gamma": gamma, "alpha": one.alpha(), "c_hat": c_hat}
+        row = {**identify(source, name), "alpha": one.alpha(), "c_hat": c_hat}
         if c_hat is not None and row["alpha"]:
             per_call = gamma * c_hat + gamma + 1
             row["predicted"] = propagated(lambda a: theory.operations_factor(a, gamma, c_hat), row["alpha"])  # noqa: B023
@@ -306,10 +218,10 @@ def seeds(sources: Sequence[Source], series: SeriesOf, in_job: Mapping[int, dict
             continue
         row: dict[str, Any] = {
             **identify(sources[members[0][0]], members[0][1]),
-            "runs": [sources[number].label for number, _ in members],
+            "runs": [sources[number].called for number, _ in members],
             "seeds": [sources[number].seed for number, _ in members],
         }
-        del row["run"], row["seed"]
+        del row["run"], row["called"], row["seed"]
         row["alpha"] = spread([series[member].alpha() for member in members])
         if sources[members[0][0]].kind == GENERATIONS:
             calls = [estimate(series[member].tokens_per_call(), series[member].examples) for member in members]

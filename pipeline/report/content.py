@@ -54,6 +54,7 @@ def folders(results: Mapping[str, Any]) -> Table | None:
         drafts = ", ".join(draft["name"] for draft in source["drafts"].values()) or "none"
         rows.append(
             (
+                source["called"],
                 source["label"],
                 source["kind"],
                 source["task"],
@@ -61,6 +62,7 @@ def folders(results: Mapping[str, Any]) -> Table | None:
                 drafts,
                 decoding.get("temperature"),
                 decoding.get("gamma") if source["kind"] == "generations" else None,
+                decoding.get("num_slots") if source["kind"] == "generations" else None,
                 total.get("texts"),
                 total.get("tokens"),
                 source["fingerprint"][:12],
@@ -69,12 +71,14 @@ def folders(results: Mapping[str, Any]) -> Table | None:
         )
     columns = (
         text("run"),
+        text("folder"),
         text("kind"),
         text("task"),
         text("target"),
         text("drafts"),
         text("temperature"),
-        text("γ"),
+        whole("γ"),
+        whole("slots"),
         whole("texts"),
         whole("tokens"),
         text("fingerprint"),

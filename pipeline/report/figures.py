@@ -14,13 +14,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from decoding import theory
 from pipeline.report.estimates import Estimate
+from pipeline.report.names import labels, slots_label
+from pipeline.report.trace import trace
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS, _LINES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_LINES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (9, 2, 1, 1.5, 1, 1.5, 1, 2)), (0, (2, 4)))
 _INK, _GRID = "#010203", "#040506"  # replaced by currentColor
 _STYLE = {
     "svg.fonttype": "none",
@@ -33,6 +35,7 @@ _STYLE = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 9,
+    "legend.handlelength": 3.2,
     "lines.linewidth": 1.8,
     "lines.markersize": 6,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
@@ -50,7 +53,7 @@ def all_figures(results: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         "best_gamma": ("The best γ over α and c (the paper's Figure 3)", gamma_over_alpha),
         "speed": ("Speedup over α, c = 0 (the paper's Figure 4)", speed_over_alpha),
         "operations": ("Operations per token over α, ĉ = 0 (the paper's Figure 4)", operations_over_alpha),
-        "trace": ("Draft and target calls of one text, to scale (the paper's Figure 5)", trace),
+        "trace": ("Where the time of one text goes (the paper's Figure 5)", trace),
         "autocorrelation": ("Correlation of β along a text", autocorrelation),
         "lengths": ("Accepted tokens per call, and the capped geometric law", accepted_lengths),
         "position": ("α by position in the text", lambda axes, r: dimension(axes, r, "position", "position")),
@@ -161,17 +164,6 @@ def _legend(axes: Axes, **where: Any) -> None:
         axes.legend(**{"loc": "upper left", **where})
 
 
-def _labels(rows: Sequence[Mapping[str, Any]], *names: str) -> list[str]:
-    """Labels of rows: the draft, and what of sampling, γ and run differs between them."""
-    differing = [name for name in ("sampling", *names, "run") if len({str(row.get(name)) for row in rows}) > 1]
-    written = {"gamma": "γ = {}", "num_slots": "num_slots {}"}
-    labels = [
-        ", ".join([row["draft"], *(written.get(n, "{}").format(row[n]) for n in differing if n != "run")])
-        for row in rows
-    ]
-    return [f"{label}, {row['run']}" if labels.count(label) > 1 else label for label, row in zip(labels, rows)]
-
-
 # The paper's figures.
 
 
@@ -179,7 +171,7 @@ def tokens_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
     _curves(axes, lambda gamma: theory.expected_tokens(_ALPHAS, gamma), 9)
     rows = [row for row in results["tokens_per_call"] if "iid on policy" in row["predicted"]][:_MOST_LINES]
     alphas = {(one["run"], one["draft"]): one["alpha"] for one in results["series"]}
-    for number, (row, label) in enumerate(zip(rows, _labels(rows, "gamma", "verification"))):
+    for number, (row, label) in enumerate(zip(rows, labels(rows))):
         _point(axes, alphas[row["run"], row["draft"]], row["observed"], number, label)
     _alpha_axis(axes)
     axes.set(ylabel="tokens per target call", ylim=(0.9, 9))
@@ -207,8 +199,9 @@ def gamma_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
         row for row in rows if not ((key := (row["draft"], row["sampling"], row["num_slots"])) in seen or seen.add(key))
     ]
     shown = shown[:_MOST_LINES]
-    for number, (row, label) in enumerate(zip(shown, _labels(shown, "num_slots"))):
-        _point(axes, row["alpha"], row["gamma"], number, f"{label} (c = {row['c']['mean']:.2f})")
+    for number, (row, label) in enumerate(zip(shown, labels([{**row, "num_slots": None} for row in shown]))):
+        costs = f"c = {row['c']['mean']:.2f} at {slots_label(row['num_slots'])}"
+        _point(axes, row["alpha"], row["gamma"], number, f"{label} ({costs})")
     _alpha_axis(axes)
     axes.set(ylabel="γ* (Theorem 3.8)", ylim=(-0.5, 20), yticks=range(0, 21, 5))
     _legend(axes)
@@ -219,7 +212,7 @@ def speed_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
     _curves(axes, lambda gamma: theory.walltime_improvement(_ALPHAS, gamma, 0.0), 9)
     rows = [row for row in results["speedups"] if row["alpha"] and row["gamma"] != "auto"]
     rows = sorted(rows, key=lambda row: row["num_slots"])[:_MOST_LINES]
-    for number, (row, label) in enumerate(zip(rows, _labels(rows, "gamma", "num_slots", "verification"))):
+    for number, (row, label) in enumerate(zip(rows, labels(rows))):
         _point(axes, row["alpha"], row["measured"], number, label)
     axes.axhline(1, color=_INK, linewidth=0.8, alpha=0.6)
     _alpha_axis(axes)
@@ -232,54 +225,12 @@ def operations_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
     _curves(axes, lambda gamma: theory.operations_factor(_ALPHAS, gamma, 0.0), 11.5, falling=True)
     rows = [row for row in results["operations"] if row.get("observed")]
     rows = rows[:_MOST_LINES]
-    for number, (row, label) in enumerate(zip(rows, _labels(rows, "gamma"))):
+    for number, (row, label) in enumerate(zip(rows, labels(rows))):
         _point(axes, row["alpha"], row["observed"], number, label)
     _alpha_axis(axes)
     axes.set(ylabel="operations, factor", ylim=(0.5, 12))
     _legend(axes, loc="upper right")
     return True
-
-
-def trace(axes: Axes, results: Mapping[str, Any]) -> bool:
-    """One text: its target calls and the draft's, with widths as measured, above plain decoding's."""
-    if not results["texts"]:
-        return False
-    text = results["texts"][0]
-    row = text["row"]
-    costs = [one for one in results["speedups"] if one["c"] and one["draft"] == text["draft"]]
-    c, passes = 0.05, {}
-    if costs:  # of one batch size
-        c, first = costs[0]["c"]["mean"], (costs[0]["run"], costs[0]["num_slots"])
-        passes = {one["gamma"]: one["pass_cost"]["mean"] for one in costs if (one["run"], one["num_slots"]) == first}
-    at = 0.0
-    for gamma in row["gammas"]:
-        for _ in range(gamma):
-            axes.add_patch(Rectangle((at, 1.1), c, 0.6, facecolor=PALETTE[4], edgecolor="white", linewidth=0.4))
-            at += c
-        width = _pass_width(gamma, passes)
-        axes.add_patch(
-            Rectangle((at, 1.1), width, 0.6, facecolor=PALETTE[0], edgecolor="white", linewidth=0.4, hatch="//")
-        )
-        at += width
-    plain = len(row["output_tokens"])
-    for i in range(plain):
-        axes.add_patch(Rectangle((i, 0.1), 1, 0.6, facecolor=PALETTE[0], edgecolor="white", linewidth=0.4, hatch="//"))
-    axes.add_patch(Rectangle((0, 0), 0, 0, facecolor=PALETTE[0], edgecolor="white", hatch="//", label="target call"))
-    axes.add_patch(Rectangle((0, 0), 0, 0, facecolor=PALETTE[4], label="draft call"))
-    axes.set(xlim=(0, max(at, plain) * 1.01), ylim=(-0.1, 2.5), yticks=(0.4, 1.4), xlabel="time, in target passes")
-    axes.set_yticklabels(["plain", "speculative"])
-    axes.grid(False)
-    costs_of = f"c = {c:.2f}, as measured" if costs else "c = 0.05, for want of a benchmark"
-    axes.text(0, 1.85, f"{len(row['gammas'])} calls for {plain} tokens; {costs_of}", fontsize=9)
-    axes.legend(loc="upper right", ncols=2)
-    return True
-
-
-def _pass_width(gamma: int, passes: Mapping[int, float]) -> float:
-    """Cost of a pass over γ + 1 positions, on the line between the ones measured; 1 for want of any."""
-    known = {0: 1.0, **passes}
-    gammas = sorted(known)
-    return float(np.interp(gamma, gammas, [known[g] for g in gammas]))
 
 
 # What is told of β.
@@ -288,7 +239,7 @@ def _pass_width(gamma: int, passes: Mapping[int, float]) -> float:
 def autocorrelation(axes: Axes, results: Mapping[str, Any]) -> bool:
     rows = [one for one in results["series"] if one.get("autocorrelation")]
     rows = sorted(rows, key=lambda one: -one["positions"])[:_MOST_LINES]
-    for number, (one, label) in enumerate(zip(rows, _labels(rows))):
+    for number, (one, label) in enumerate(zip(rows, labels(rows))):
         lags = [lag["lag"] for lag in one["autocorrelation"]]
         _line(axes, lags, [lag["correlation"] for lag in one["autocorrelation"]], number, label)
     axes.axhline(0, color=_INK, linewidth=0.8, alpha=0.6)
@@ -317,7 +268,7 @@ def _line(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], number:
 def accepted_lengths(axes: Axes, results: Mapping[str, Any]) -> bool:
     found = [(one, lengths) for one in results["series"] for lengths in one.get("accepted_lengths", ())][:3]
     rows = [{**one, "gamma": lengths["gamma"]} for one, lengths in found]
-    for number, ((_, lengths), label) in enumerate(zip(found, _labels(rows, "gamma"))):
+    for number, ((_, lengths), label) in enumerate(zip(found, labels(rows))):
         x = np.arange(len(lengths["observed"])) + 0.14 * (number - (len(found) - 1) / 2)
         for k, observed in zip(x, lengths["observed"]):
             _point(axes, {"mean": k, "low": None, "high": None}, observed, number, label if k == x[0] else None)
@@ -342,7 +293,7 @@ def dimension(axes: Axes, results: Mapping[str, Any], name: str, title: str) -> 
     chosen = [one for one in rows if one["kind"] == "scores"] or rows
     chosen = chosen[:_MOST_LINES]
     most = max((bucket["bucket"] for one in chosen for bucket in one["by"][name]), default=0)
-    for number, (one, label) in enumerate(zip(chosen, _labels(chosen))):
+    for number, (one, label) in enumerate(zip(chosen, labels(chosen))):
         buckets = one["by"][name]
         _line(axes, [bucket["bucket"] for bucket in buckets], [bucket["alpha"] for bucket in buckets], number, label)
     known = {bucket["bucket"]: bucket["label"] for one in chosen for bucket in one["by"][name]}
@@ -356,7 +307,7 @@ def widths(axes: Axes, results: Mapping[str, Any]) -> bool:
     rows = [one for one in results["series"] if one.get("sample_size") and one["sample_size"]["measured"]]
     chosen = [one for one in rows if one["kind"] == "scores"] or rows
     chosen = chosen[:_MOST_LINES]
-    for number, (one, label) in enumerate(zip(chosen, _labels(chosen))):
+    for number, (one, label) in enumerate(zip(chosen, labels(chosen))):
         size = one["sample_size"]
         axes.plot(
             [n["positions"] for n in size["measured"]],

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from decoding.version import __version__
-from pipeline.report import comparison, estimates, reading
+from pipeline.report import comparison, costs, estimates, reading
 from pipeline.report.estimates import Series
+from pipeline.report.names import identify
 from pipeline.report.operations import describe_models
-from pipeline.report.sources import BENCHMARK, GENERATIONS, SCORES, Source
+from pipeline.report.source import BENCHMARK, GENERATIONS, SCORES, Source
 from transforms.parts import PartError, open_part, read_footer_json
 from transforms.statistics import analysis
 from transforms.statistics.combine import CombineStatistics, CombineTokenCounts
@@ -151,14 +152,12 @@ def analysed(sources: Sequence[Source], gammas: Sequence[int], notes: Sequence[s
         used = gammas if scores else [gamma for gamma in one.sums.buckets("calls") if gamma > 0]
         law = source.decoding.get("verification") == "token" and source.decoding.get("lenience", 1.0) == 1
         described[number, name] = {
-            **comparison.identify(source, name),
-            "gamma": None if scores else source.decoding.get("gamma"),
-            "verification": None if scores else source.decoding.get("verification"),
+            **identify(source, name),
             "of_target": source.text.get("of_target", True),
             **estimates.describe(one, scores=scores, gammas=used, law=law),
         }
     texts: list[dict[str, Any]] = [
-        {**comparison.identify(sources[number], ""), "tokenizer": sources[number].tokenizer, "row": row}
+        {**identify(sources[number], ""), "tokenizer": sources[number].tokenizer, "row": row}
         for number, rows in sorted(found["texts"], key=lambda item: item[0])
         for _, row in rows
     ]
@@ -176,7 +175,7 @@ def analysed(sources: Sequence[Source], gammas: Sequence[int], notes: Sequence[s
         "models": models,
         "sources": [source.describe() for source in sources],
         "machines": [
-            {"run": s.label, "machine": s.results["machine"], "inputs": s.results["inputs"], "models": s.results["models"]}
+            {"run": s.called, "machine": s.results["machine"], "inputs": s.results["inputs"], "models": s.results["models"]}
             for s in sources
             if s.kind == BENCHMARK
         ],
@@ -185,15 +184,11 @@ def analysed(sources: Sequence[Source], gammas: Sequence[int], notes: Sequence[s
         "tokens_per_call": comparison.tokens_per_call(sources, series),
         "speedups": comparison.measured_speedups(sources, series),
         "in_job": [
-            {**_identify_run(sources[number]), "gamma": sources[number].decoding.get("gamma"), **compared}
-            for number, compared in in_job.items()
+            {**identify(sources[number], ""), **compared} for number, compared in in_job.items() if sources[number].drafts
         ],
-        "best_gammas": comparison.best_gammas(sources, series, described),
+        "costs": costs.measured_costs(sources),
+        "best_gammas": costs.best_gammas(sources, series, described),
         "operations": comparison.operations(sources, series, counted),
         "seeds": comparison.seeds(sources, series, in_job),
         "texts": texts,
     }
-
-
-def _identify_run(source: Source) -> dict:
-    return comparison.identify(source, "") if source.drafts else {"run": source.label, "draft": None}

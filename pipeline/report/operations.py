@@ -8,7 +8,7 @@ from decoding.checkpoints.architecture import shape_of
 from decoding.checkpoints.load import CheckpointError, find_checkpoint
 from decoding.drafts.ngram import is_ngram
 from decoding.registry import DRAFTS
-from pipeline.report.sources import Source
+from pipeline.report.source import Source
 
 
 def describe_models(sources: Sequence[Source]) -> tuple[dict[str, dict], list[str]]:

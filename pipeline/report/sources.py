@@ -7,89 +7,17 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.report.names import names_of
+from pipeline.report.source import BENCHMARK, GENERATIONS, SCORES, Model, Source
 from transforms import storage
 from transforms.folder import FolderError, Manifest, open_run
 from transforms.storage import OutputFolder
 
-GENERATIONS, SCORES, BENCHMARK = "generations", "scores", "benchmark"
 _RESULTS = "benchmark.json"
-_SAMPLING = ("temperature", "top_k", "top_p", "lenience")
 
 
 class SourceError(FolderError):
     """Inputs that cannot be analysed, or not together."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model or draft: what it is called, where it lay, and a digest of its content by which folders are matched."""
-
-    name: str
-    path: str
-    digest: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One input folder.
-
-    Attributes:
-      folder: where it is.
-      label: short, distinct name.
-      kind: GENERATIONS, SCORES or BENCHMARK.
-      fingerprint: of the run; of a benchmark the digest of its file.
-      target: the target model.
-      drafts: the drafts by name in the folder's columns; at most one, "", for generations and benchmarks.
-      decoding: the decoding config, as far as the job fixes it.
-      task: what was decoded: names of the input's files.
-      tokenizer: path of the tokeniser.
-      identity: what determines the run's result, by part.
-      parts: paths of its Parquet parts.
-      missing: how many parts an unfinished run lacks.
-      text: for scores, whose texts they are: "source", "of_target", "same_sampling" and more.
-      results: a benchmark's content.
-    """
-
-    folder: str
-    label: str
-    kind: str
-    fingerprint: str
-    target: Model
-    drafts: Mapping[str, Model]
-    decoding: Mapping[str, Any]
-    task: str
-    tokenizer: str
-    identity: Mapping[str, Any]
-    parts: tuple[str, ...] = ()
-    missing: int = 0
-    text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def seed(self) -> int | None:
-        """Of what was sampled: for scores, of the texts."""
-        return self.text.get("seed") if self.kind == SCORES else self.decoding.get("seed")
-
-    @property
-    def sampling(self) -> tuple:
-        """Temperature, top_k, top_p, lenience: what p and q are standardised by."""
-        return tuple(self.decoding.get(name) for name in _SAMPLING)
-
-    def describe(self) -> dict:
-        """For analysis.json."""
-        return {
-            "folder": self.folder,
-            "label": self.label,
-            "kind": self.kind,
-            "fingerprint": self.fingerprint,
-            "target": dataclasses.asdict(self.target),
-            "drafts": {name: dataclasses.asdict(draft) for name, draft in self.drafts.items()},
-            "decoding": dict(self.decoding),
-            "task": self.task,
-            "parts": len(self.parts),
-            "missing": self.missing,
-            "text": dict(self.text),
-        }
 
 
 def open_sources(folders: Sequence[str], *, allow_unfinished: bool = False) -> tuple[list[Source], list[str]]:
@@ -108,6 +36,10 @@ def open_sources(folders: Sequence[str], *, allow_unfinished: bool = False) -> t
     sources = [_open(folder, allow_unfinished) for folder in folders]
     sources = _with_distinct_labels(_with_shared_names(sources))
     _refuse_doubles(sources)
+    sources = [
+        dataclasses.replace(source, called=called, apart=apart)
+        for source, called, apart in zip(sources, *names_of(sources), strict=True)
+    ]
     if not any(source.drafts for source in sources):
         shown = ", ".join(repr(source.folder) for source in sources)
         raise SourceError(
@@ -273,17 +205,17 @@ def _notes(sources: Sequence[Source]) -> list[str]:
     notes = []
     for source in sources:
         if source.missing:
-            notes.append(f"{source.label} is unfinished: {source.missing} parts are missing, and its figures are of the rest.")
+            notes.append(f"{source.told} is unfinished: {source.missing} parts are missing, and its figures are of the rest.")
         if source.kind == GENERATIONS and not source.drafts:
-            notes.append(f"{source.label} is plain decoding: it has no draft, and nothing of it enters α.")
+            notes.append(f"{source.told} is plain decoding: it has no draft, and nothing of it enters α.")
         if source.decoding.get("lenience", 1.0) < 1:
-            notes.append(f"{source.label} is not exact: lenience is {source.decoding['lenience']:g}.")
+            notes.append(f"{source.told} is not exact: lenience is {source.decoding['lenience']:g}.")
         if source.kind == SCORES and not source.text.get("of_target", True):
-            notes.append(f"{source.label} scores references, not the target's texts: its α is not that of Corollary 3.6.")
+            notes.append(f"{source.told} scores references, not the target's texts: its α is not that of Corollary 3.6.")
         elif source.kind == SCORES and not source.text.get("same_sampling", True):
-            notes.append(f"{source.label} scores texts that were drawn with other sampling settings than it scores with.")
+            notes.append(f"{source.told} scores texts that were drawn with other sampling settings than it scores with.")
         elif source.kind == SCORES and not source.text.get("exact", True):
-            notes.append(f"{source.label} scores texts that were decoded with lenience: its α is not that of Corollary 3.6.")
+            notes.append(f"{source.told} scores texts that were decoded with lenience: its α is not that of Corollary 3.6.")
     targets = {source.target.digest: source.target.name for source in sources}
     if len(targets) > 1:
         notes.append(
@@ -293,7 +225,7 @@ def _notes(sources: Sequence[Source]) -> list[str]:
     for first, second in _same_settings(sources):
         differing = [name for name in first.identity if first.identity[name] != second.identity.get(name)]
         notes.append(
-            f"{first.label} and {second.label} have the same settings and different fingerprints "
+            f"{first.told} and {second.told} have the same settings and different fingerprints "
             f"({first.fingerprint[:8]}, {second.fingerprint[:8]}; what differs: {', '.join(differing) or 'nothing known'}): "
             "they are shown apart."
         )

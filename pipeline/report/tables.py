@@ -33,11 +33,13 @@ class Column:
       title: its heading.
       kind: "text", "whole", "number", "estimate" or "percent" (an estimate of a fraction, shown with its sign).
       digits: after the point.
+      about: whether it says of which run and models a row is; a row to which it does not apply has nothing there.
     """
 
     title: str
     kind: str = "text"
     digits: int = 3
+    about: bool = False
 
     @property
     def numeric(self) -> bool:
@@ -50,7 +52,7 @@ class Column:
         if self.kind == "text":
             return str(value)
         if self.kind == "whole":
-            return f"{value:,}"
+            return f"{value:,}" if isinstance(value, int) else str(value)  # γ is "auto", too
         if self.kind == "number":
             return f"{value:.{self.digits}f}"
         sign, factor, unit = ("+", 100, "%") if self.kind == "percent" else ("", 1, "")
@@ -98,17 +100,28 @@ class Table:
         return dataclasses.replace(self, columns=tuple(self.columns[i] for i in kept), rows=rows)
 
     def condensed(self) -> "Table":
-        """For readers: what is the same in every row of a column of text is said once, in the note."""
-        if len(self.rows) < 2:
+        """For readers: what is the same in every row of a column of text is said once, in the note.
+
+        Of a single row that is what its columns about runs say, the draft aside.
+        """
+        cells, said, applying = self.shown(), [], []
+        kept = list(range(len(self.columns)))
+        for i, column in enumerate(self.columns):
+            values = {row[i] for row in cells}
+            if column.numeric or (len(cells) < 2 and (not column.about or column.title == "draft")):
+                continue
+            if len(values) == 1:
+                said.append(f"{column.title} {cells[0][i]}")
+                kept.remove(i)
+            elif column.about and len(values - {""}) == 1:
+                applying.append(f"{column.title} {max(values)}")
+                kept.remove(i)
+        if not said and not applying:
             return self
-        cells = self.shown()
-        same = [i for i, c in enumerate(self.columns) if not c.numeric and len({row[i] for row in cells}) == 1]
-        if not same:
-            return self
-        said = ", ".join(f"{self.columns[i].title} {cells[0][i]}" for i in same)
-        kept = [i for i in range(len(self.columns)) if i not in same]
+        parts = [f"In every row: {', '.join(said)}."] if said else []
+        parts += [f"Where it applies: {', '.join(applying)}."] if applying else []
         rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
-        note = f"In every row: {said}. {self.note}".strip()
+        note = " ".join([*parts, self.note]).strip()
         return Table(self.name, self.title, tuple(self.columns[i] for i in kept), rows, note)
 
     def to_csv(self) -> str:
@@ -161,10 +174,25 @@ def table(name: str, title: str, columns: Sequence[Column], rows: Sequence[Seque
     return Table(name, title, tuple(columns), tuple(map(tuple, rows)), note).without_empty_columns()
 
 
-PAIR = (text("run"), text("target"), text("draft"), text("sampling"))
-"""Columns that say of which pair of models a row is."""
+def about(title: str) -> Column:
+    return Column(title, about=True)
+
+
+PAIR = (
+    *map(about, ("from", "task", "target", "draft", "sampling")),
+    whole("γ"),
+    *map(about, ("slots", "verification", "seed", "run")),
+)
+"""Columns that say of which models and which run a row is."""
 
 
 def pair(series: Mapping[str, Any]) -> tuple:
     """The cells of `PAIR`, of an entry of analysis.json that is about one draft."""
-    return series["run"], series["target"], series["draft"], series["sampling"]
+    slots, seed = series["num_slots"], series["seed"]
+    return (
+        *(series[name] for name in ("kind", "task", "target", "draft", "sampling", "gamma")),
+        slots and str(slots),
+        series["verification"],
+        None if seed is None else str(seed),
+        series["apart"],
+    )

@@ -30,7 +30,7 @@ class ShownText:
     """A generation as it is shown.
 
     Attributes:
-      title: which run, draft and sampling.
+      title: which draft, and which run by what differs between them.
       example_id, inputs: what was decoded.
       direction: "ltr" or "rtl", of its letters.
       lines: its target calls.
@@ -73,7 +73,7 @@ def shown_text(text: Mapping[str, Any], decode: Callable[[list[int]], str] | Non
         tuple(token for _, token in group)
         for _, group in itertools.groupby(zip(row["iteration"], tokens), key=lambda pair: pair[0])
     )
-    title = f"{text['run']}: {text['draft']}, {text['sampling']}"
+    title = f"{text['draft']}, {text['called']}"
     return ShownText(title, row["example_id"], row["inputs"], direction("".join(pieces)), lines)
 
 

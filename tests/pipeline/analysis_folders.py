@@ -184,6 +184,7 @@ def make_benchmark(folder: pathlib.Path, *, complete: bool = True) -> pathlib.Pa
     folder.mkdir(parents=True)
     ratio = lambda mean: {"mean": mean, "low": mean * 0.95, "high": mean * 1.05, "repeats": 7}
     row = {"num_slots": 1, "temperature": 1.0, "verification": "token", "tokens_per_target_call": 2.0, "seconds": [1.0],
+           "iterations": [100], "iteration_cost": ratio(1.4),
            "alpha": {"mean": 0.6, "low": 0.58, "high": 0.62}}  # fmt: skip
     results = {
         "complete": complete,
@@ -199,7 +200,8 @@ def make_benchmark(folder: pathlib.Path, *, complete: bool = True) -> pathlib.Pa
             {**row, "gamma": "auto", "speedup": ratio(1.6), "predicted": None},
         ],
         "costs": [
-            {"num_slots": 1, "c": ratio(0.1), "pass_cost": {str(w): ratio(1 + 0.1 * (w - 1)) for w in (1, 2, 4, 8)}},
+            {"num_slots": 1, "target_seconds": {"1": [0.008]}, "c": ratio(0.1),
+             "pass_cost": {str(w): ratio(1 + 0.1 * (w - 1)) for w in (1, 2, 4, 8)}},
         ],
         "machine": {"usable_cores": 2, "processor": "a processor", "device": {"kind": "cpu"}, "versions": {"jax": "0"}},
         "inputs": {"examples": 64, "shortest": 3, "longest": 60},

@@ -92,7 +92,7 @@ def test_predictions_and_their_misses(made):
     """β goes together within a text: Eq. 1 promises too much, the joint behaviour tells it."""
     _, results = made
     for row in results["tokens_per_call"]:
-        assert row["scores"] == "scores"
+        assert row["scores"] == "scores, T = 1"
         iid, walk = row["predicted"]["iid"], row["predicted"]["walk"]
         assert iid["miss"]["mean"] == pytest.approx(iid["tokens"]["mean"] / row["observed"]["mean"] - 1)
         assert iid["miss"]["low"] > 0
@@ -225,6 +225,9 @@ def test_best_gammas_and_operations(made):
     (cost,) = row["costs"]
     alpha = row["alpha"]["mean"]
     assert cost["gamma"]["mean"] == theory.optimal_gamma(alpha, 0.1)
+    assert cost["otherwise"] == "γ* between measured γ"
+    ran = next(one for one in results["best_gammas"] if one["run"] == "sampled")
+    assert ran["costs"][0]["otherwise"].startswith("at 1 slot, the run had 8")
     assert cost["gamma"]["low"] <= cost["gamma"]["mean"] <= cost["gamma"]["high"]
     assert cost["gamma_measured"]["mean"] == theory.optimal_gamma_measured(alpha, 0.1, {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.7})
     assert row["oracle"]["mean"] == pytest.approx(1 / (1 - alpha))
@@ -283,7 +286,7 @@ def test_an_unfinished_folder(tmp_path, capsys):
     assert "is unfinished: 3 of 4 shards are committed" in message and "--allow_unfinished" in message
     assert not (tmp_path / "report").exists()
     results = run(capsys, made, output=tmp_path / "report", options=["--allow_unfinished"])
-    assert results["notes"][0] == "g is unfinished: 1 parts are missing, and its figures are of the rest."
+    assert results["notes"][0] == "T = 1, γ = 3 (folder g) is unfinished: 1 parts are missing, and its figures are of the rest."
     assert series(results, "g", "draft")["texts"] == 90
 
 
@@ -325,7 +328,8 @@ def test_parts_of_another_run(tmp_path, capsys):
 def test_a_draft_that_is_missing(tmp_path, capsys):
     made, scores = folders.make_generations(tmp_path / "a", temperature=0.5), folders.make_scores(tmp_path / "s")
     results = run(capsys, made, scores, output=tmp_path / "report")
-    assert "a: none of the scores are of small under T = 0.5; its predictions are from its own α alone." in results["notes"]
+    note = "T = 0.5, γ = 3 (folder a): none of the scores are of small under T = 0.5; its predictions are from its own α alone."
+    assert note in results["notes"]
     assert any(note.startswith("ĉ is not known for small") for note in results["notes"])
     part = scores / "scores" / "part-00001-of-00004.parquet"
     pq.write_table(pq.read_table(part).drop_columns(["beta_lookup"]), part)
@@ -342,7 +346,7 @@ def test_scores_are_without_lenience(tmp_path, capsys):
     results = run(capsys, made, scores, output=tmp_path / "report")
     assert [one["run"] for one in results["two_definitions"]] == ["a"]
     assert series(results, "s")["sampling"] == "T = 1"
-    note = "s scores texts that were decoded with lenience: its α is not that of Corollary 3.6."
+    note = "scores, T = 1 (folder s) scores texts that were decoded with lenience: its α is not that of Corollary 3.6."
     assert [one for one in results["notes"] if "lenience" in one] == [note]
 
 
@@ -358,7 +362,7 @@ def test_no_draft_at_all(tmp_path, capsys):
     made = folders.make_generations(tmp_path / "plain", gamma=0, model=model)
     assert "none of the inputs has a draft" in run(capsys, made, output=tmp_path / "report", expect=2)
     results = run(capsys, made, folders.make_scores(tmp_path / "s"), output=tmp_path / "report")
-    assert "plain is plain decoding: it has no draft, and nothing of it enters α." in results["notes"]
+    assert "T = 1, plain (folder plain) is plain decoding: it has no draft, and nothing of it enters α." in results["notes"]
 
 
 def test_the_same_settings_with_other_fingerprints_stand_apart(tmp_path, capsys):
@@ -367,6 +371,25 @@ def test_the_same_settings_with_other_fingerprints_stand_apart(tmp_path, capsys)
     (note,) = (note for note in results["notes"] if "same settings" in note)
     assert "what differs: code" in note
     assert len(results["series"]) == 2 and results["seeds"] == []
+    apart = [f"run {source['fingerprint'][:8]}" for source in results["sources"]]
+    assert [one["apart"] for one in results["series"]] == apart
+    assert [one["called"] for one in results["series"]] == [f"T = 1, γ = 3, {one}" for one in apart]
+
+
+def test_runs_are_called_by_what_differs_between_them(made, tmp_path, capsys):
+    _, results = made
+    assert [one["called"] for one in results["sources"]] == [
+        "T = 1, γ = 3, seed 0", "T = 1, γ = 3, seed 1", "scores, T = 1", "benchmark",
+    ]  # fmt: skip
+    assert {one["apart"] for one in results["series"]} == {""}  # columns tell them apart
+    a, b = folders.make_generations(tmp_path / "a"), folders.make_generations(tmp_path / "b", gamma=5, temperature=0.5)
+    manifest = json.loads((b / "manifest.json").read_text())
+    manifest["config"]["decoding"] |= {"num_slots": 4, "verification": "block"}
+    (b / "manifest.json").write_text(json.dumps(manifest))
+    results = run(capsys, a, b, output=tmp_path / "report")
+    assert [one["called"] for one in results["sources"]] == ["T = 1, γ = 3, token, 8 slots", "T = 0.5, γ = 5, block, 4 slots"]
+    assert not {"a", "b"} & {cell for group in content.all_tables(results).values() for one in group if one.name != "inputs"
+                             for row in one.rows for cell in row if isinstance(cell, str)}  # fmt: skip
 
 
 def test_models_of_one_name_are_told_apart(tmp_path, capsys):

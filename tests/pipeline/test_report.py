@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline import analyze
-from pipeline.report import acceptance, content, figures, paper, speed, write
+from pipeline.report import acceptance, content, figures, headline, paper, speed, write
 from pipeline.report.tables import Column, Table, escape_markdown
 from pipeline.report.texts import direction, shown_text, tip, token_texts
 from tests.pipeline import analysis_folders as folders
@@ -118,7 +118,7 @@ def from_csv(column: Column, line: dict[str, str]):
     if column.kind == "text":
         return values[0]
     if column.kind == "whole":
-        return int(values[0])
+        return values[0] if values[0] == "auto" else int(values[0])
     if column.kind == "number":
         return float(values[0])
     return dict(zip(("mean", "low", "high"), (float(value) if value else None for value in values)))
@@ -184,17 +184,90 @@ def test_figures(report):
     assert (folder / "figures" / "tokens.svg").read_text().count("γ=") == 5
 
 
-def test_a_trace_has_the_costs_of_one_batch_size(report):
+def widths_of_trace(results) -> list[list[float]]:
+    """Widths of the trace's bars, speculative and plain."""
+    axes = Figure().subplots()
+    assert figures.trace(axes, results)
+    bars = [patch for patch in axes.patches if patch.get_width()]
+    return [[bar.get_width() for bar in bars if bar.get_y() == bottom] for bottom in (1.1, 0.1)]
+
+
+def test_a_trace_is_to_scale_with_all_that_was_measured(report):
+    """Passes as they were timed alone, and the rest of an iteration, whose whole time was measured, beside them."""
     _, results = report
+    text = results["texts"][0]
+    calls = text["row"]["gammas"][:12]
+    tokens = sum(call < len(calls) for call in text["row"]["iteration"])
+    speculative, plain = widths_of_trace(results)
+    # A plain iteration takes 1.25 target passes (1 s / 100 over 8 ms), one with γ = 3 1.4 of those, of which drafts 0.1 each
+    # and the target 1.3.
+    assert speculative == pytest.approx([0.1, 0.1, 0.1, 1.3, 1.25 * 1.4 - 1.6] * len(calls))
+    assert plain == pytest.approx([1, 0.25] * tokens)
+    assert widths_of_trace({**results, "costs": []}) == [[1.0] * len(calls), [1.0] * tokens]
+    # Where passes took longer alone than in the run, the run's time counts.
+    (cost,) = results["costs"]
+    faster = {**cost, "iterations": [{**one, "cost": one["cost"] / 2} for one in cost["iterations"]]}
+    speculative, plain = widths_of_trace({**results, "costs": [faster]})
+    assert sum(speculative) == pytest.approx(len(calls) * 1.25 * 1.4 / 2) and sum(plain) == pytest.approx(tokens * 0.625)
 
-    def widths(speedups):
+
+def test_a_trace_has_the_costs_of_the_slots_nearest_to_the_runs(report):
+    _, results = report
+    text, (cost,) = results["texts"][0], results["costs"]
+    assert (text["num_slots"], cost["num_slots"]) == (8, 1)
+    other = {**cost, "num_slots": 9, "c": {"mean": 0.2, "low": 0.2, "high": 0.2}}
+    assert widths_of_trace({**results, "costs": [cost, other]}) == widths_of_trace({**results, "costs": [other]})
+    axes = Figure().subplots()
+    figures.trace(axes, {**results, "costs": [cost]})
+    assert any("measured at 1 slot (run: 8)" in one.get_text() for one in axes.texts)
+
+
+def test_the_verdict_comes_first_then_texts_figures_tables_and_the_papers_last(report):
+    folder, results = report
+    sentence = headline.verdict_of(results)
+    assert sentence.startswith("Speculation pays here: at 1 slot, temperature 1, token, γ = 3 is 1.50 times (1.42 to 1.58)")
+    html_order = [sentence, 'id="texts"', 'id="figures"', 'id="speed"', 'id="inputs"', 'id="paper"']
+    headings = ("Texts", "Figures", "Predicted and measured", "Inputs", "The paper's own")
+    markdown_order = [escape_markdown(sentence), *(f"## {heading}" for heading in headings)]
+    for name, order in (("report.html", html_order), ("report.md", markdown_order)):
+        text = html.unescape((folder / name).read_text())
+        places = [text.index(one) for one in order]
+        assert places == sorted(places), name
+
+
+def test_without_a_benchmark_the_verdict_is_of_the_job_or_says_that_speed_was_not_measured(report):
+    _, results = report
+    (one,) = results["in_job"]
+    within = headline.verdict_of({**results, "speedups": []})
+    alpha = next(series["alpha"]["mean"] for series in results["series"] if series["run"] == one["run"])
+    assert within.startswith("Speculation pays here: at 8 slots, T = 1, draft small, within the job, γ = 3 is ")
+    assert f"{one['speedup']['mean']:.2f} times" in within
+    assert f"{alpha:.0%} are accepted (α)" in within
+    unknown = headline.verdict_of({**results, "speedups": [], "in_job": []})
+    assert unknown.startswith("Whether speculation pays was not measured.")
+    assert f"{alpha:.0%} were accepted (α)" in unknown and "γ = 3, T = 1" in unknown
+    scored = [series for series in results["series"] if series["kind"] == "scores"]
+    unknown = headline.verdict_of({**results, "speedups": [], "in_job": [], "series": scored})
+    assert "of small's guesses 60% would be accepted (α), T = 1" in unknown
+
+
+def test_at_temperature_0_alpha_by_what_became_of_the_guess_is_left_out(report):
+    _, results = report
+    assert acceptance.by_dimension(results, "source", "what became of the guess")
+    greedy = {**results, "series": [{**one, "temperature": 0.0} for one in results["series"]]}
+    assert acceptance.by_dimension(greedy, "source", "what became of the guess") is None
+
+
+def test_theory_can_be_read_without_colour(report):
+    """Every curve of a figure has a dash of its own, and a label."""
+    _, results = report
+    for draw, count in ((figures.tokens_over_alpha, 5), (figures.gamma_over_alpha, 5), (figures.operations_over_alpha, 5)):
         axes = Figure().subplots()
-        figures.trace(axes, {**results, "speedups": speedups})
-        return [patch.get_width() for patch in axes.patches]
-
-    one = next(row for row in results["speedups"] if row["c"])
-    other = {**one, "num_slots": 8, "pass_cost": {"mean": 9.0, "low": 9.0, "high": 9.0}}
-    assert widths([one, other]) == widths([one]) != widths([other])
+        draw(axes, results)
+        curves = [line for line in axes.lines if line.get_color() == "#8a8f98"]
+        assert len({str(line._unscaled_dash_pattern) for line in curves}) == len(curves) == count
+        named = [one.get_text() for one in axes.texts] + [line.get_label() for line in curves]
+        assert len([name for name in named if name.startswith(("γ=", "c ="))]) == count
 
 
 def test_figures_are_the_same_bytes_each_time(report):
@@ -228,6 +301,64 @@ def test_in_a_browser(report, tmp_path):
     bad.write_text("<img src='http://example.invalid/x.png'><script>console.error('no')</script>")
     lines, addresses, _ = opened(bad)  # the check sees what it must
     assert len(lines) == 1 and addresses == {"http://example.invalid/x.png"}
+
+
+PROBE = """<script>
+addEventListener("load", () => setTimeout(() => {
+  document.querySelectorAll("details").forEach(one => one.open = true);
+  setTimeout(() => {
+    const shown = one => { const at = one.getBoundingClientRect(); return at.height > 12 && at.width > 100 && at.left >= 0
+      && at.left + 100 < innerWidth && getComputedStyle(one).visibility == "visible" };
+    const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(x => x / 255)
+      .map(x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b };
+    const behind = one => { for (; one; one = one.parentElement) { const color = getComputedStyle(one).backgroundColor;
+      if (/^rgb\\(/.test(color)) return color } return "rgb(255, 255, 255)" };
+    const contrast = one => { const [a, b] = [getComputedStyle(one).color, behind(one)].map(light).sort((x, y) => y - x);
+      return (a + .05) / (b + .05) };
+    const tables = [...document.querySelectorAll(".table")].map(one => ({ name: one.querySelector("table").id,
+      clipped: one.firstElementChild.scrollWidth > one.firstElementChild.clientWidth + 1,
+      cue: shown(one.querySelector(".cue")) }));
+    const texts = [...document.querySelectorAll("p, td, th, .token, .cue, figcaption, .card span")].filter(shown);
+    parent.document.body.append(Object.assign(parent.document.createElement("pre"), { className: "found",
+      textContent: JSON.stringify({ name: window.name, width: innerWidth, tables,
+        dark: matchMedia("(prefers-color-scheme: dark)").matches,
+        overflow: document.documentElement.scrollWidth - innerWidth,
+        contrast: Math.min(...texts.map(contrast)),
+        smallest: Math.min(...texts.map(one => parseFloat(getComputedStyle(one).fontSize))) }) }));
+  }, 300) }, 300));
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_no_table_is_clipped_without_a_cue(report, tmp_path, scheme):
+    """At the widths of a desk and of a telephone, in both schemes; nothing else is wider than the page."""
+    page = (report[0] / "report.html").read_text() + PROBE
+    pages = {"desk": (1280, page), "telephone": (390, page), "without": (390, page.replace("@keyframes cue", "@keyframes x"))}
+    frames = [
+        f'<iframe name="{name}" style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(text)}"></iframe>'
+        for name, (width, text) in pages.items()
+    ]
+    (tmp_path / "frames.html").write_text(f"<!doctype html><body>{''.join(frames)}")
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+         "--hide-scrollbars", f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}",
+         f"--user-data-dir={tmp_path / 'profile'}",
+         "--window-size=2100,1000", "--virtual-time-budget=30000", "--dump-dom", (tmp_path / "frames.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    found = [json.loads(html.unescape(one)) for one in re.findall(r'<pre class="found">(.*?)</pre>', done.stdout)]
+    by_name = {one["name"]: one for one in found}
+    assert {name: one["width"] for name, one in by_name.items()} == {name: width for name, (width, _) in pages.items()}
+    count = sum(len(group) for group in content.all_tables(report[1]).values())
+    for name in ("desk", "telephone"):
+        one = by_name[name]
+        assert len(one["tables"]) == count and one["dark"] == (scheme == "dark")
+        assert [table for table in one["tables"] if table["clipped"] != table["cue"]] == []
+        assert one["overflow"] <= 0 and one["contrast"] >= 4.5 and one["smallest"] >= 12
+    # The probe sees what it must: on a telephone there are clipped tables, and without the rule they have no cue.
+    assert any(table["clipped"] for table in by_name["telephone"]["tables"])
+    assert any(table["clipped"] and not table["cue"] for table in by_name["without"]["tables"])
 
 
 def requested(log: pathlib.Path) -> set[str]:
@@ -270,6 +401,15 @@ def test_constant_columns_are_said_once():
     assert one.condensed() is one
 
 
+def test_columns_about_runs_are_said_once_though_they_do_not_apply_to_all():
+    columns = (Column("seed", about=True), Column("slots", about=True), Column("γ", "whole"), Column("p-value"))
+    table = Table("t", "T", columns, (("0", "8", 3, ""), ("1", "", "auto", "0.1")))
+    assert [column.title for column in table.condensed().columns] == ["seed", "γ", "p-value"]
+    assert table.condensed().note == "Where it applies: slots 8."
+    one = dataclasses.replace(table, rows=table.rows[1:]).without_empty_columns()
+    assert one.condensed().shown() == [["auto", "0.1"]] and one.condensed().note == "In every row: seed 1."
+
+
 def test_markdown_cells_are_text():
     assert escape_markdown("a|b*c_d`e<f>&\n g\\") == "a\\|b\\*c\\_d\\`e&lt;f&gt;&amp; g\\\\"
     assert escape_markdown("[a](b) ~~c~~ 0.5 [0.4, 0.6]") == "[a]\\(b) \\~\\~c\\~\\~ 0.5 [0.4, 0.6]"
@@ -281,7 +421,8 @@ def test_texts_by_iteration():
         "target_logprob": [-0.5, -1.0, -0.1, -0.2], "draft_logprob": [-0.25, float("nan"), float("nan"), None],
         "beta": [0.9, 0.3, float("nan"), float("nan")],
     }  # fmt: skip
-    text = shown_text({"run": "r", "draft": "d", "sampling": "T = 1", "row": row}, Pieces().decode)
+    text = shown_text({"called": "T = 1, γ = 3", "draft": "d", "row": row}, Pieces().decode)
+    assert text.title == "d, T = 1, γ = 3"
     assert [[token.kind for token in line] for line in text.lines] == [["accepted", "corrected"], ["bonus"], ["plain"]]
     assert text.lines[0][0].tip == "p 0.607, q 0.779, β 0.900: accepted"
     assert text.lines[0][1].tip == "p 0.368, β 0.300: corrected"
