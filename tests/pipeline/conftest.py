@@ -95,3 +95,11 @@ def finished_run(tmp_path_factory, models) -> pathlib.Path:
 def finished(tmp_path, finished_run) -> pathlib.Path:
     """A copy of it in `command()`'s own output folder, as if that had been run."""
     return shutil.copytree(finished_run, tmp_path / "out")
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory) -> tuple[pathlib.Path, dict]:
+    """Folder of a report whose inputs, ids, outputs and folder names are hostile, and analysis.json's content."""
+    from tests.pipeline.report_pages import make_report  # needs the extra `report`
+
+    return make_report(tmp_path_factory.mktemp("report"))

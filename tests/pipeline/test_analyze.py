@@ -376,22 +376,6 @@ def test_the_same_settings_with_other_fingerprints_stand_apart(tmp_path, capsys)
     assert [one["called"] for one in results["series"]] == [f"T = 1, γ = 3, {one}" for one in apart]
 
 
-def test_runs_are_called_by_what_differs_between_them(made, tmp_path, capsys):
-    _, results = made
-    assert [one["called"] for one in results["sources"]] == [
-        "T = 1, γ = 3, seed 0", "T = 1, γ = 3, seed 1", "scores, T = 1", "benchmark",
-    ]  # fmt: skip
-    assert {one["apart"] for one in results["series"]} == {""}  # columns tell them apart
-    a, b = folders.make_generations(tmp_path / "a"), folders.make_generations(tmp_path / "b", gamma=5, temperature=0.5)
-    manifest = json.loads((b / "manifest.json").read_text())
-    manifest["config"]["decoding"] |= {"num_slots": 4, "verification": "block"}
-    (b / "manifest.json").write_text(json.dumps(manifest))
-    results = run(capsys, a, b, output=tmp_path / "report")
-    assert [one["called"] for one in results["sources"]] == ["T = 1, γ = 3, token, 8 slots", "T = 0.5, γ = 5, block, 4 slots"]
-    assert not {"a", "b"} & {cell for group in content.all_tables(results).values() for one in group if one.name != "inputs"
-                             for row in one.rows for cell in row if isinstance(cell, str)}  # fmt: skip
-
-
 def test_models_of_one_name_are_told_apart(tmp_path, capsys):
     a = folders.make_generations(tmp_path / "a")
     b = folders.make_generations(tmp_path / "b", seed=2, weights={"target": {"w": "other"}, "draft": {"w": "bb"}})
