@@ -34,7 +34,7 @@ def test_what_differs_within_a_kind_is_said(make, tmp_path):
     ]  # fmt: skip
     other = with_decoding(make(gamma=5, temperature=0.5), num_slots=4, verification="block")
     assert names(make(), other) == ["T = 1, γ = 3, token, 8 slots", "T = 0.5, γ = 5, block, 4 slots"]
-    assert names(make(gamma=0, model={**folders.PAIR, "draft": ""}), make()) == ["T = 1, plain", "T = 1, γ = 3, draft"]
+    assert names(make(gamma=0, model={**folders.PAIR, "draft": ""}), make()) == ["T = 1, plain", "T = 1, draft, γ = 3"]
 
 
 def test_what_no_column_has_tells_runs_apart(make):
