@@ -199,9 +199,10 @@ def gamma_over_alpha(axes: Axes, results: Mapping[str, Any]) -> bool:
         row for row in rows if not ((key := (row["draft"], row["sampling"], row["num_slots"])) in seen or seen.add(key))
     ]
     shown = shown[:_MOST_LINES]
-    for number, (row, label) in enumerate(zip(shown, labels([{**row, "num_slots": None} for row in shown]))):
-        costs = f"c = {row['c']['mean']:.2f} at {slots_label(row['num_slots'])}"
-        _point(axes, row["alpha"], row["gamma"], number, f"{label} ({costs})")
+    named = labels([{**row, "gamma": None, "num_slots": None} for row in shown])  # these are of the costs
+    for number, (row, label) in enumerate(zip(shown, named)):
+        costs = f"c = {row['c']['mean']:.2f}, {slots_label(row['num_slots'])}"
+        _point(axes, row["alpha"], row["gamma"], number, f"{label}: {costs}")
     _alpha_axis(axes)
     axes.set(ylabel="γ* (Theorem 3.8)", ylim=(-0.5, 20), yticks=range(0, 21, 5))
     _legend(axes)

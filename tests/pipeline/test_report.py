@@ -227,6 +227,16 @@ def test_at_temperature_0_alpha_by_what_became_of_the_guess_is_left_out(report):
     assert acceptance.by_dimension(greedy, "source", "what became of the guess") is None
 
 
+def test_points_of_the_best_gamma_tell_the_costs_that_it_is_best_for(report):
+    _, results = report
+    axes = Figure().subplots()
+    (one,) = (row for row in results["best_gammas"] if row["kind"] == "generations")
+    figures.gamma_over_alpha(axes, {**results, "best_gammas": [one, {**one, "sampling": "T = 0", "costs": [
+        {**one["costs"][0], "gamma": {"mean": 1, "low": 0, "high": 2}}
+    ]}]})  # fmt: skip
+    assert axes.get_legend_handles_labels()[1][-2:] == ["small, T = 1: c = 0.10, 1 slot", "small, T = 0: c = 0.10, 1 slot"]
+
+
 def test_theory_can_be_read_without_colour(report):
     """Every curve of a figure has a dash of its own, and a label."""
     _, results = report
