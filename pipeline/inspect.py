@@ -8,7 +8,6 @@ while a job runs and after it died. `--quick` opens no part: one listing, the ma
 Exit status: 0 when the folder is complete, 1 when it is not, 2 when it is not the folder of a run or cannot be read.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -24,6 +23,7 @@ from rich.text import Text
 
 from pipeline.job.command import command
 from pipeline.job.terminal import facts, make_console, print_missing, summary_rows
+from pipeline.settings.flags import Parser
 from transforms import attempts, storage
 from transforms.folder import open_run
 from transforms.parts import Footer, PartError, check_part
@@ -212,7 +212,7 @@ def _shards_text(shards: Mapping[str, Any]) -> str:
 @command
 def main(args: Sequence[str]) -> int:
     """Runs the command line `args`, which excludes the program's name. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.inspect", description="What an output folder holds.")
+    parser = Parser(prog="python -m pipeline.inspect", description="What an output folder holds.", allow_abbrev=False)
     parser.add_argument("output", help="the folder, local or on gs://")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quick", action="store_true", help="open no part, only manifest and summary")

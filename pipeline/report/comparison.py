@@ -20,8 +20,6 @@ from pipeline.report.source import BENCHMARK, GENERATIONS, SCORES, Source
 SeriesOf = Mapping[tuple[int, str], Series]
 """Series by number of the source and name of the draft in it."""
 
-PREDICTIONS = ("iid", "windows", "walk")
-
 
 def scores_of(sources: Sequence[Source], series: SeriesOf, target: str, draft: str, sampling: tuple) -> list[tuple]:
     """(number, draft's name) of the series that score this pair under this sampling, over the target's own texts."""
