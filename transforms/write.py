@@ -9,7 +9,7 @@ from apache_beam.metrics import Metrics
 from decoding import Generation
 from transforms import columns, records
 from transforms.decode import DecodedShard, DecodeFailure
-from transforms.parts import Footer
+from transforms.parts import Footer, read_footer  # noqa: F401  scripts know it by this module
 from transforms.records import Example, ExampleError
 from transforms.shards import FinishedShard
 from transforms.statistics.generations import DecodedText, Statistics, shard_statistics
