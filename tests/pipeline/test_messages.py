@@ -62,7 +62,7 @@ def test_no_option_of_beam_looks_like_one_of_ours():
         ("configs", ["'configs'", "is a directory"]),
         ("", ["--config has no value"]),
         ("README.md", ["'README.md', which cannot be read", "line"]),
-        ("configs/smollm2.py:x", ["the task of configs/smollm2.py is 'x'; allowed: \"summarize\" or \"continue\""]),
+        ("configs/smollm2.py:x", ["the task of configs/smollm2.py is 'x'; allowed: summarize, correct, continue"]),
         ("configs/quickstart.py:x", ["'configs/quickstart.py:x', which cannot be read", "argument"]),
         ("configs/lamda_dialog.py", ["model.target has no value; allowed: text, as --config.model.target=..."]),
     ],
