@@ -71,6 +71,8 @@ class DecodingConfig:
       input_buckets: increasing input lengths in tokens that prefill is compiled for; the last is the longest
         input allowed.
       chunk_iterations: iterations on device between two looks of the host, at most.
+      first_from_input: an input's first token is what its text has to begin with, a language's code say, and only the rest
+        is the encoder's; it takes the place of what the checkpoint forces.
 
     Raises:
       ValueError: at construction, with the setting, its value and what is allowed.
@@ -89,6 +91,7 @@ class DecodingConfig:
     input_buckets: tuple[int, ...] = (32, 64, 128, 256, 512)
     chunk_iterations: int = 32
     gamma_choices: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
+    first_from_input: bool = False
 
     def __post_init__(self):
         def require(condition: bool, name: str, allowed: str):
@@ -130,7 +133,8 @@ class DecodingConfig:
         require(is_whole(self.seed), "seed", "a whole number")
         whole("chunk_iterations", 1)
         buckets = self.input_buckets
-        ok = wholes("input_buckets", 1) and len(buckets) > 0 and all(a < b for a, b in itertools.pairwise(buckets))
+        least = 1 + self.first_from_input
+        ok = wholes("input_buckets", least) and len(buckets) > 0 and all(a < b for a, b in itertools.pairwise(buckets))
         require(ok, "input_buckets", "a tuple of increasing positive lengths")
         choices = self.gamma_choices
         ok = wholes("gamma_choices", 0, 64) and 0 in choices and len(set(choices)) == len(choices)

@@ -20,7 +20,7 @@ from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
 from decoding.drafts.base import Draft, as_draft, fitted
 from decoding.models.base import LanguageModel, eos_ids, install
-from decoding.models.forced import with_forced_tokens
+from decoding.models.forced import with_forced_tokens, without_first_tokens
 from decoding.models.positions import check_positions
 from decoding.rows import WIDTH, new_row, pack, unpack
 from decoding.sampling import row_key
@@ -71,7 +71,7 @@ class Programs:
         target, draft = fitted(target, draft, vocab_size)
         for name, model in (("the model", target), ("the draft", draft)):
             check_positions(name, model, config)
-        target = with_forced_tokens(target, config)
+        target, draft = with_forced_tokens(target, config), without_first_tokens(draft, config)
         self.config = config
         self.eos_ids, self.start_id, self.vocab_size = eos_ids(target), target.start_id, target.vocab_size
         self.encoder_decoder = target.encoder_decoder

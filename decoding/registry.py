@@ -78,12 +78,18 @@ def _import_plugins() -> None:
 
 # `model_type` of a config in Hugging Face's keys -> a `decoding.checkpoints.families.Family`.
 _T5, _DECODER_ONLY = "decoding.checkpoints.hf_t5", "decoding.checkpoints.hf_decoder_only"
+_ENCODER_DECODER = "decoding.checkpoints.hf_encoder_decoder"
 FAMILIES = Registry(
     "model_type",
     {
         "t5": f"{_T5}:FAMILY",
         "mt5": f"{_T5}:FAMILY",
         "umt5": f"{_T5}:FAMILY",
+        "bart": f"{_ENCODER_DECODER}:BART",
+        "mbart": f"{_ENCODER_DECODER}:MBART",
+        "marian": f"{_ENCODER_DECODER}:MARIAN",
+        "m2m_100": f"{_ENCODER_DECODER}:M2M_100",
+        "pegasus": f"{_ENCODER_DECODER}:PEGASUS",
         "gpt2": f"{_DECODER_ONLY}:GPT2",
         "llama": f"{_DECODER_ONLY}:LLAMA",
         "mistral": f"{_DECODER_ONLY}:LLAMA",

@@ -25,7 +25,7 @@ from decoding.config import DecodingConfig
 from decoding.drafts.base import Draft, fitted
 from decoding.faults import NonFiniteLogits
 from decoding.models.base import LanguageModel, install
-from decoding.models.forced import with_forced_tokens
+from decoding.models.forced import with_forced_tokens, without_first_tokens
 from decoding.models.positions import check_positions
 from decoding.rows import Rows
 from decoding.sampling import argmax, is_law, log_prob, standardize
@@ -125,7 +125,9 @@ class Scorer:
         """
         for name, model in {"the model": target, **drafts}.items():
             check_positions(name, model, config)
-        drafts = {name: fitted(target, draft, vocab_size)[1] for name, draft in drafts.items()}
+        drafts = {
+            name: without_first_tokens(fitted(target, draft, vocab_size)[1], config) for name, draft in drafts.items()
+        }
         target = with_forced_tokens(fitted(target, None, vocab_size)[0], config)
         self.config, self.lenience = config, tuple(lenience)
         self._start_id, self._encoder_decoder = target.start_id, target.encoder_decoder

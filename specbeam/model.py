@@ -115,6 +115,7 @@ class Model:
                 max_input_tokens=config.max_input_tokens,
                 chat_template=checked.chat_template,
                 empty_id=checked.empty_id,
+                translation=checked.translation,
             )
         except Exception as error:  # whatever a tokeniser's library raises
             raise ValueError(f"texts[{i}] is {text!r:.100}: {error}") from error

@@ -6,7 +6,7 @@ import numpy as np
 from apache_beam.metrics import Metrics
 
 from transforms import chat, records
-from transforms.encoding import NoTokensError, encode_text
+from transforms.encoding import NoTokensError, Translation, encode_text
 from transforms.folder import read_manifest
 from transforms.inputs import read_records
 from transforms.inputs.base import InputSpec
@@ -27,6 +27,7 @@ def read_shard(
     max_input_tokens: int,
     chat_template: chat.ChatTemplate | None = None,
     empty_id: int | None = None,
+    translation: Translation | None = None,
     attempt: int = 1,
 ) -> TokenizedShard:
     """Reads and tokenises one shard.
@@ -40,6 +41,7 @@ def read_shard(
       max_input_tokens: longest input; longer ones are cut and flagged.
       chat_template: makes prompts of texts, where given.
       empty_id: what an empty text becomes; None makes it an error.
+      translation: for a model of many languages.
       attempt: passed on.
     """
     examples, errors = [], []
@@ -47,7 +49,7 @@ def read_shard(
     for raw in read_records(work, spec):
         record = read_text(raw, spec, lambda ids: tokenizer.decode(ids), **may)
         if isinstance(record, TextRecord):
-            record = _tokenize(record, tokenizer, prefix, eos_id, max_input_tokens, chat_template, empty_id)
+            record = _tokenize(record, tokenizer, prefix, eos_id, max_input_tokens, chat_template, empty_id, translation)
         (errors if isinstance(record, ExampleError) else examples).append(record)
     return TokenizedShard(work, attempt, tuple(examples), tuple(errors))
 
@@ -60,6 +62,7 @@ def _tokenize(
     max_input_tokens: int,
     chat_template: chat.ChatTemplate | None,
     empty_id: int | None,
+    translation: Translation | None,
 ) -> Example | ExampleError:
     def failed(error_type: str, message: str) -> ExampleError:
         return records.example_error(
@@ -75,6 +78,8 @@ def _tokenize(
             max_input_tokens=max_input_tokens,
             chat_template=chat_template,
             empty_id=empty_id,
+            translation=translation,
+            language=record.language,
         )
     except NoTokensError as error:
         return failed("NoTokens", str(error))
@@ -104,6 +109,7 @@ class ReadSettings:
     max_input_tokens: int
     chat_template: chat.ChatTemplate | None = None
     empty_id: int | None = None
+    translation: Translation | None = None
 
 
 class ReadInput:
@@ -128,6 +134,7 @@ class ReadInput:
             max_input_tokens=settings.max_input_tokens,
             chat_template=settings.chat_template,
             empty_id=settings.empty_id,
+            translation=settings.translation,
             attempt=attempt,
         )
         Metrics.counter("specbeam", "examples_read").inc(len(tokenized.examples))

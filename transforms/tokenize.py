@@ -1,9 +1,10 @@
 """Text to token ids and back, by the tokeniser that lies beside a model.
 
-This lives in `transforms` because workers tokenise and detokenise, and `decoding` deals in token ids only. Four file
-formats are read: sentencepiece (`spiece.model`, `tokenizer.model`), the tokenizers library's `tokenizer.json`, BERT's
-`vocab.txt`, and what is inside a `.gguf` file. Where a directory holds several, `tokenizer.json` goes first, as in
-transformers: it has all that the others leave to the files around them.
+This lives in `transforms` because workers tokenise and detokenise, and `decoding` deals in token ids only. These
+formats are read: the tokenizers library's `tokenizer.json`; sentencepiece (`spiece.model`, `tokenizer.model`), also with
+other numbers (Marian's `source.spm`, fairseq's `sentencepiece.bpe.model`); byte-level pairs (`vocab.json` with `merges.txt`);
+BERT's `vocab.txt`; ByT5's bytes; and what is inside a `.gguf` file. Where a directory holds several, `tokenizer.json` goes
+first, as in transformers: it has all that the others leave to the files around them.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Protocol
 
 from decoding.checkpoints.storage import LFS_POINTER
 from transforms import storage
-from transforms.text import gguf_vocabulary, sentencepieces
+from transforms.text import byt5, gguf_vocabulary, renumbered, sentencepieces
 from transforms.text.added_tokens import (
     CONFIG,
     AddedToken,
@@ -22,14 +23,25 @@ from transforms.text.added_tokens import (
     read_object,
     read_surroundings,
 )
+from transforms.text.languages import Languages, languages_of
 from transforms.text.sentencepieces import SentencePieceTokenizer
-from transforms.text.vocabularies import TokenizerError, as_llama, from_json, from_wordpiece, panics_are_errors
+from transforms.text.vocabularies import (
+    LibraryTokenizer,
+    TokenizerError,
+    as_llama,
+    from_json,
+    from_merges,
+    from_wordpiece,
+    panics_are_errors,
+)
 
-__all__ = ["Tokenizer", "TokenizerError", "encode_start", "find_tokenizer", "load_tokenizer"]
+__all__ = ["Tokenizer", "TokenizerError", "encode_start", "find_languages", "find_tokenizer", "load_tokenizer"]
 
-NAMES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt")
+NAMES = (
+    "tokenizer.json", renumbered.MARIAN, renumbered.FAIRSEQ, "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt"
+)  # fmt: skip
 _CHARS_PER_TOKEN, _LEAST_TOKENS, _MOST_CHARS = 16, 64, 1 << 20
-_SUFFIXES = (".model", ".json", ".txt", ".gguf")
+_SUFFIXES = (".model", ".spm", ".json", ".txt", ".gguf")
 
 
 class Tokenizer(Protocol):
@@ -63,7 +75,8 @@ def find_tokenizer(path: str) -> str | None:
         candidate = storage.join(path, name)
         if storage.exists(candidate):
             return candidate
-    return None
+    config = storage.join(path, CONFIG)  # all that there is of a tokeniser without a vocabulary
+    return config if byt5.is_byt5(read_object(config)) else None
 
 
 def load_tokenizer(path: str) -> Tokenizer:
@@ -108,9 +121,17 @@ def encode_start(tokenizer: Tokenizer, text: str, max_tokens: int) -> tuple[list
 def _load(path: str) -> Tokenizer:
     if path.endswith(".gguf"):
         return gguf_vocabulary.from_gguf(path)
-    data, surroundings = storage.read_bytes(path), read_surroundings(path)
+    surroundings, name, data = read_surroundings(path), path.rpartition("/")[2], storage.read_bytes(path)
     if data.startswith(LFS_POINTER):
         raise TokenizerError("it is Git LFS's pointer to one (git lfs pull)")
+    if path.endswith(".spm"):
+        return renumbered.from_marian(beside(path, renumbered.MARIAN), surroundings)
+    if name == renumbered.FAIRSEQ:
+        return renumbered.from_fairseq(path, surroundings)
+    if name == CONFIG:
+        return byt5.ByteTokenizer(surroundings.config)
+    if name == renumbered.NUMBERS:
+        return _from_merges(path, data, surroundings)
     if path.endswith(".json"):
         if _is_llama(surroundings, path):
             data = as_llama(data, _prefix(surroundings))
@@ -118,6 +139,26 @@ def _load(path: str) -> Tokenizer:
     if path.endswith(".txt"):
         return from_wordpiece(data, surroundings.config.get("do_lower_case"))
     return _from_sentencepiece(path, data, surroundings)
+
+
+def find_languages(path: str, tokenizer: Tokenizer) -> Languages | None:
+    """The languages that a tokeniser has tokens for; None where it is not that of a model for many.
+
+    Args:
+      path: its file, as `find_tokenizer` gives it.
+      tokenizer: what was loaded from there.
+    """
+    return None if path.endswith(".gguf") else languages_of(tokenizer.pieces(), path, read_surroundings(path))
+
+
+def _from_merges(path: str, data: bytes, surroundings: Surroundings) -> LibraryTokenizer:
+    merges = beside(path, "merges.txt")
+    if not storage.exists(merges):
+        raise TokenizerError("merges.txt is not beside it, nor a sentencepiece model")
+    numbers = renumbered.read_numbers(path)
+    spaced = bool(surroundings.config.get("add_prefix_space"))
+    mask = {numbers[text]: AddedToken(text) for text in ("<mask>",) if text in numbers}  # BART's, whatever the files say
+    return from_merges(data, storage.read_bytes(merges), numbers, mask | read_added(surroundings, path, numbers), spaced)
 
 
 def _prefix(surroundings: Surroundings) -> str:

@@ -22,7 +22,8 @@ class Family:
       ignored: shape -> names in such a checkpoint that need no place in the model.
       t5x: (config, shape, shapes of the arrays by name, where they are) -> config, shape and sources under T5X's names,
         the first two as the arrays show them; None where T5X has no such network.
-      embedding: names that the one embedding may have in Hugging Face's files, where there are several.
+      embedding: shape -> names that the one embedding may have in Hugging Face's files; empty where it has one name, or is
+        not one.
     """
 
     config: type[Shape]
@@ -30,4 +31,4 @@ class Family:
     sources: Callable[[Shape], dict[str, Source]] | None = None
     ignored: Callable[[Shape], Iterable[str]] = lambda config: ()
     t5x: Callable[[Mapping, Shape, Shapes, str], tuple[Mapping, Shape, dict[str, Source]]] | None = None
-    embedding: tuple[str, ...] = ()
+    embedding: Callable[[Shape], tuple[str, ...]] = lambda config: ()

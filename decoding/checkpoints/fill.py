@@ -4,7 +4,7 @@ Every format is read through `Tensors` and every family is described by `Source`
 weight is reported the same way whatever the file.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -32,18 +32,25 @@ class Tensors(Protocol):
 class Source(NamedTuple):
     """Where one of our parameters comes from: tensors of the file, their shapes there, and how they are joined.
 
-    `side_by_side` says that they are weights [out, in] whose transposes are joined column by column, and nothing else.
+    `side_by_side` says that they are weights [out, in] whose transposes are joined column by column, and nothing else;
+    `otherwise` is the source to take where the file lacks one of the tensors, None where it must have them.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     combine: Callable[..., np.ndarray]
     side_by_side: bool = False
+    otherwise: "Source | None" = None
 
 
 def as_is(name: str, *shape: int) -> Source:
     """A tensor that is stored as we hold it."""
     return Source((name,), (shape,), lambda tensor: tensor)
+
+
+def made(make: Callable[[], np.ndarray]) -> Source:
+    """What is computed and lies in no file."""
+    return Source((), (), make)
 
 
 def linear(names: Sequence[str], outs: Sequence[int], into: int) -> Source:
@@ -60,6 +67,13 @@ def vectors(names: Sequence[str], widths: Sequence[int]) -> Source:
 def stacked(names: Sequence[str], *shape: int) -> Source:
     """Equal tensors on a new first axis."""
     return Source(tuple(names), (shape,) * len(names), lambda *tensors: np.stack(tensors))
+
+
+def available(source: Source, shapes: Container[str]) -> Source:
+    """The source, or what stands for it where tensors of these names do not have all of its."""
+    while source.otherwise is not None and not all(name in shapes for name in source.names):
+        source = source.otherwise
+    return source
 
 
 def stream(

@@ -1,13 +1,12 @@
 """Hugging Face directories: config.json and safetensors, whole or split with an index.  Nothing is unpickled."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from decoding.checkpoints import architecture, special_tokens, storage
 from decoding.checkpoints.checkpoint import Checkpoint
-from decoding.checkpoints.families import Family
-from decoding.checkpoints.fill import Source, Tensors, stream
+from decoding.checkpoints.fill import Source, Tensors, available, stream
 from decoding.checkpoints.safetensors import SafeTensors
 from decoding.checkpoints.storage import CheckpointError
 from decoding.registry import FAMILIES
@@ -47,12 +46,13 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     family = FAMILIES.get(raw["model_type"])
     if family.sources is None:
         raise CheckpointError(f"{config_file}: a {raw['model_type']!r} is read from T5X and Orbax checkpoints, not safetensors")
-    found, ignored = family.sources(config), frozenset(family.ignored(config))
+    found, ignored, tables = family.sources(config), frozenset(family.ignored(config)), family.embedding(config)
     if not any(name.startswith(("transformer.", "model.")) for name in tensors.shapes):  # the body of a model, saved alone
         plain = lambda names: (name.removeprefix("transformer.").removeprefix("model.") for name in names)
-        found = {ours: source._replace(names=tuple(plain(source.names))) for ours, source in found.items()}
-        ignored = frozenset(plain(ignored))
-    copies = _copies(family, found, tensors.shapes)
+        found = {ours: _renamed(source, plain) for ours, source in found.items()}
+        ignored, tables = frozenset(plain(ignored)), tuple(plain(tables))
+    found = {ours: available(source, tensors.shapes) for ours, source in found.items()}
+    copies = _copies(tables, found, tensors.shapes)
     if copies:
         found["embedding"] = found["embedding"]._replace(names=copies[:1])
 
@@ -70,7 +70,12 @@ def _is_tied(shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
     return False if any(name.endswith(_EMBEDDING_NAMES) for name in shapes) else None
 
 
-def _copies(family: Family, found: Mapping[str, Source], shapes: Mapping) -> tuple[str, ...]:
+def _renamed(source: Source, rename: Callable[[Iterable[str]], Iterable[str]]) -> Source:
+    otherwise = source.otherwise and _renamed(source.otherwise, rename)
+    return source._replace(names=tuple(rename(source.names)), otherwise=otherwise)
+
+
+def _copies(tables: tuple[str, ...], found: Mapping[str, Source], shapes: Mapping) -> tuple[str, ...]:
     """Names under which a file holds the embedding, the one to take first.
 
     What PyTorch shares, a file keeps once, under whichever name its writer came upon: MADLAD-400's have the decoder's,
@@ -78,7 +83,7 @@ def _copies(family: Family, found: Mapping[str, Source], shapes: Mapping) -> tup
     """
     if "embedding" not in found:
         return ()
-    names = family.embedding or found["embedding"].names
+    names = tables or found["embedding"].names
     return tuple(name for name in (*names, *([HEAD] if "head" not in found else [])) if name in shapes)
 
 

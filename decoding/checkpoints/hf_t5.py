@@ -108,4 +108,4 @@ def sources(config: T5Config) -> dict[str, Source]:
     return found
 
 
-FAMILY = Family(T5Config, parse_config, sources, lambda config: IGNORED, t5x_names.read_t5, EMBEDDING)
+FAMILY = Family(T5Config, parse_config, sources, lambda config: IGNORED, t5x_names.read_t5, lambda config: EMBEDDING)

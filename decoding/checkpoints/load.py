@@ -24,13 +24,14 @@ class CheckpointInfo:
     """What can be said of a checkpoint without reading its weights.
 
     Attributes:
-      family: the config's `model_type`: "t5", "mt5", "umt5", "gpt2", "llama", "mistral", "qwen2", "qwen3" or "lamda".
+      family: the config's `model_type`, a name in `decoding.registry.FAMILIES`.
       vocab_size: V.
       start_id, eos_id, pad_id: special token ids.
       encoder_decoder: inputs go to an encoder.
       weight_files: paths of the files with weights.
-      max_positions: of inputs and outputs together, for decoder-only models; 0 for no limit.
+      max_positions: as of `LanguageModel`.
       eos_ids: all tokens that end a text, `eos_id` first.
+      forced_bos_id: the token that every text begins with, None for none.
     """
 
     family: str
@@ -42,6 +43,7 @@ class CheckpointInfo:
     weight_files: tuple[str, ...]
     max_positions: int = 0
     eos_ids: tuple[int, ...] = ()
+    forced_bos_id: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "eos_ids", self.eos_ids or (self.eos_id,))
@@ -86,6 +88,7 @@ def inspect_checkpoint(path: str, architecture: str | Mapping | None = None) -> 
         weight_files=checkpoint.weight_files,
         max_positions=getattr(config, "max_positions", 0),
         eos_ids=config.eos_ids,
+        forced_bos_id=config.forced_bos_id,
     )
 
 

@@ -9,6 +9,8 @@ GENERATION = "generation_config.json"
 _KEYS = (
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id",
 )  # fmt: skip
+_WORDS = "bad_words_ids"  # tokens that never occur, each in a list of its own: Marian's padding, the start of its texts
+_FORCED = (_WORDS, "forced_bos_token_id", "forced_eos_token_id")
 
 
 def read_config(path: str, names: list[str]) -> dict:
@@ -29,6 +31,8 @@ def read_config(path: str, names: list[str]) -> dict:
     if GENERATION in names:
         generation = storage.read_json(storage.join(path, GENERATION))
         raw = raw | {key: generation[key] for key in _KEYS if generation.get(key) is not None}
+        # What generation is forced to do, such a file says alone: its silence goes before a family's default.
+        raw |= {key: generation.get(key) for key in _FORCED}
     ends = raw.get("eos_token_id")
     if isinstance(ends, list) and len(ends) > 1:
         first = [own]
@@ -49,7 +53,7 @@ def _named_end(tokenizer: Mapping) -> list[int]:
 
 
 def special_tokens(raw: Mapping, shown: str, *, start: str, defaults: tuple[int | None, int | None]) -> dict:
-    """Fields of a model's config: start_id, eos_ids, pad_id, forced_bos_id, forced_eos_id.
+    """Fields of a model's config: start_id, eos_ids, pad_id, forced_bos_id, forced_eos_id, suppressed_ids.
 
     Args:
       raw: keys of a Hugging Face config, `vocab_size` among them.
@@ -83,11 +87,14 @@ def special_tokens(raw: Mapping, shown: str, *, start: str, defaults: tuple[int 
         begin = raw.get("bos_token_id")
     if begin is None and start == "bos_token_id":
         begin = ends[0]
-    pad = raw.get("pad_token_id")
+    pad, words = raw.get("pad_token_id"), raw.get(_WORDS) or []
+    if not isinstance(words, list) or not all(isinstance(word, list) and len(word) == 1 for word in words):
+        raise CheckpointError(f"{shown}: {_WORDS} is {words!r:.100}; supported: lists of one token each")
     return {
         "start_id": ids("start", begin)[0],
         "eos_ids": ends,
         "pad_id": pad if type(pad) is int and 0 <= pad < size else ends[0],
         "forced_bos_id": optional("first", "forced_bos_token_id"),
         "forced_eos_id": optional("last", "forced_eos_token_id"),
+        "suppressed_ids": tuple(sorted({token for word in words for token in ids("suppressed", word)})),
     }

@@ -217,29 +217,36 @@ def attend_cache(
     return merge_heads(grouped_attend(query, cache.key, cache.value, place.bias, existing)), cache
 
 
-def attend_input(query: jax.Array, cache: Cache, lengths: jax.Array, heads: Heads) -> jax.Array:
-    """Attention of queries [B, S, H D] to an input's first `lengths` int32[B] keys and values: [B, S, H D]."""
+def attend_input(query: jax.Array, cache: Cache, lengths: jax.Array, heads: Heads, *, scale: float = 1.0) -> jax.Array:
+    """Attention of queries [B, S, H D] to an input's first `lengths` int32[B] keys and values: [B, S, H D].
+
+    Scores are multiplied by `scale`.
+    """
     if cache.own:
-        return kernels.attend_input(query, cache.key, cache.value, lengths)
+        return kernels.attend_input(query, cache.key, cache.value, lengths, scale=scale)
     mask = jnp.where(np.arange(cache.length)[None, :] < lengths[:, None], 0.0, MASKED)[:, None, None, :]
-    query = split_heads(query, heads.queries)
+    query = split_heads(query if scale == 1.0 else query * scale, heads.queries)
     return merge_heads(attend_existing(query, cache.key, cache.value, mask, jnp.max(lengths)))
 
 
-def attend_itself(qkv: jax.Array, lengths: jax.Array, bias: jax.Array, heads: Heads, compact: bool) -> jax.Array:
+def attend_itself(
+    qkv: jax.Array, lengths: jax.Array, bias: jax.Array, heads: Heads, compact: bool, *, scale: float = 1.0
+) -> jax.Array:
     """Attention of inputs [B, L, 3 H D] to themselves in both directions: [B, L, H D].
 
     Args:
       lengths: int32[B].
       bias: float32[H, 2 L - 1], added to the score of a key that lies i - (L - 1) places after the query.
       compact: the inputs are without padding, [N, 3 H D], see `Compact`: `decoding.kernels` computes it, [N, H D].
+      scale: of the scores, before the bias.
     """
     if compact:
-        return kernels.attend_itself(qkv, lengths, bias, head_dim=heads.width)
+        return kernels.attend_itself(qkv, lengths, bias, head_dim=heads.width, scale=scale)
     span = np.arange(qkv.shape[1])
     mask = jnp.where(span[None, :] < lengths[:, None], 0.0, MASKED)[:, None, None, :]
     square = bias[:, span[None, :] - span[:, None] + len(span) - 1]
-    parts = split_fused(qkv, (heads.queries * heads.width,) * 3, heads.pieces)
+    query, *rest = split_fused(qkv, (heads.queries * heads.width,) * 3, heads.pieces)
+    parts = (query if scale == 1.0 else query * scale, *rest)
     return merge_heads(attend(*(split_heads(part, heads.queries) for part in parts), square[None] + mask))
 
 

@@ -59,6 +59,7 @@ class Shape:
       num_heads: of queries.
       d_ff: width of the feed-forward.
       start_id, eos_ids, pad_id, forced_bos_id, forced_eos_id: special tokens, see `LanguageModel`.
+      suppressed_ids: tokens that never occur.
       attention_shards, feed_forward_shards: pieces that the columns of fused projections lie in, see
         `decoding.sharding`; 1 unless the model is split over devices.
       encoder_decoder: as of `LanguageModel`.
@@ -73,6 +74,7 @@ class Shape:
     pad_id: int = 0
     forced_bos_id: int | None = None
     forced_eos_id: int | None = None
+    suppressed_ids: tuple[int, ...] = ()
     attention_shards: int = 1
     feed_forward_shards: int = 1
 
@@ -128,7 +130,8 @@ class LanguageModel(Protocol):
       eos_ids: all tokens that end a generation, `eos_id` first. A model that has no other may lack the attribute.
       forced_ids: the token that every text begins with, and the one that a text of the largest length ends with; None
         for none. A model may lack the attribute.
-      max_positions: of inputs and outputs together, for decoder-only models; 0 for no limit. A model may lack it.
+      max_positions: of inputs and outputs together or, for encoder-decoder models, of each; 0 for no limit. A model may
+        lack it.
       encoder_decoder: inputs go to an encoder, and decoding starts at position 0 with `start_id`.  Otherwise an input
         of n tokens is the text so far, and decoding starts at position n - 1 with its last token.
       config: its `Shape`, from which it can be split over a mesh; None, or absent, where it has none.

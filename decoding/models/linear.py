@@ -121,18 +121,18 @@ def embed(tokens: jax.Array, table: nnx.Param) -> jax.Array:
     return kernels.rows(value, tokens) if isinstance(value, PackedWeight) else value[tokens]
 
 
-def head_logits(x: jax.Array, weight: nnx.Param, norm: RowNorm, scale: float = 1.0) -> jax.Array:
-    """Logits by a head of its own: x [B, S, d], normed and scaled, and a weight [d, V] -> float32[B, S, V]."""
+def head_logits(x: jax.Array, weight: nnx.Param, norm: RowNorm | None, scale: float = 1.0) -> jax.Array:
+    """Logits by a head of its own: x [B, S, d], normed and scaled if at all, and a weight [d, V] -> float32[B, S, V]."""
     return _logits(x, weight, norm, scale, "bsd,dv->bsv")
 
 
-def tied_logits(x: jax.Array, table: nnx.Param, norm: RowNorm, scale: float = 1.0) -> jax.Array:
-    """Logits by the input embedding: x [B, S, d], normed and scaled, and a table [V, d] -> float32[B, S, V]."""
+def tied_logits(x: jax.Array, table: nnx.Param, norm: RowNorm | None, scale: float = 1.0) -> jax.Array:
+    """Logits by the input embedding: x [B, S, d], normed and scaled if at all, and a table [V, d] -> float32[B, S, V]."""
     return _logits(x, table, norm, scale, "bsd,vd->bsv")
 
 
 def _logits(x, weight, norm, scale, axes) -> jax.Array:
-    x, value = norm(x), weight.get_value()
+    x, value = x if norm is None else norm(x), weight.get_value()
     x = x if scale == 1.0 else x * scale
     if isinstance(value, PackedWeight):
         return kernels.product(x, value)

@@ -5,10 +5,13 @@ from decoding.models.base import LanguageModel
 
 
 def check_positions(name: str, model: LanguageModel, config: DecodingConfig) -> None:
-    """Raises ValueError where inputs and outputs together can be longer than a decoder-only model's positions."""
-    limit, needed = getattr(model, "max_positions", 0), config.max_input_tokens + config.max_decode_tokens
-    if limit and needed > limit:
+    """Raises ValueError where inputs and outputs can be longer than a model's positions: together, if it is decoder-only."""
+    limit, longest, most = getattr(model, "max_positions", 0), config.max_input_tokens, config.max_decode_tokens
+    if not limit:
+        return
+    needed = max(longest, most) if model.encoder_decoder else longest + most
+    if needed > limit:
         raise ValueError(
-            f"decoding.input_buckets of up to {config.max_input_tokens} tokens and decoding.max_decode_tokens of "
-            f"{config.max_decode_tokens} need {needed} positions; {name} has {limit}"
+            f"decoding.input_buckets of up to {longest} tokens and decoding.max_decode_tokens of {most} need {needed} "
+            f"positions; {name} has {limit}"
         )

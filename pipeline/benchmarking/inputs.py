@@ -66,6 +66,7 @@ def read_inputs(config: JobConfig, models: CheckedModels, count: int, output: st
                 max_input_tokens=config.decoding.max_input_tokens,
                 chat_template=models.chat_template,
                 empty_id=models.empty_id,
+                translation=models.translation,
             )
             examples.extend(read.examples)
             failed += len(read.errors)

@@ -12,8 +12,9 @@ from decoding.drafts import ngram
 from decoding.registry import DRAFTS, PROMPT_LOOKUP
 from pipeline.settings import ConfigError, JobConfig, ModelConfig
 from transforms import chat, storage
+from transforms.encoding import Translation, known
 from transforms.models import Models
-from transforms.tokenize import Tokenizer, TokenizerError, find_tokenizer, load_tokenizer
+from transforms.tokenize import Tokenizer, TokenizerError, find_languages, find_tokenizer, load_tokenizer
 
 _WHOLE_FILE_BYTES = 256 << 20
 _SAMPLES, _SAMPLE_BYTES, _READERS = 64, 1 << 16, 16
@@ -32,6 +33,7 @@ class CheckedModels:
       chat_template: makes prompts of texts; None for none.
       empty_id: what an empty text becomes; None makes it an error.
       to_load: the models, as workers load them.
+      translation: what stands around inputs; None for a model that does not translate between many languages.
     """
 
     tokenizer: str
@@ -42,6 +44,7 @@ class CheckedModels:
     to_load: Models
     chat_template: chat.ChatTemplate | None = None
     empty_id: int | None = None
+    translation: Translation | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,7 @@ def check_models(config: JobConfig) -> CheckedModels:
         to_load=models_of(config.model, vocab_size),
         chat_template=_check_chat_template(config, target, found),
         empty_id=_check_empty(config, target),
+        translation=_check_languages(config, target, found, tokenizer),
     )
 
 
@@ -119,10 +123,11 @@ def _known_pieces(setting: str, path: str, tokenizer: Tokenizer, vocab_size: int
 
 def _check_positions(setting: str, config: JobConfig, info: decoding.CheckpointInfo) -> None:
     longest, most = config.decoding.max_input_tokens, config.decoding.max_decode_tokens
-    if info.max_positions and longest + most > info.max_positions:
+    needed, together = (max(longest, most), "each") if info.encoder_decoder else (longest + most, "together")
+    if info.max_positions and needed > info.max_positions:
         raise ConfigError(
             f"decoding.input_buckets is up to {longest} and decoding.max_decode_tokens {most}; allowed: {info.max_positions} "
-            f"together, the positions of {setting}"
+            f"{together}, the positions of {setting}"
         )
 
 
@@ -147,6 +152,29 @@ def _check_empty(config: JobConfig, target: decoding.CheckpointInfo) -> int | No
     if target.encoder_decoder:
         raise ConfigError(f'input.empty is {config.input.empty!r}; allowed: "error" for an encoder-decoder model')
     return target.start_id
+
+
+def _check_languages(
+    config: JobConfig, target: decoding.CheckpointInfo, path: str, tokenizer: Tokenizer
+) -> Translation | None:
+    found = find_languages(path, tokenizer) if target.encoder_decoder else None
+    source, language, field = config.input.source_language, config.input.target_language, config.input.target_language_field
+    if found is None:
+        for setting, value in (("source_language", source), ("target_language", language), ("target_language_field", field)):
+            if value:
+                raise ConfigError(f'input.{setting} is {value!r}; allowed: "" for a model without tokens for languages')
+        return None
+    allowed = known(found.ids)
+    if source not in found.ids:
+        raise ConfigError(f"input.source_language is {source!r}; allowed: {allowed}")
+    if target.start_id in found.ids.values():  # mBART's: whatever is first, texts begin with it
+        if language or field:
+            raise ConfigError(f'input.target_language is {language or field!r}; allowed: "": the start token is a language')
+    elif language and language not in found.ids:
+        raise ConfigError(f"input.target_language is {language!r}; allowed: {allowed}")
+    elif not (language or field) and target.forced_bos_id is None:
+        raise ConfigError(f'input.target_language is ""; allowed: {allowed}, or input.target_language_field')
+    return Translation(found.ids[source], found.after, found.ids.get(language), found.ids if field else {})
 
 
 def check_draft(

@@ -22,6 +22,7 @@ def input_reader(run: Run) -> ReadInput:
             max_input_tokens=config.decoding.max_input_tokens,
             chat_template=models.chat_template,
             empty_id=models.empty_id,
+            translation=models.translation,
         )
     )
 

@@ -25,6 +25,10 @@ class InputConfig:
         "" for none. A text may then also be a list of turns; see transforms/chat.py.
       chat_date: what a chat template that asks for today's date is told, YYYY-MM-DD, so that a job that goes on tomorrow
         makes the same prompts; "" for nothing, whereupon most templates leave the date out.
+      source_language: code of the inputs' language, for a model that translates between many: "eng_Latn" for NLLB, "en" for
+        M2M-100, "en_XX" for mBART; "" for other models.
+      target_language: code of the language to translate into; "" for what the model's folder says.
+      target_language_field: the field that holds it, where records have their own; "" for one language for all.
       empty: of a text that is empty: "error", or "start" to decode from the start token alone (decoder-only models).
       format: "jsonl", "text", "csv", "parquet" or "tfrecord"; "tfds" for a prepared data set; "seqio" for a task or a
         mixture; "" to tell by the pattern's ending.
@@ -44,6 +48,9 @@ class InputConfig:
     prefix: str = ""
     chat_template: str = ""
     chat_date: str = ""
+    source_language: str = ""
+    target_language: str = ""
+    target_language_field: str = ""
     empty: str = "error"
     format: str = ""
     delimiter: str = ""
@@ -70,6 +77,9 @@ class InputConfig:
             require(ok, "input.name", self.name, "the name of a data set, task or mixture")
             ok = not self.prefix or self.format == "tfds"
             require(ok, "input.prefix", self.prefix, '"" for SeqIO: a task puts its own')
+        field = self.target_language_field
+        allowed = f'"" where records say it, in {field!r}'
+        require(not (self.target_language and field), "input.target_language", self.target_language, allowed)
         require(self.empty in ("error", "start"), "input.empty", self.empty, '"error" or "start"')
         ok = not self.chat_template or self.format != "seqio"
         require(ok, "input.chat_template", self.chat_template, '"" for SeqIO: a task makes its own prompts')
@@ -112,7 +122,7 @@ class InputConfig:
     @property
     def fields(self) -> RecordFields:
         default = {"text": "text", "seqio": "inputs_pretokenized"}.get(self.resolved_format, "")
-        return RecordFields(self.input_field or default, self.target_field, self.id_field)
+        return RecordFields(self.input_field or default, self.target_field, self.id_field, self.target_language_field)
 
     def spec(self, tokenizer: str) -> InputSpec:
         """What planning and workers need. `tokenizer` is the file of the target's tokeniser."""
@@ -256,6 +266,11 @@ class JobConfig:
         allowed = "0 where input.format is none of jsonl and text, or input.id_field is set: ids are checked at launch"
         ok = self.input.resolved_format in ("jsonl", "text") and not self.input.id_field
         require(not size or ok, "shards.bytes_per_shard", size, allowed)
+        # An input then begins with the token that its text has to begin with.
+        told = bool(self.input.target_language or self.input.target_language_field)
+        first = self.decoding.first_from_input
+        require(told or not first, "decoding.first_from_input", first, "false; input.target_language sets it")
+        object.__setattr__(self, "decoding", dataclasses.replace(self.decoding, first_from_input=told))
         gamma = self.decoding.gamma
         require(
             bool(self.model.draft) or gamma == 0, "decoding.gamma", gamma, "0 where model.draft is empty (plain decoding)"

@@ -45,6 +45,16 @@ MODELS = {
         "num_hidden_layers": 2, "num_attention_heads": 8, "head_dim": 8, "hidden_act": "gelu_new",
         "tie_word_embeddings": False,
     } | _IDS,
+    "m2m_100": {
+        "model_type": "m2m_100", "vocab_size": VOCABULARY, "d_model": 64, "encoder_layers": 1, "decoder_layers": 2,
+        "encoder_attention_heads": 8, "decoder_attention_heads": 8, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
+        "max_position_embeddings": 32, "decoder_start_token_id": 0,
+    } | _IDS,
+    "bart": {
+        "model_type": "bart", "vocab_size": VOCABULARY, "d_model": 64, "encoder_layers": 1, "decoder_layers": 2,
+        "encoder_attention_heads": 8, "decoder_attention_heads": 16, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
+        "max_position_embeddings": 32, "decoder_start_token_id": 0, "forced_eos_token_id": None, "tie_word_embeddings": False,
+    } | _IDS,
     # Nothing but the feed-forward divides by 4 or 8.
     "indivisible": _T5 | {"num_heads": 6, "vocab_size": 97},
 }  # fmt: skip

@@ -38,11 +38,15 @@ class InputError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class RecordFields:
-    """Where in a record things are. `targets` and `example_id` may be "": no reference, and ids from the place."""
+    """Where in a record things are.
+
+    `targets`, `example_id` and `language` may be "": no reference, ids from the place, one target language for all.
+    """
 
     inputs: str
     targets: str = ""
     example_id: str = ""
+    language: str = ""
 
     def names(self) -> list[str]:
         """The fields that are read, each once."""

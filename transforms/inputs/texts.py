@@ -21,6 +21,7 @@ class TextRecord:
       raw: the record as it was, for errors/.
       inputs, targets: text, and reference or None.
       tokens: where the input has them instead of text.
+      language: the code of the language that it is to be translated into; "" where records have none.
     """
 
     example_id: str
@@ -30,6 +31,7 @@ class TextRecord:
     inputs: str
     targets: str | None
     tokens: list[int] | None = None
+    language: str = ""
 
 
 def read_text(
@@ -60,6 +62,12 @@ def read_text(
         except (TypeError, UnicodeEncodeError) as error:
             example_id = raw.place
             return failed("WrongType", str(error))
+    try:
+        language = read_id(row, fields.language) if fields.language else ""
+    except KeyError:
+        return failed("MissingField", f"no field {fields.language!r}, which gives the target language")
+    except TypeError as error:
+        return failed("WrongType", str(error))
     try:
         inputs = find_field(row, fields.inputs)
     except KeyError:
@@ -96,7 +104,7 @@ def read_text(
         texts.append(value)
     if not texts[0].strip() and not may_be_empty:
         return failed("EmptyInput", f"field {fields.inputs!r} is empty")
-    return TextRecord(example_id, raw.index, raw.place, raw.record, *texts, tokens)
+    return TextRecord(example_id, raw.index, raw.place, raw.record, *texts, tokens, language)
 
 
 def _plain(value: Any) -> str:

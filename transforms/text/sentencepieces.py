@@ -26,11 +26,11 @@ class SentencePieceTokenizer:
         self, model: bytes, begin: tuple[int, ...] = (), added: Mapping[int, AddedToken] | None = None, prefix: str = OWN
     ):
         self.begin, self._added, self._prefix = begin, dict(added or {}), prefix
-        self._spaced = _processor(model, prefix != NEVER)
-        self._bare = self._spaced if prefix == OWN else _processor(model, False)
+        self._spaced = processor(model, prefix != NEVER)
+        self._bare = self._spaced if prefix == OWN else processor(model, False)
         self.size = self._spaced.GetPieceSize()
         self._drops_space = _drops_space(self._spaced)
-        self._splitter = _splitter(self._added)
+        self._splitter = splitter(self._added)
         self._ids = {self._splitter.token_to_id(token.content): i for i, token in self._added.items()}
         own = all(i < self.size for i in self._added) and prefix == OWN
         told = b"" if own else repr((sorted(self._added.items()), prefix)).encode()
@@ -84,17 +84,17 @@ def _drops_space(processor) -> bool:
     return spec.add_dummy_prefix or spec.remove_extra_whitespaces
 
 
-def _processor(model: bytes, dummy_prefix: bool):
+def processor(model: bytes, dummy_prefix: bool):
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2 as protos
 
-    processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(model)
+    found = sentencepiece.SentencePieceProcessor()
+    found.LoadFromSerializedProto(model)
     if not dummy_prefix:
         proto = protos.ModelProto.FromString(model)
         proto.normalizer_spec.add_dummy_prefix = False
-        processor.LoadFromSerializedProto(proto.SerializeToString())
-    return processor
+        found.LoadFromSerializedProto(proto.SerializeToString())
+    return found
 
 
 def controls(model: bytes) -> dict[str, int]:
@@ -104,12 +104,12 @@ def controls(model: bytes) -> dict[str, int]:
       TokenizerError: it is no sentencepiece model.
     """
     try:
-        processor = _processor(model, True)
+        found = processor(model, True)
     except Exception as error:
         what = "of tiktoken, beside which a tokenizer.json is needed" if _is_tiktoken(model) else "broken, or of another kind"
         raise TokenizerError(f"it is no sentencepiece model but {what} ({error})") from error
-    size = processor.GetPieceSize()
-    return {processor.IdToPiece(i): i for i in range(size) if processor.IsControl(i) or processor.IsUnknown(i)}
+    size = found.GetPieceSize()
+    return {found.IdToPiece(i): i for i in range(size) if found.IsControl(i) or found.IsUnknown(i)}
 
 
 def _is_tiktoken(data: bytes) -> bool:
@@ -118,10 +118,10 @@ def _is_tiktoken(data: bytes) -> bool:
     return len(first) == 2 and first[1].strip().isdigit()
 
 
-def _splitter(added: Mapping[int, AddedToken]):
+def splitter(added: Mapping[int, AddedToken]):
     """A tokeniser of the tokenizers library that knows these tokens, and one more for whatever lies between them."""
     import tokenizers
 
-    splitter = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0}, unk_token=""))
-    splitter.add_tokens([tokenizers.AddedToken(**token._asdict(), normalized=False) for token in added.values()])
-    return splitter
+    found = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0}, unk_token=""))
+    found.add_tokens([tokenizers.AddedToken(**token._asdict(), normalized=False) for token in added.values()])
+    return found

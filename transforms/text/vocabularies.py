@@ -5,7 +5,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 _MOST_TOKENS = 2**24  # beyond any vocabulary there is
 
@@ -109,6 +110,35 @@ def from_json(data: bytes, added: Iterable = (), special: Iterable[str] = ()) ->
     bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     first = next((i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare), 0)
     return LibraryTokenizer(tokenizer, hashlib.sha256(data + told).hexdigest(), tuple(whole[:first]))
+
+
+def from_merges(
+    data: bytes, merges: bytes, numbers: Mapping[str, int], added: Mapping[int, NamedTuple], spaced: bool
+) -> LibraryTokenizer:
+    """A byte-level tokeniser of pairs, GPT-2's and BART's, over vocab.json and merges.txt.
+
+    Args:
+      data, merges: the bytes of these files.
+      numbers: id by piece, of the former.
+      added: `AddedToken`s by id.
+      spaced: whether a space is put before a text.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    lines = [line for line in merges.decode("utf-8").split("\n") if line and not line.startswith("#version")]
+    pairs = [tuple(line.split(" ")) for line in lines]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise TokenizerError("merges.txt has lines that are no pairs")
+    tokenizer = tokenizers.Tokenizer(models.BPE(dict(numbers), pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+    tokenizer.decoder = decoders.ByteLevel()
+    for _, token in sorted(added.items()):
+        new = [tokenizers.AddedToken(**token._asdict(), normalized=False)]
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)(new)
+    begin = (numbers["<s>"],) if {"<s>", "</s>"} <= set(numbers) else ()
+    digest = hashlib.sha256(data + merges + repr((sorted(added.items()), spaced)).encode())
+    return LibraryTokenizer(tokenizer, digest.hexdigest(), begin)
 
 
 def from_wordpiece(data: bytes, lowercase: bool | None = None) -> LibraryTokenizer:

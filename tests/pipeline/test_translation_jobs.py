@@ -1,0 +1,128 @@
+"""Jobs with Marian, BART, M2M-100 and mBART models and their own tokenisers, and what is wrong with such folders at launch."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tokenizers
+from flax import nnx
+
+from decoding.checkpoints import architecture, orbax
+from pipeline import generate
+from tests.pipeline.helpers import errors, rows, summary
+from tests.support import tiny_tokenizers
+from transforms.tokenize import load_tokenizer
+
+LANGUAGES = ("source_language", "target_language", "target_language_field")
+LINES = [line.strip() for line in tiny_tokenizers.lines(6)]
+
+
+def write_model(folder: pathlib.Path, family: str, size: int, seed: int = 1, **changes) -> str:
+    raw = {
+        "model_type": family, "vocab_size": size, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+        "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+        "max_position_embeddings": 128,
+    } | changes  # fmt: skip
+    model = architecture.build(architecture.parse_config(raw, ""), "float32")
+    rng = np.random.default_rng(seed)
+    leaves = nnx.to_flat_state(nnx.state(model))
+    values = {".".join(map(str, keys)): rng.normal(size=leaf.shape).astype(np.float32) for keys, leaf in leaves}
+    orbax.write(str(folder), raw, values.items())
+    return str(folder)
+
+
+@pytest.fixture
+def launch(tmp_path):
+    def run(target: str, records: list[dict], *settings: str, code: int = 0) -> pathlib.Path:
+        data, config = tmp_path / "texts.jsonl", tmp_path / "job.py"
+        data.write_text("".join(json.dumps(record) + "\n" for record in records))
+        sections = {
+            "input": {"pattern": str(data), "input_field": "text", **dict.fromkeys(LANGUAGES, "")},
+            "model": {"target": target, "draft": "prompt_lookup"},
+            "decoding": dict(gamma=2, temperature=0.0, max_decode_tokens=9, num_slots=2, input_buckets=(64,)),
+        }
+        config.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({sections!r})\n")
+        out = tmp_path / "out"
+        command = [f"--config={config}", f"--output={out}", *(f"--config.input.{setting}" for setting in settings)]
+        assert generate.main(command) == code
+        return out
+
+    return run
+
+
+def texts(**fields) -> list[dict]:
+    return [{"text": line} | {name: values[i] for name, values in fields.items()} for i, line in enumerate(LINES)]
+
+
+def test_many_to_many(tmp_path, launch):
+    """A language per record; one that the model does not have is that record's error."""
+    folder = tmp_path / "m2m"
+    size = tiny_tokenizers.write_m2m(folder)
+    target, tokenizer = write_model(folder, "m2m_100", size + 8), load_tokenizer(str(folder))
+    ids = {piece: i for i, piece in enumerate(tokenizer.pieces())}
+    out = launch(target, texts(to=["de", "fr", "xx", "de", "zu", "sv"]), "source_language=en", "target_language_field=to")
+    found = rows(out)
+    first = [ids[f"__{code}__"] for code in ("de", "fr", "de", "zu", "sv")]
+    assert [row[0] for row in found["output_tokens"]] == first
+    assert [row[:2].tolist() for row in found["input_tokens"]] == [[token, ids["__en__"]] for token in first]
+    assert found["inputs"].tolist() == [line for i, line in enumerate(LINES) if i != 2]
+    assert not any("__" in text for text in found["prediction"])
+    (error,) = errors(out)
+    assert error["error_type"] == "LanguageError" and "the target language is 'xx'; allowed: af, am" in error["message"]
+
+
+def test_one_pair_of_languages(tmp_path, launch):
+    folder = tmp_path / "mbart"
+    size = tiny_tokenizers.write_fairseq(folder, "MBart50Tokenizer")
+    target = write_model(folder, "mbart", size, decoder_start_token_id=2)
+    pieces = load_tokenizer(str(folder)).pieces()
+    found = rows(launch(target, texts(), "source_language=fr_XX", "target_language=de_DE"))
+    assert {pieces[row[0]] for row in found["output_tokens"]} == {"de_DE"}
+    assert {pieces[row[1]] for row in found["input_tokens"]} == {"fr_XX"} and {row[-1] for row in found["input_tokens"]} == {2}
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ([], "input.source_language is ''; allowed: af, am, ar"),
+    (["source_language=eng"], "is 'eng'; allowed: af, am, ar, ast, az, ba, be, bg, bn, br, bs, ca and 88 more"),
+    (["source_language=en"], 'input.target_language is ""; allowed: af'),
+    (["source_language=en", "target_language=german"], "input.target_language is 'german'; allowed: af"),
+    (["source_language=en", "target_language=de", "target_language_field=to"], "input.target_language is 'de'; allowed: \"\""),
+], ids=str)  # fmt: skip
+def test_languages_that_a_model_lacks(tmp_path, launch, capsys, settings, message):
+    folder = tmp_path / "m2m"
+    target = write_model(folder, "m2m_100", tiny_tokenizers.write_m2m(folder))
+    launch(target, texts(), *settings, code=2)
+    assert message in capsys.readouterr().err
+
+
+def test_marian(tmp_path, launch, capsys):
+    folder = tmp_path / "marian"
+    numbers = tiny_tokenizers.write_marian(folder)
+    pad = numbers["<pad>"]
+    special = dict(pad_token_id=pad, decoder_start_token_id=pad, bad_words_ids=[[pad]])
+    target = write_model(folder, "marian", len(numbers), **special)
+    out = launch(target, texts())
+    found = rows(out)
+    assert summary(out)["errors"] == {"total": 0} and found["inputs"].tolist() == LINES
+    assert {row[-1] for row in found["input_tokens"]} == {0} and all(pad not in row for row in found["output_tokens"])
+    capsys.readouterr()
+    launch(target, texts(), "source_language=en", code=2)
+    assert "input.source_language is 'en'; allowed: \"\"" in capsys.readouterr().err
+    (folder / "target.spm").unlink()
+    launch(target, texts(), code=2)
+    assert "target.spm is not beside it; a Marian model needs" in capsys.readouterr().err
+
+
+def test_bart(tmp_path, launch):
+    folder = tmp_path / "bart"
+    folder.mkdir()
+    trained = tokenizers.ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(LINES, vocab_size=400, special_tokens=special, show_progress=False)
+    trained.save_model(str(folder))
+    target = write_model(folder, "bart", trained.get_vocab_size(), forced_bos_token_id=0)
+    found = rows(launch(target, texts()))
+    assert {(row[0], row[-1]) for row in found["input_tokens"]} == {(0, 2)}
+    assert {row[0] for row in found["output_tokens"]} == {0}
+    assert {row[-1] for row in found["output_tokens"] if len(row) == 9} <= {2}
