@@ -132,6 +132,7 @@ class DecodingConfig:
         whole("num_samples", 1)
         require(is_whole(self.seed), "seed", "a whole number")
         whole("chunk_iterations", 1)
+        require(isinstance(self.first_from_input, bool), "first_from_input", "true or false")
         buckets = self.input_buckets
         least = 1 + self.first_from_input
         ok = wholes("input_buckets", least) and len(buckets) > 0 and all(a < b for a, b in itertools.pairwise(buckets))

@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
     Attributes:
       sha256: the tokeniser's identity in a run's fingerprint.
       size: number of its own pieces; tokens added to them may lie beyond.
-      begin: ids that belong before every text of a decoder-only model, as the file says; mostly none, or one.
+      begin: ids that belong before every text, as the file says; mostly none, or one.
     """
 
     sha256: str

@@ -79,6 +79,19 @@ def _llama(vocabulary: int, width: int, inner: int, layers: int, heads: int, kv_
     } | more
 
 
+def _translator(family: str, vocabulary: int, width: int, inner: int, layers: tuple[int, int], **more) -> dict:
+    """An encoder-decoder of so many layers on either side, with heads of 64."""
+    sides = {"encoder": layers[0], "decoder": layers[1]}
+    raw = {"model_type": family, "vocab_size": vocabulary, "d_model": width, "tie_word_embeddings": True}
+    for side, depth in sides.items():
+        raw |= {f"{side}_layers": depth, f"{side}_ffn_dim": inner, f"{side}_attention_heads": width // 64}
+    return raw | more
+
+
+def _nllb(width: int, inner: int, layers: int) -> dict:
+    return _translator("m2m_100", 256206, width, inner, (layers, layers), max_position_embeddings=1024)
+
+
 PRESETS: dict[str, dict] = {
     "t5-v1.1-small": _t5(512, 1024, 8, 6),
     "t5-v1.1-base": _t5(768, 2048, 12, 12),
@@ -93,5 +106,10 @@ PRESETS: dict[str, dict] = {
     "lamda-100m": _lamda(1024, 3, 16),
     "smollm2-135m": _llama(49152, 576, 1536, 30, 9, 3, rope_theta=100000.0, tie_word_embeddings=True)
     | {"bos_token_id": 0, "eos_token_id": 0},
+    "nllb-200-3.3b": _nllb(2048, 8192, 24),
+    "nllb-200-1.3b": _nllb(1024, 8192, 24),
+    "nllb-200-600m": _nllb(1024, 4096, 12),
+    "bart-large": _translator("bart", 50265, 1024, 4096, (12, 12)),
+    "distilbart-6-6": _translator("bart", 50265, 1024, 4096, (6, 6)),
     "llama-2-70b": _llama(32000, 8192, 28672, 80, 64, 8, rope_theta=10000.0, tie_word_embeddings=False),
 }

@@ -15,14 +15,15 @@ from decoding.checkpoints.fill import parameter_shapes
 from decoding.checkpoints.presets import PRESETS
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs" / "models.md"
-EMBEDDINGS = ("embedding", "positions", "head")
+EMBEDDINGS = ("embedding", "positions", "encoder.positions", "decoder.positions", "head", "logits_bias")
 
 
 @functools.cache
 def counts(name: str) -> tuple[int, int]:
     """Parameters of a preset: all of them, and those outside embeddings and head."""
     shapes = parameter_shapes(abstract_model(name))
-    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    made = PRESETS[name]["model_type"] == "m2m_100"  # tables of sinusoids are no parameters
+    sizes = {path: math.prod(shape) for path, shape in shapes.items() if not (made and path.endswith(".positions"))}
     return sum(sizes.values()), sum(size for path, size in sizes.items() if path not in EMBEDDINGS)
 
 
@@ -33,10 +34,13 @@ EXACT = {
     "t5-v1.1-large": 783_150_080,
     "t5-v1.1-xl": 2_849_757_184,
     "t5-v1.1-xxl": 11_135_332_352,
+    "nllb-200-3.3b": 3_344_863_232,
+    "nllb-200-1.3b": 1_370_638_336,
+    "nllb-200-600m": 615_073_792,
     "smollm2-135m": 134_515_008,
     "llama-2-70b": 68_976_648_192,
 }
-ROUNDED = {"gpt-97m": (97e6, 0.01), "gpt-6m": (6e6, 0.05)}
+ROUNDED = {"gpt-97m": (97e6, 0.01), "gpt-6m": (6e6, 0.05), "bart-large": (406.3e6, 0.001), "distilbart-6-6": (230e6, 0.001)}
 WITHOUT_EMBEDDINGS = {  # as LaMDA's paper counts
     "lamda-137b": (137e9, 0.005),
     "lamda-8b": (8e9, 0.08),

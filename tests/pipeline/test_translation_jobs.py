@@ -42,7 +42,8 @@ def launch(tmp_path):
             "model": {"target": target, "draft": "prompt_lookup"},
             "decoding": dict(gamma=2, temperature=0.0, max_decode_tokens=9, num_slots=2, input_buckets=(64,)),
         }
-        config.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({sections!r})\n")
+        made = f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({sections!r})\n"
+        config.write_text(made)
         out = tmp_path / "out"
         command = [f"--config={config}", f"--output={out}", *(f"--config.input.{setting}" for setting in settings)]
         assert generate.main(command) == code
