@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from transforms.chat import ChatTemplate
+from transforms.encoding import Translation
 from transforms.inputs import lines
 from transforms.plan import Cut, InputError, InputSpec, RecordFields, ShardTable, plan_input
 from transforms.read import read_shard
@@ -164,10 +165,13 @@ def test_changed_file(tmp_path):
 # Decoder-only models.
 
 
-def test_what_the_tokeniser_begins_with_is_for_decoder_only_models(tmp_path, monkeypatch):
+def test_what_the_tokeniser_begins_with(tmp_path, monkeypatch):
+    """Of BART's inputs too, as in transformers; where languages stand around a text, they take its place."""
     monkeypatch.setattr(Letters, "begin", (7,))
+    assert one(tmp_path, b'{"en": "ab"}', translation=Translation(8, False, 9)).tokens.tolist() == [9, 8, 10, 11, 1]
+    assert one(tmp_path, b'{"en": "ab"}', translation=Translation(8, True, None)).tokens.tolist() == [10, 11, 1, 8]
     assert one(tmp_path, b'{"en": "ab"}', eos_id=None).tokens.tolist() == [7, 10, 11]
-    assert one(tmp_path, b'{"en": "ab"}').tokens.tolist() == [10, 11, 1]
+    assert one(tmp_path, b'{"en": "ab"}').tokens.tolist() == [7, 10, 11, 1]
     assert one(tmp_path, b'{"en": "??"}', eos_id=None).error_type == "NoTokens"
 
 
