@@ -65,6 +65,8 @@ def with_forced_tokens(target: LanguageModel, config: DecodingConfig) -> Languag
       ValueError: a forced end of a decoder-only model, whose last position differs from row to row, or first tokens in its
         inputs.
     """
+    if isinstance(target, ForcedTokens):  # of a generator whose plain one this is
+        return target
     first, last = getattr(target, "forced_ids", (None, None))
     suppressed, from_input = getattr(getattr(target, "config", None), "suppressed_ids", ()), config.first_from_input
     if last is not None and not target.encoder_decoder:

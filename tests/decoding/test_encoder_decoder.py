@@ -144,7 +144,12 @@ def test_inputs_say_what_texts_begin_with():
     assert found[1] == greedy(model, None, inputs, 0)[1]
     assert greedy(model, model, given, 3, first_from_input=True, input_buckets=(9, 25)) == found
     prompted = decoding.load_draft("prompt_lookup")
-    assert greedy(model, prompted, given, 3, first_from_input=True, input_buckets=(9, 25)) == found
+    config = decoding.DecodingConfig(
+        gamma=3, temperature=0.0, max_decode_tokens=24, num_slots=2, input_buckets=(9, 25), first_from_input=True
+    )
+    generator = decoding.Generator(model, prompted, config)
+    for one in (generator, generator.plain()):
+        assert [result.tokens.tolist() for result in one.generate(given, "abc")] == found
     decoder_only = decoding.load_model(str(GOLDEN / "gpt2"))
     with pytest.raises(ValueError, match="first_from_input is True; allowed: False"):
         greedy(decoder_only, None, [[5, 6]], 0, first_from_input=True)
