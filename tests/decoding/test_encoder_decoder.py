@@ -166,7 +166,8 @@ def test_what_a_checkpoint_suppresses_never_occurs():
     )
     rows = decoding.Generator(model, model, config).generate(inputs_of(arrays), "abc")
     assert pad not in np.concatenate([row.tokens for row in rows])
-    assert (np.asarray(arrays["logits"]).argmax(-1) == pad).any(), "else nothing was suppressed"
+    share = np.exp(arrays["logits"] / 3)
+    assert (share / share.sum(-1, keepdims=True))[..., pad].mean() * 3 * 40 * 20 > 10, "else nothing was suppressed"
 
 
 @pytest.mark.parametrize("change", [
