@@ -95,7 +95,7 @@ def test_rotary_frequencies_agree_with_the_reference_in_both_forms_of_config(kin
         ({key: LLAMA[key] for key in LLAMA if key != "eos_token_id"} | {"model_type": "qwen2"}, "end token is None"),
         (LLAMA | {"hidden_act": "mish"}, "hidden_act is 'mish'.*silu"),
         (LLAMA | {"quantization_config": {"bits": 4}}, "quantised"),
-        (LLAMA | {"model_type": "gemma3"}, "'gemma3'; supported: t5, mt5, umt5, gpt2, llama"),
+        (LLAMA | {"model_type": "gemma3"}, "'gemma3'; supported: t5, mt5, umt5, bart, mbart"),
         (LLAMA | {"num_attention_heads": "four"}, "cannot be used"),
         (LLAMA | {"num_attention_heads": 0}, "num_heads is 0|cannot be used"),
         (LLAMA | {"num_hidden_layers": 10**9}, "num_layers is 1000000000; allowed: whole numbers from 1 to 1000"),
