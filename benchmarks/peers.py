@@ -2,6 +2,7 @@
 
     python -m benchmarks.peers                                   # everything: about half an hour on two cores
     python -m benchmarks.peers --workloads=demo --batches=1,32 --systems=ct2,plain,gamma-auto --repeats=3
+    python -m benchmarks.peers --workloads=smollm2 --gammas=3,auto --new-tokens=128      # OpenVINO GenAI's ground
 
 Needs the extra `bench` (`make benchmark` installs it). Prints a Markdown table and writes it, with every single timing, to
 --output as peers.md and peers.json. How it measures is told in pipeline/benchmarking/paired.py and benchmarks/systems.py.
@@ -23,17 +24,18 @@ from pipeline.benchmarking.paired import Ratio, interleaved
 from pipeline.job.machine import versions as installed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-BASE = "ct2"             # ratios are to CTranslate2 float32
-REFERENCE = "hf"         # outputs are compared with Hugging Face's plain greedy
+REFERENCES = ("hf", "plain")     # outputs are compared with the first of these that runs: plain greedy
+SMOLLM2 = "smollm2"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", type=_names, default=["small", "demo"], help="of: small, base (T5 v1.1 shapes with "
-                        "random weights), demo (default: small,demo)")
+                        "random weights), demo, smollm2 (a GGUF file at batch 1) (default: small,demo)")
     parser.add_argument("--batches", type=_integers, default=[1, 8, 32, 64])
     parser.add_argument("--systems", type=_names, default=None, help="of: ct2, ct2-int8, hf, hf-assisted, plain, plain-int8, "
-                        "gamma-N for every N in --gammas (default: all)")
+                        "gamma-N for every N in --gammas; of smollm2: openvino, openvino-lookup, plain, gamma-N "
+                        "(default: all)")
     parser.add_argument("--gammas", type=_gammas, default=["auto", 5], help="speculative settings (default: auto,5)")
     parser.add_argument("--repeats", type=int, default=7, help="after a first one that is dropped (default: 7)")
     parser.add_argument("--new-tokens", type=int, default=64, help="limit per sequence; random weights always reach it")
@@ -46,7 +48,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "out" / "peers")
     parser.add_argument("--seed", type=int, default=0, help="of the order of runs")
     arguments = parser.parse_args(argv)
-    known = {"small", "base", "demo"}
+    known = {"small", "base", "demo", SMOLLM2}
     if not set(arguments.workloads) <= known:
         parser.error(f"--workloads={','.join(arguments.workloads)}: allowed are {', '.join(sorted(known))}")
     if arguments.repeats < 1:
@@ -84,13 +86,17 @@ def prepare(name: str, arguments: argparse.Namespace) -> workloads.Workload:
     if name == "demo":
         return workloads.demo_workload(
             arguments.pair, arguments.sentences, arguments.cache, arguments.batches, arguments.new_tokens)
+    if name == SMOLLM2:
+        return workloads.smollm2_workload(6, arguments.new_tokens)
     return workloads.random_workload(name, arguments.cache, arguments.batches, arguments.new_tokens)
 
 
 def compare(workload: workloads.Workload, chosen: dict[str, systems.System], arguments: argparse.Namespace) -> dict:
     """Runs every system at every batch size, interleaved, and returns all timings, their summary and the agreement."""
     remotes = {name: systems.Remote(system, workload, arguments.threads) for name, system in chosen.items()}
-    cells = [(name, batch) for name, system in chosen.items() for batch in arguments.batches if system.runs(batch)]
+    batches = [batch for batch in arguments.batches if batch in workload.examples]
+    cells = [(name, batch) for name, system in chosen.items() for batch in batches if system.runs(batch)]
+    base, reference = next(iter(chosen)), next((name for name in REFERENCES if name in chosen), None)
     runs: list[measure.TimedRun] = []
     outputs: dict[tuple[str, int], systems.Tokens] = {}
     changed: set[tuple[str, int]] = set()
@@ -117,12 +123,13 @@ def compare(workload: workloads.Workload, chosen: dict[str, systems.System], arg
             "seconds_per_token": dataclasses.asdict(measure.Spread.of(times)),
             "outputs_differ_between_repeats": (name, batch) in changed,
         }
-        if BASE in chosen:
-            row["times_base"] = dataclasses.asdict(Ratio.of(measure.seconds_per_token(runs, BASE, batch), times))
-        if REFERENCE in chosen:
-            row["agreement"] = dataclasses.asdict(measure.agreement(outputs[REFERENCE, batch], outputs[name, batch]))
+        if (base, batch) in cells:
+            row["times_base"] = dataclasses.asdict(Ratio.of(measure.seconds_per_token(runs, base, batch), times))
+        if reference:
+            row["agreement"] = dataclasses.asdict(measure.agreement(outputs[reference, batch], outputs[name, batch]))
         summary.append(row)
-    return {"workload": workload.name, "summary": summary, "runs": [dataclasses.asdict(run) for run in runs]}
+    titles = {"base": chosen[base].title, "reference": chosen[reference].title if reference else None}
+    return {"workload": workload.name, **titles, "summary": summary, "runs": [dataclasses.asdict(run) for run in runs]}
 
 
 def table(result: dict) -> str:
@@ -130,8 +137,8 @@ def table(result: dict) -> str:
     lines = [
         f"### {result['workload']}",
         "",
-        "| batch | system | ms per token, median (min to max) | tokens/s | times CTranslate2 float32 (95%) | "
-        "outputs equal to Hugging Face's |",
+        f"| batch | system | ms per token, median (min to max) | tokens/s | times {result['base']} (95%) | "
+        f"outputs equal to those of {result['reference']} |",
         "|--:|---|--:|--:|--:|--:|",
     ]
     for row in result["summary"]:
@@ -149,25 +156,27 @@ def table(result: dict) -> str:
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages compared, where installed."""
-    found = installed(("specbeam", "jax", "jaxlib", "flax", "torch", "transformers", "ctranslate2"))
+    found = installed(("specbeam", "jax", "jaxlib", "flax", "torch", "transformers", "ctranslate2", "openvino-genai"))
     return {name: version for name, version in found.items() if version}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     set_environment(arguments.threads, arguments.cache)
-    available = systems.available(arguments.gammas)
-    unknown = set(arguments.systems or ()) - available.keys()
-    if unknown:
-        sys.exit(f"--systems={','.join(sorted(unknown))}: allowed are {', '.join(available)}")
+    of_workload = {
+        name: (systems.of_gguf if name == SMOLLM2 else systems.available)(arguments.gammas) for name in arguments.workloads
+    }
+    known = {system for available in of_workload.values() for system in available}
+    if unknown := set(arguments.systems or ()) - known:
+        sys.exit(f"--systems={','.join(sorted(unknown))}: allowed are {', '.join(sorted(known))}")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    chosen = {name: system for name, system in available.items() if name in (arguments.systems or available)}
     report = {"machine": machine.describe(arguments.threads), "versions": versions(), "results": []}
     spawn = multiprocessing.get_context("spawn")
     tables = []
     for name in arguments.workloads:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:   # imports PyTorch, then is gone
             workload = pool.submit(prepare, name, arguments).result()
+        chosen = {one: of_workload[name][one] for one in of_workload[name] if one in (arguments.systems or of_workload[name])}
         report["results"].append(compare(workload, chosen, arguments))
         tables.append(table(report["results"][-1]))
         print(tables[-1], flush=True)

@@ -93,18 +93,46 @@ def specbeam(workload: workloads.Workload, threads: int, *, gamma: int | str | N
     import decoding
 
     target = decoding.load_model(str(workload.target), weights=weights)
-    draft = None if gamma is None else decoding.load_model(str(workload.draft), weights=weights)
+    draft = None
+    if gamma is not None:
+        draft = decoding.load_model(str(workload.draft), weights=weights) if workload.draft else decoding.PromptLookupDraft()
     longest = max(map(len, workload.inputs))
+    buckets = tuple(bucket for bucket in (32, 64, 128, 256, 512) if bucket < 2 * longest)
     generators = {
         batch: decoding.Generator(target, draft, decoding.DecodingConfig(
             gamma=0 if gamma is None else gamma, temperature=0.0, num_slots=batch,
-            max_decode_tokens=workload.max_new_tokens, input_buckets=tuple(b for b in (32, 64) if b < longest + 32)))
+            max_decode_tokens=workload.max_new_tokens, input_buckets=buckets))
         for batch in workload.examples
     }
 
     def decode(inputs: Sequence[Sequence[int]], batch: int) -> Tokens:
         results = generators[batch].generate(inputs, [str(i) for i in range(len(inputs))])
         return [result.tokens.tolist() for result in results]
+
+    return decode
+
+
+def openvino(workload: workloads.Workload, threads: int, *, lookup: int | None = None) -> Decode:
+    """OpenVINO GenAI's LLMPipeline on a GGUF file, greedy, one text at a time; `lookup` guesses from the prompt per call."""
+    import numpy as np
+    import openvino
+    import openvino_genai
+
+    options = {"prompt_lookup": True} if lookup else {}
+    pipeline = openvino_genai.LLMPipeline(str(workload.target), "CPU", INFERENCE_NUM_THREADS=threads, **options)
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens, config.do_sample, config.eos_token_id = workload.max_new_tokens, False, workload.eos
+    if lookup:
+        config.num_assistant_tokens, config.max_ngram_size = lookup, 3
+
+    def decode(inputs: Sequence[Sequence[int]], batch: int) -> Tokens:
+        rows: Tokens = []
+        for row in inputs:
+            ids, mask = np.array([row], np.int64), np.ones((1, len(row)), np.int64)
+            tokenized = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(mask))
+            (tokens,) = pipeline.generate(tokenized, config).tokens
+            rows.append(measure.until_eos(tokens, workload.eos, workload.max_new_tokens))
+        return rows
 
     return decode
 
@@ -121,8 +149,22 @@ class System:
         return self.only_batches is None or batch in self.only_batches
 
 
+def of_gguf(gammas: Sequence[int | str]) -> dict[str, System]:
+    """As `available`, for a GGUF file with prompt lookup at batch 1. Ratios are to the first."""
+    systems = {
+        "openvino": System("OpenVINO GenAI", openvino),
+        "openvino-lookup": System("OpenVINO GenAI, prompt lookup of 3", functools.partial(openvino, lookup=3)),
+        "plain": System("SpecBeam plain", functools.partial(specbeam, gamma=None, weights="file")),
+    }
+    for gamma in gammas:
+        systems[f"gamma-{gamma}"] = System(
+            f"SpecBeam, prompt lookup, γ = {gamma}", functools.partial(specbeam, gamma=gamma, weights="file")
+        )
+    return systems
+
+
 def available(gammas: Sequence[int | str]) -> dict[str, System]:
-    """Every system by its short name; `gammas` are the speculative settings of SpecBeam to include."""
+    """Every system by its short name; `gammas` are the speculative settings of SpecBeam to include. Ratios are to the first."""
     systems = {
         "ct2": System("CTranslate2 float32", functools.partial(ctranslate2, compute_type="float32")),
         "ct2-int8": System("CTranslate2 int8", functools.partial(ctranslate2, compute_type="int8_float32")),

@@ -23,12 +23,13 @@ class Workload:
     """A target, a draft, the inputs, and how many tokens each input may generate."""
 
     name: str
-    target: Path                    # Hugging Face directory
-    draft: Path
-    converted: Path                 # the target for CTranslate2
+    target: Path                    # Hugging Face directory, or GGUF file
+    draft: Path | None              # None: prompt lookup
+    converted: Path | None          # the target for CTranslate2
     inputs: list[list[int]]         # token ids, EOS at the end
     max_new_tokens: int
     examples: dict[int, int]        # batch size -> how many of `inputs` one run decodes
+    eos: int = EOS
 
     def batch_inputs(self, batch: int) -> list[list[int]]:
         return self.inputs[: self.examples[batch]]
@@ -129,4 +130,27 @@ def demo_workload(pair: Path, sentences: Path, directory: Path, batches: list[in
         inputs=rows[: max(examples.values())],
         max_new_tokens=max_new_tokens,
         examples=examples,
+    )
+
+
+def smollm2_workload(texts: int, max_new_tokens: int) -> Workload:
+    """SmolLM2-135M-Instruct's GGUF file, one shipped text to summarise at a time, as configs/smollm2.py asks for it."""
+    from configs import smollm2
+    from transforms import chat
+    from transforms.tokenize import load_tokenizer
+
+    settings = smollm2.get_config().input
+    file = smollm2.model_file()
+    tokenizer, template = load_tokenizer(file), chat.find_template(file)
+    lines = Path(settings.pattern).read_text(encoding="utf-8").splitlines()[:texts]
+    articles = [json.loads(line)[settings.input_field] for line in lines]
+    return Workload(
+        name="SmolLM2-135M-Instruct, summaries",
+        target=Path(file),
+        draft=None,
+        converted=None,
+        inputs=[chat.encode(tokenizer, template, text, prefix=settings.prefix, max_tokens=512)[0] for text in articles],
+        max_new_tokens=max_new_tokens,
+        examples={1: texts},
+        eos=2,
     )
