@@ -23,6 +23,8 @@ class Models:
       vocab_size: as of `decoding.Generator`: what vocabularies that are padded by different amounts are cut to.
       max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
       weights: of products on processors, as of `decoding.load_model`.
+      draft_vocabulary, draft_vocabulary_size: the n-gram whose most frequent tokens drafts that are models guess alone, and
+        how many; "" for all tokens.
       mesh: of the devices that the target is split over, as of `decoding.sharding.parse_mesh`; "" for one device.
     """
 
@@ -34,6 +36,8 @@ class Models:
     min_ngram: int = 1
     mesh: str = ""
     weights: str = ""
+    draft_vocabulary: str = ""
+    draft_vocabulary_size: int = 0
 
     def load_target(self) -> LanguageModel:
         """The target, on the devices that `mesh` names.
@@ -51,7 +55,9 @@ class Models:
         name = self.draft if draft is None else draft
         # Beside a target on a mesh it is copied to every device, whose products are XLA's.
         form = dict(dtype=self.dtype, weights="plain" if self.mesh else self.weights)
-        return decoding.load_draft(name, max_ngram=self.max_ngram, min_ngram=self.min_ngram, **form)
+        vocabulary = (self.draft_vocabulary, self.draft_vocabulary_size) if self.draft_vocabulary else None
+        lengths = dict(max_ngram=self.max_ngram, min_ngram=self.min_ngram)
+        return decoding.load_draft(name, vocabulary=vocabulary, **lengths, **form)
 
     @property
     def identity(self) -> dict:

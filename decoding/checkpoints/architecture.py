@@ -49,7 +49,7 @@ def parse_config(raw: Mapping, shown: str, tied: bool | None = None) -> Shape:
 
 
 _MOST_LAYERS, _MOST = 1000, 2**24  # beyond any model there is; what a slip of the pen may cost stays small
-_MAY_BE_ZERO = ("start_id", "pad_id", "forced_bos_id", "forced_eos_id", "max_positions", "source_vocab_size")
+_MAY_BE_ZERO = ("start_id", "pad_id", "forced_bos_id", "forced_eos_id", "max_positions", "source_vocab_size", "head_tokens")
 
 
 def _check_values(config: Shape, shown: str) -> None:

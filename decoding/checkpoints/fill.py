@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -32,6 +33,7 @@ class Tensors(Protocol):
 class Source(NamedTuple):
     """Where one of our parameters comes from: tensors of the file, their shapes there, and how they are joined.
 
+    `combine` moves values and changes none, of NumPy's arrays and of JAX's alike: its transpose is its inverse.
     `side_by_side` says that they are weights [out, in] whose transposes are joined column by column, and nothing else;
     `otherwise` is the source to take where the file lacks one of the tensors, None where it must have them.
     """
@@ -56,17 +58,22 @@ def made(make: Callable[[], np.ndarray]) -> Source:
 def linear(names: Sequence[str], outs: Sequence[int], into: int) -> Source:
     """PyTorch's linear weights [out, in], fused side by side to [in, sum of outs]."""
     shapes = tuple((out, into) for out in outs)
-    return Source(tuple(names), shapes, lambda *tensors: np.concatenate([t.T for t in tensors], axis=1), True)
+    return Source(tuple(names), shapes, lambda *tensors: _of(tensors).concatenate([t.T for t in tensors], axis=1), True)
 
 
 def vectors(names: Sequence[str], widths: Sequence[int]) -> Source:
     """Biases, one after the other."""
-    return Source(tuple(names), tuple((width,) for width in widths), lambda *tensors: np.concatenate(tensors))
+    return Source(tuple(names), tuple((width,) for width in widths), lambda *tensors: _of(tensors).concatenate(tensors))
 
 
 def stacked(names: Sequence[str], *shape: int) -> Source:
     """Equal tensors on a new first axis."""
-    return Source(tuple(names), (shape,) * len(names), lambda *tensors: np.stack(tensors))
+    return Source(tuple(names), (shape,) * len(names), lambda *tensors: _of(tensors).stack(tensors))
+
+
+def _of(tensors: Sequence):
+    """The library whose arrays they are."""
+    return jnp if isinstance(tensors[0], jax.Array) else np
 
 
 def available(source: Source, shapes: Container[str]) -> Source:

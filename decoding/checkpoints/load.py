@@ -1,10 +1,11 @@
 """One entry for every checkpoint: finds its format, builds the model, fills it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from decoding import kernels, sharding
 from decoding.checkpoints import architecture as architectures
@@ -14,6 +15,7 @@ from decoding.checkpoints.fill import fill
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models import resident
 from decoding.models.base import LanguageModel
+from decoding.models.vocabulary import SomeTokens
 
 PLAIN = "plain"  # weights as arrays, which XLA multiplies
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -99,6 +101,7 @@ def load_model(
     weights: str = "",
     architecture: str | Mapping | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    tokens: Sequence[int] | None = None,
 ) -> LanguageModel:
     """Loads a model; its parameters are read one at a time.
 
@@ -112,6 +115,7 @@ def load_model(
       architecture: where the checkpoint has no config, see `find_checkpoint`.
       mesh: devices that the model is split over, see `decoding.sharding.make_mesh`; each is sent its own part only. None
         for JAX's default device.
+      tokens: the only ones that the model gives any probability, of a draft: its head is made for these alone. None for all.
 
     Raises:
       CheckpointError: the checkpoint is unusable; missing or misshaped weights are named with both shapes.
@@ -120,6 +124,13 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(sorted(DTYPES))}")
     checkpoint = find_checkpoint(path, architecture)
+    if tokens is not None:
+        model = _load(_with_head_of(checkpoint, np.asarray(tokens)), dtype, weights, mesh)
+        return SomeTokens(model, tokens)
+    return _load(checkpoint, dtype, weights, mesh)
+
+
+def _load(checkpoint: Checkpoint, dtype: str, weights: str, mesh: jax.sharding.Mesh | None) -> LanguageModel:
     config = checkpoint.config
     if form := form_of(weights, dtype, mesh):
         packing = resident.Packing(config, form)
@@ -132,6 +143,27 @@ def load_model(
     return fill(
         lambda: architectures.build(division.config, DTYPES[dtype]), division.arranged(parameters), division.place
     )
+
+
+def _with_head_of(checkpoint: Checkpoint, tokens: np.ndarray) -> Checkpoint:
+    """A checkpoint with a head of its own, of those tokens alone; where it is tied, the embedding stays whole."""
+    config = checkpoint.config
+
+    def columns(value, of_table: bool):
+        if isinstance(value, gguf.Blocks):
+            ((blocks, kind),) = value.columns
+            blocks = blocks[:, tokens] if kind == "float32" else blocks[tokens]
+            return gguf.Blocks(((blocks, kind),), (config.d_model, len(tokens)))
+        return value[tokens].T if of_table else value[..., tokens]
+
+    def parameters(dtype) -> Iterator[tuple[str, np.ndarray]]:
+        for path, value in checkpoint.parameters(dtype):
+            yield path, columns(value, of_table=False) if path in ("head", "logits_bias") else value
+            if path == "embedding" and config.tied:
+                yield "head", columns(value, of_table=True)
+
+    shape = dataclasses.replace(config, tied=False, head_tokens=len(tokens))
+    return dataclasses.replace(checkpoint, config=shape, parameters=parameters)
 
 
 def form_of(weights: str, dtype: str, mesh) -> str:

@@ -89,6 +89,18 @@ def pair_codes(previous: int, tokens: Sequence[int], vocab_size: int) -> np.ndar
     return tokens[:-1] * vocab_size + tokens[1:]
 
 
+def frequent_tokens(directory: str, count: int) -> np.ndarray:
+    """The tokens that a fitted n-gram saw most often, as many as `count`, the end token among them: int32[count], increasing.
+
+    Raises:
+      CheckpointError: there is no n-gram.
+    """
+    info, arrays = _read(directory, ["unigram"])
+    seen = arrays["unigram"].astype(np.float64)
+    seen[info.eos_id] = np.inf
+    return np.sort(np.argsort(-seen, kind="stable")[:count]).astype(np.int32)
+
+
 class NGramDraft(nnx.Module):
     """A bigram (or, without followers, unigram) model that meets `LanguageModel`; use it as a draft.
 

@@ -60,6 +60,7 @@ class Shape:
       d_ff: width of the feed-forward.
       start_id, eos_ids, pad_id, forced_bos_id, forced_eos_id: special tokens, see `LanguageModel`.
       suppressed_ids: tokens that never occur.
+      head_tokens: how many tokens a head of its own has logits of, 0 for all: see `vocabulary.SomeTokens`.
       attention_shards, feed_forward_shards: pieces that the columns of fused projections lie in, see
         `decoding.sharding`; 1 unless the model is split over devices.
       encoder_decoder: as of `LanguageModel`.
@@ -75,6 +76,7 @@ class Shape:
     forced_bos_id: int | None = None
     forced_eos_id: int | None = None
     suppressed_ids: tuple[int, ...] = ()
+    head_tokens: int = 0
     attention_shards: int = 1
     feed_forward_shards: int = 1
 
@@ -91,6 +93,11 @@ class Shape:
     def sizes(self) -> dict[str, int]:
         """By logical axis, what a number of devices must divide for the axis to be split over them."""
         return {"heads": self.num_heads, "feed_forward": self.d_ff, "vocabulary": self.vocab_size}
+
+    @property
+    def head_size(self) -> int:
+        """Columns of the product that makes logits."""
+        return self.head_tokens or self.vocab_size
 
     @property
     def pieces(self) -> dict[str, int]:
@@ -262,6 +269,7 @@ def attend_existing(
     return jax.lax.platform_dependent(query, key, value, bias, existing, tpu=twice, default=_attend_blocks)
 
 
+@jax.custom_vjp
 def _attend_blocks(query, key, value, bias, existing) -> jax.Array:
     length = key.shape[2]
     if length <= KEY_BLOCK or length % KEY_BLOCK:
@@ -284,6 +292,19 @@ def _attend_blocks(query, key, value, bias, existing) -> jax.Array:
     blocks = jnp.clip((existing + KEY_BLOCK - 1) // KEY_BLOCK, 1, length // KEY_BLOCK)
     _, total, mixed = jax.lax.fori_loop(0, blocks, add_block, empty)
     return (mixed / total).astype(value.dtype)
+
+
+def _attend_forward(*operands):
+    return _attend_blocks(*operands), operands
+
+
+def _attend_backward(operands, gradient):
+    """Of `attend`, which computes the same: a loop whose trip count is known on device only has no transpose."""
+    *arrays, existing = operands
+    return (*jax.vjp(attend, *arrays)[1](gradient), np.zeros(existing.shape, jax.dtypes.float0))
+
+
+_attend_blocks.defvjp(_attend_forward, _attend_backward)
 
 
 def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:

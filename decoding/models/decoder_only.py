@@ -125,7 +125,7 @@ class DecoderConfig(Shape):
     def operations_per_token(self) -> float:
         attention = 2 * self.d_model * self.head_dim * (self.num_heads + self.num_kv_heads)
         feed_forward = (3 if self.gated else 2) * self.d_model * self.d_ff
-        return 2.0 * (self.num_layers * (attention + feed_forward) + self.d_model * self.vocab_size)
+        return 2.0 * (self.num_layers * (attention + feed_forward) + self.d_model * self.head_size)
 
     def read_by_step(self, path: str) -> bool:
         return path != "positions" and (path != "embedding" or self.tied)
@@ -226,7 +226,7 @@ class DecoderOnly(nnx.Module):
         self.blocks = nnx.List([Block(config, rngs, dtype) for _ in range(config.num_layers)])
         self.norm = Norm(config.norm, config.d_model, config.norm_epsilon, dtype)
         if not config.tied:
-            self.head = new(config.d_model, config.vocab_size, axes=("vocabulary",), role="product")
+            self.head = new(config.d_model, config.head_size, axes=("vocabulary",), role="product")
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         config, dtype = self.config, self.dtype

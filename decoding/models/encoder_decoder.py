@@ -227,9 +227,9 @@ class EncoderDecoder(nnx.Module):
         decoder = [DecoderLayer(config, rngs, dtype) for _ in range(config.num_decoder_layers)]
         self.encoder, self.decoder = Side(config, encoder, rngs, dtype), Side(config, decoder, rngs, dtype)
         if not config.tied:
-            self.head = new(config.d_model, config.vocab_size, axes=("vocabulary",), role="product")
+            self.head = new(config.d_model, config.head_size, axes=("vocabulary",), role="product")
         if config.logits_bias:
-            self.logits_bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32), axes=("vocabulary",))
+            self.logits_bias = nnx.Param(jnp.zeros((config.head_size,), jnp.float32), axes=("vocabulary",))
 
     @property
     def _heads(self) -> Heads:

@@ -75,7 +75,7 @@ class T5Config(Shape):
     def operations_per_token(self) -> float:
         attention = 6 * self.d_model * self.attention_width  # own: q, k, v, o; cross: q, o
         feed_forward = (3 if self.gated else 2) * self.d_model * self.d_ff
-        return 2.0 * (self.num_decoder_layers * (attention + feed_forward) + self.d_model * self.vocab_size)
+        return 2.0 * (self.num_decoder_layers * (attention + feed_forward) + self.d_model * self.head_size)
 
     def read_by_step(self, path: str) -> bool:
         encoder = path.startswith("encoder") or path.endswith("cross.kv")
@@ -195,7 +195,7 @@ class T5(nnx.Module):
         self.decoder_norm = nnx.Param(jnp.ones((config.d_model,), dtype))
         if not config.tied:
             head = dict(fan_in=config.d_model, axes=("vocabulary",), role="product")
-            self.head = new(config.d_model, config.vocab_size, **head)
+            self.head = new(config.d_model, config.head_size, **head)
 
     @property
     def _heads(self) -> Heads:

@@ -105,6 +105,8 @@ def models_of(config: ModelConfig, vocab_size: int | None = None) -> Models:
         min_ngram=config.prompt_lookup_min_ngram,
         mesh=config.mesh,
         weights=config.weights,
+        draft_vocabulary=config.draft_vocabulary,
+        draft_vocabulary_size=config.draft_vocabulary_size,
     )
 
 
@@ -232,6 +234,8 @@ def check_draft(
         if known:
             _check_same_pieces(setting, draft, model.target, pieces, _load_tokenizer(setting, draft).pieces())
         identity = model_identity(draft, info)
+        if model.draft_vocabulary:
+            identity["vocabulary"] = _check_vocabulary(model, target, pieces)
         _check_positions(setting, config, info)
     if info.vocab_size != target.vocab_size and (not known or info.vocab_size < len(pieces)):
         raise ConfigError(
@@ -240,6 +244,28 @@ def check_draft(
             "that the rest is padding"
         )
     return CheckedDraft(identity, info.vocab_size)
+
+
+def _check_vocabulary(model: ModelConfig, target: decoding.CheckpointInfo, pieces: Sequence[str]) -> dict:
+    """Checks `model.draft_vocabulary`. Returns its identity.
+
+    Raises:
+      ConfigError: with the setting, its value and what is wrong.
+    """
+    folder, size = model.draft_vocabulary, model.draft_vocabulary_size
+    try:
+        with storage.store_errors(folder):
+            info = ngram.read_info(folder)
+    except (decoding.CheckpointError, OSError) as error:
+        raise ConfigError(f"model.draft_vocabulary is {folder!r}: {error}") from error
+    if info.vocab_size != target.vocab_size or info.about.get("pieces_sha256", pieces_sha256(pieces)) != pieces_sha256(pieces):
+        raise ConfigError(
+            f"model.draft_vocabulary is {folder!r}, which was fitted with another tokeniser than that of {model.target!r}; "
+            "allowed: an n-gram fitted with the same one (python -m pipeline.fit_ngram)"
+        )
+    if size > target.vocab_size:
+        raise ConfigError(f"model.draft_vocabulary_size is {size}; allowed: 1 to {target.vocab_size}, the target's vocabulary")
+    return {"digest": _digest(storage.join(folder, ngram.FILE)), "size": size}
 
 
 def shared_vocab_size(

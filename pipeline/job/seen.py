@@ -34,7 +34,7 @@ def code_digest() -> str:
 def seen(job: str, config: JobConfig) -> str:
     """The digest of what a launch of `job` sees now; "" where not everything is a file on this machine."""
     model, score = config.model, config.score
-    folders = [model.target, model.draft, model.tokenizer, score.generations, *score.drafts.values()]
+    folders = [model.target, model.draft, model.draft_vocabulary, model.tokenizer, score.generations, *score.drafts.values()]
     folders = [path for path in folders if path and path not in DRAFTS]
     if config.input.resolved_format not in FILE_FORMATS or any(map(is_remote, (*config.input.patterns, *folders))):
         return ""

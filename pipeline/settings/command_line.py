@@ -257,7 +257,7 @@ def _check_overrides(args: Sequence[str]) -> dict[str, str]:
 
 def _take_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Takes out the overrides that config flags cannot parse, since they go by the file's own value alone: settings of
-    several types, like decoding.gamma, a number or "auto", and those of `score`, which files need not have.
+    several types, like decoding.gamma, a number or "auto", and those of `score` and `distill`, which files need not have.
 
     Returns:
       The other arguments, and the values taken by path: Python literals, or text as it is.
@@ -269,7 +269,7 @@ def _take_overrides(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         cls = JobConfig
         for name in path if flag != arg and flag.startswith("--config.") else ():
             cls = typing.get_type_hints(cls).get(name) if dataclasses.is_dataclass(cls) else cls
-        if not isinstance(cls, types.UnionType) and (path[0] != "score" or flag == arg):
+        if not isinstance(cls, types.UnionType) and (path[0] not in ("score", "distill") or flag == arg):
             others.append(arg)
             continue
         is_text = cls is str or typing.get_args(cls) == (str, str)
@@ -292,12 +292,18 @@ def resolve_paths(config: JobConfig) -> JobConfig:
             data_dir=absolute(input_.data_dir),
         ),
         model=dataclasses.replace(
-            model, target=absolute(model.target), draft=draft_path(model.draft), tokenizer=absolute(model.tokenizer)
+            model, target=absolute(model.target), draft=draft_path(model.draft), tokenizer=absolute(model.tokenizer),
+            draft_vocabulary=absolute(model.draft_vocabulary),
         ),
         score=dataclasses.replace(
             config.score,
             generations=absolute(config.score.generations),
             drafts={name: draft_path(path) for name, path in config.score.drafts.items()},
+        ),
+        distill=dataclasses.replace(
+            config.distill,
+            generations=tuple(map(absolute, config.distill.folders)),
+            start=config.distill.start if config.distill.start in ("layers", "new") else absolute(config.distill.start),
         ),
     )
 
@@ -313,9 +319,11 @@ def refuse_placeholders(command: CommandLine) -> None:
         ("--output", command.output),
         *(("input.pattern", pattern) for pattern in config.input.patterns),
         ("input.data_dir", config.input.data_dir),
-        *((f"model.{name}", getattr(config.model, name)) for name in ("target", "draft", "tokenizer")),
+        *((f"model.{name}", getattr(config.model, name)) for name in ("target", "draft", "tokenizer", "draft_vocabulary")),
         ("score.generations", config.score.generations),
         *((f"score.drafts.{name}", path) for name, path in config.score.drafts.items()),
+        *(("distill.generations", path) for path in config.distill.folders),
+        ("distill.start", config.distill.start),
     ]
     for setting, path in paths:
         if found := placeholder_in(path):

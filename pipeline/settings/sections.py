@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 
 from decoding.config import DecodingConfig, parse_mesh
+from decoding.training.recipe import Recipe
 from pipeline.settings.typed import require
 from transforms.inputs import FILE_FORMATS, FORMATS, ending_of, format_of
 from transforms.inputs.base import Cut, InputSpec, RecordFields
@@ -160,6 +161,9 @@ class ModelConfig:
       vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's; 0 for all, or where target
         and draft are padded differently for those that are not padding.
       prompt_lookup_max_ngram, prompt_lookup_min_ngram: how many of the last tokens prompt lookup matches.
+      draft_vocabulary: folder of an n-gram of the target's texts (`pipeline.fit_ngram`): a draft that is a model guesses the
+        tokens that it saw most often alone, and its head is so much cheaper; "" for all tokens. See docs/drafts.md.
+      draft_vocabulary_size: how many tokens those are.
       mesh: how a worker's devices share the work: "data:2,model:4" for two groups of slots, each with the target split over
         four devices; the draft is on all of them. "" for one device. See docs/tpu.md.
     """
@@ -173,8 +177,12 @@ class ModelConfig:
     prompt_lookup_max_ngram: int = 3
     prompt_lookup_min_ngram: int = 1
     mesh: str = ""
+    draft_vocabulary: str = ""
+    draft_vocabulary_size: int = 0
 
     def __post_init__(self):
+        size, allowed = self.draft_vocabulary_size, "at least 1 with model.draft_vocabulary, and 0 without"
+        require(size >= 1 if self.draft_vocabulary else size == 0, "model.draft_vocabulary_size", size, allowed)
         try:
             parse_mesh(self.mesh or "model:1")
         except ValueError:
@@ -252,6 +260,48 @@ class ScoreConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """How `pipeline.distill` makes a draft; other jobs do not look at it. docs/distill.md.
+
+    Attributes:
+      generations: folder of a finished `pipeline.generate` run of the target, or several. "" for the config's input, which
+        the target then answers first.
+      start: where the draft begins: the directory of a draft; "layers" for layers of the target, evenly spaced; or "new"
+        for random layers, with the target's embeddings in as many dimensions as the draft has.
+      shape: keys of config.json, in which "layers" (numbers of layers alone) and "new" differ from the target; of a draft,
+        what becomes larger before it is trained, without changing its logits.
+      recipe: of the training.
+      held_out: examples that are kept apart, at most a tenth, for α while it trains.
+      evaluate_steps: steps between two looks at α on the held-out texts, and between two checkpoints.
+      patience: looks without a better α until training ends early; 0 for all steps.
+      dtype: of the written weights: "float32" or "bfloat16".
+    """
+
+    generations: str | tuple[str, ...] = ""
+    start: str = "new"
+    shape: dict[str, int] = dataclasses.field(default_factory=dict)
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    held_out: int = 400
+    evaluate_steps: int = 250
+    patience: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        require(bool(self.start), "distill.start", self.start, 'a directory of a draft, "layers" or "new"')
+        ok = all(value >= 1 for value in self.shape.values())
+        require(ok, "distill.shape", self.shape, "sizes of at least 1")
+        require(self.held_out >= 1, "distill.held_out", self.held_out, "at least 1")
+        require(self.evaluate_steps >= 1, "distill.evaluate_steps", self.evaluate_steps, "at least 1")
+        require(self.patience >= 0, "distill.patience", self.patience, "at least 0; 0 for all steps")
+        require(self.dtype in ("float32", "bfloat16"), "distill.dtype", self.dtype, '"float32" or "bfloat16"')
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        given = (self.generations,) if isinstance(self.generations, str) else self.generations
+        return tuple(filter(None, given))
+
+
+@dataclasses.dataclass(frozen=True)
 class JobConfig:
     """Everything that `pipeline.generate` is told, the output folder and Beam's options aside."""
 
@@ -260,6 +310,7 @@ class JobConfig:
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
     shards: ShardsConfig = dataclasses.field(default_factory=ShardsConfig)
     score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
 
     def __post_init__(self):
         size = self.shards.bytes_per_shard

@@ -1,0 +1,240 @@
+"""Distillation: a draft is trained on the target's own texts to give what the target gives, so that more guesses are kept.
+
+What speculation gains is a matter of β = Σ min(p, q) (Theorem 3.5), and 1 - β is the total variation between p and q: it
+can be minimised itself, over the whole vocabulary, with the target computing p in the same program. DistillSpec (Zhou et
+al., 2310.08461) compares it with the divergences that are usual.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from decoding import compilation, sharding
+from decoding.config import DATA, DecodingConfig
+from decoding.models.base import LanguageModel, install
+from decoding.sampling import argmax, standardize
+from decoding.training.recipe import Law, Recipe
+from decoding.training.weights import Tensors, Weights, assemble, sources_of, unscaled_queries
+
+
+class Text(NamedTuple):
+    """inputs int32[N] and, after them, the target's tokens int32[T], EOS included; how these were sampled."""
+
+    inputs: np.ndarray
+    tokens: np.ndarray
+    law: Law = Law()
+
+
+class Batch(NamedTuple):
+    """Texts, padded, whose laws differ in temperature alone.
+
+    Attributes:
+      inputs, input_lengths: int32[B, N], int32[B].
+      tokens, lengths: int32[B, T], int32[B], 0 where a row is no text.
+      temperatures: float32[B], at which they were made.
+    """
+
+    inputs: np.ndarray
+    input_lengths: np.ndarray
+    tokens: np.ndarray
+    lengths: np.ndarray
+    temperatures: np.ndarray
+
+
+class TrainState(NamedTuple):
+    """All that changes: the draft's tensors, the optimiser's state, and int32[] steps done."""
+
+    tensors: Tensors
+    optimizer: optax.OptState
+    step: jax.Array
+
+
+class Trainer:
+    """Compiled steps of a training: one program for each class of lengths.
+
+    Deterministic: the same texts, weights and recipe on the same machine give the same weights; step n of a training that
+    was continued is that of one that was not.
+    """
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        start: Weights,
+        recipe: Recipe,
+        *,
+        buckets: Sequence[int],
+        longest: int,
+        mesh: Mesh | None = None,
+    ):
+        """
+        Args:
+          target: with plain arrays as weights.
+          start: the draft's; its vocabulary, where padded otherwise, is cut to what both have.
+          buckets: longest inputs of the classes, increasing.
+          longest: of texts.
+          mesh: whose axis "data" shares out the texts of a batch; None for one device.
+        """
+        self.recipe, self._longest, self._mesh = recipe, longest, mesh
+        self.raw, self._config, self._sources = start.raw, start.config, sources_of(start.raw)
+        self._vocab_size = min(target.vocab_size, self._config.vocab_size)
+        self._buckets = tuple(buckets)
+        self._graph, self._target = nnx.split(target)
+        self._encoder_decoder, self._start_id = target.encoder_decoder, target.start_id
+        self._optimizer = self._make_optimizer(start.tensors)
+        self._target = self._place(self._target)
+        self._step = compilation.jit(self._train, static_argnums=0, donate_argnums=1)
+        self._beta = compilation.jit(self._measure, static_argnums=0)
+
+    def begin(self, start: Weights) -> TrainState:
+        """The state before the first step."""
+        tensors = jax.tree.map(jnp.array, start.tensors)  # a copy, since steps reuse their state's memory
+        return self._place(TrainState(tensors, self._optimizer.init(tensors), jnp.zeros((), jnp.int32)))
+
+    def step(self, state: TrainState, batch: Batch, cut: Law) -> tuple[TrainState, jax.Array]:
+        """One step, and its loss; the old state's memory is used again."""
+        return self._step(cut, state, self._target, self._place(batch, DATA))
+
+    def beta(self, tensors: Tensors, batch: Batch, cut: Law) -> np.ndarray:
+        """β of every token under the law that made it, float32[B, T]; 0 where there is none."""
+        return np.asarray(self._beta(cut, tensors, self._target, self._place(batch, DATA)))
+
+    def fits(self, text: Text) -> bool:
+        """Whether some class holds a text."""
+        return 1 <= len(text.inputs) <= self._buckets[-1] and 1 <= len(text.tokens) <= self._longest
+
+    def batches(self, texts: Sequence[Text], epoch: int | None) -> Iterator[tuple[Batch, Law, np.ndarray]]:
+        """Texts that fit, as batches of a class, the law of each but for temperatures, and the texts' numbers.
+
+        They are in an order drawn for the epoch, those of None in the texts' own.
+        """
+        classes: dict[tuple[int, int, Law], list[int]] = {}
+        for i, text in enumerate(texts):
+            bucket = next(size for size in self._buckets if len(text.inputs) <= size)
+            length = next((size for size in self._buckets if len(text.tokens) <= size), self._longest)
+            size = max(bucket, length)
+            classes.setdefault((size, min(size, self._longest), text.law._replace(temperature=1.0)), []).append(i)
+        draw, order = np.random.default_rng((self.recipe.seed, epoch or 0)), []
+        for size in sorted(classes):
+            numbers = np.array(classes[size])
+            if epoch is not None:
+                draw.shuffle(numbers)
+            rows = self._rows(size)
+            order += [(size, numbers[first : first + rows]) for first in range(0, len(numbers), rows)]
+        if epoch is not None:
+            draw.shuffle(order)
+        for size, numbers in order:
+            (inputs, tokens, cut), shape = size, self._rows(size)
+            batch = Batch(
+                np.zeros((shape, inputs), np.int32),
+                np.ones((shape,), np.int32),
+                np.zeros((shape, tokens), np.int32),
+                np.zeros((shape,), np.int32),
+                np.ones((shape,), np.float32),
+            )
+            for row, i in enumerate(numbers):
+                text = texts[i]
+                batch.inputs[row, : len(text.inputs)], batch.tokens[row, : len(text.tokens)] = text.inputs, text.tokens
+                batch.input_lengths[row], batch.lengths[row] = len(text.inputs), len(text.tokens)
+                batch.temperatures[row] = text.law.temperature
+            yield batch, cut, numbers
+
+    def _place(self, tree, *axes: str):
+        """Arrays on the mesh: whole on every device, or shared out along those axes."""
+        return tree if self._mesh is None else jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec(*axes)))
+
+    def _rows(self, size: tuple[int, ...]) -> int:
+        groups = self._mesh.shape[DATA] if self._mesh else 1
+        return max(1, self.recipe.batch_tokens // max(size[:2]) // groups) * groups
+
+    def _make_optimizer(self, tensors: Tensors) -> optax.GradientTransformation:
+        recipe = self.recipe
+
+        def schedule(peak: float):
+            warm = min(recipe.warmup_steps, recipe.steps)
+            rise = optax.linear_schedule(peak / max(warm, 1), peak, warm)
+            return optax.join_schedules([rise, optax.linear_schedule(peak, 0.0, recipe.steps - warm)], [warm])
+
+        def muon(peak: float):
+            return optax.contrib.muon(schedule(peak), weight_decay=recipe.weight_decay)
+
+        matrices = {
+            name
+            for path, leaf in sharding.parameters(sharding.abstract(self._config)).items()
+            if leaf.get_metadata().get("role") == "product" and path != "head"
+            for name in self._sources[path].names
+        }
+        queries = set(unscaled_queries(self._config, tensors))
+        labels = {name: "query" if name in queries else "matrix" if name in matrices else "other" for name in tensors}
+        return optax.partition(
+            {
+                "matrix": muon(recipe.matrix_rate),
+                "query": muon(recipe.matrix_rate * self._config.head_dim**-0.5),
+                "other": optax.adam(schedule(recipe.rate), b1=0.9, b2=0.98),
+            },
+            labels,
+        )
+
+    # On device.
+
+    def _train(self, cut: Law, state: TrainState, target, batch: Batch) -> tuple[TrainState, jax.Array]:
+        temperatures = jnp.where(batch.temperatures == 0.0, self.recipe.greedy_temperature, batch.temperatures)[:, None, None]
+        p = standardize(self._logits(nnx.merge(self._graph, target), batch) / temperatures, _config(cut))
+
+        def loss(tensors: Tensors) -> jax.Array:
+            logits = self._logits(assemble(self._config, self._sources, tensors), batch)
+            return distance(p, logits / temperatures, _real(batch), self.recipe.kl_weight)
+
+        value, gradient = jax.value_and_grad(loss)(state.tensors)
+        updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.tensors)
+        return TrainState(optax.apply_updates(state.tensors, updates), optimizer, state.step + 1), value
+
+    def _measure(self, cut: Law, tensors: Tensors, target, batch: Batch) -> jax.Array:
+        models = nnx.merge(self._graph, target), assemble(self._config, self._sources, tensors)
+        p, q = (self._logits(model, batch) for model in models)
+        greedy = (batch.temperatures == 0.0)[:, None]
+        temperatures = jnp.where(greedy, 1.0, batch.temperatures[:, None])[:, :, None]
+        overlap = jnp.sum(jnp.minimum(*(standardize(logits / temperatures, _config(cut)) for logits in (p, q))), axis=-1)
+        return jnp.where(_real(batch), jnp.where(greedy, argmax(p) == argmax(q), overlap), 0.0)
+
+    def _logits(self, model: LanguageModel, batch: Batch) -> jax.Array:
+        """Raw logits that each token is predicted by, float32[B, T, V] over what both vocabularies have."""
+        rows, length = batch.tokens.shape
+        if self._encoder_decoder:
+            first, start = jnp.full((rows,), self._start_id, jnp.int32), jnp.zeros((rows,), jnp.int32)
+        else:
+            start = batch.input_lengths - 1
+            first = jnp.take_along_axis(batch.inputs, start[:, None], axis=1)[:, 0]
+        fed = jnp.concatenate([first[:, None], batch.tokens[:, :-1]], axis=1)
+        state = model.init_state(rows, batch.inputs.shape[1], length)
+        state = install(state, model.prefill(batch.inputs, batch.input_lengths))
+        return model.step(fed, start, state)[0][..., : self._vocab_size]
+
+
+def distance(p: jax.Array, logits: jax.Array, real: jax.Array, kl_weight: float) -> jax.Array:
+    """Mean over tokens of how far q = softmax(logits) is from p: kl_weight KL(p, q) + (1 - kl_weight) (1 - Σ min(p, q)).
+
+    Args:
+      p: float32[..., V], sums to 1.
+      logits: float32[..., V]; neither top-k nor top-p cuts q, so that what p has and q lacks has a gradient.
+      real: bool[...], which tokens count.
+    """
+    log_q = jax.nn.log_softmax(logits, axis=-1)
+    variation = 1.0 - jnp.sum(jnp.minimum(p, jnp.exp(log_q)), axis=-1)
+    divergence = -jnp.sum(jax.scipy.special.entr(p), axis=-1) - jnp.sum(p * log_q, axis=-1) if kl_weight else 0.0
+    value = kl_weight * divergence + (1.0 - kl_weight) * variation
+    return jnp.sum(jnp.where(real, value, 0.0)) / jnp.maximum(jnp.sum(real), 1)
+
+
+def _real(batch: Batch) -> jax.Array:
+    return np.arange(batch.tokens.shape[1]) < batch.lengths[:, None]
+
+
+def _config(law: Law) -> DecodingConfig:
+    return DecodingConfig(temperature=law.temperature, top_k=law.top_k, top_p=law.top_p)

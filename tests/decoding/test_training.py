@@ -1,0 +1,232 @@
+"""Training: the loss against its closed form, where weights begin, and steps that are the same whenever they are taken."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import decoding
+from decoding import CheckpointError
+from decoding.models.base import KEY_BLOCK, attend, attend_existing
+from decoding.training.checkpoint import pack, unpack
+from decoding.training.recipe import Law, Recipe
+from decoding.training.trainer import Text, Trainer, distance
+from decoding.training.weights import Weights, assemble, sources_of
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "testdata" / "golden"
+TARGET = str(GOLDEN / "t5_v1_1_target")
+LAWS = (Law(1.0), Law(0.0))
+
+
+@pytest.fixture(scope="module")
+def target():
+    return decoding.load_model(TARGET, weights="plain")
+
+
+def texts(count: int, seed: int = 0) -> list[Text]:
+    """Inputs, and tokens that follow from them in a way that is learnt in no time."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        inputs = draw.integers(3, 40, draw.integers(2, 8)).astype(np.int32)
+        rows.append(Text(inputs, np.append(inputs[::-1], 1).astype(np.int32), LAWS[i % 2]))
+    return rows
+
+
+def trainer(target, start: Weights, recipe: Recipe) -> Trainer:
+    return Trainer(target, start, recipe, buckets=(8,), longest=8)
+
+
+def trained(target, start: Weights, recipe: Recipe, steps: int):
+    training = trainer(target, start, recipe)
+    state = training.begin(start)
+    for number, (batch, cut, _) in zip(range(steps), training.batches(texts(64), epoch=0), strict=False):
+        assert number < steps
+        state, _ = training.step(state, batch, cut)
+    return training, state
+
+
+# The loss.
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def test_distances_and_their_gradients_equal_the_closed_forms():
+    draw = np.random.default_rng(0)
+    logits, other = draw.normal(size=(2, 3, 7))
+    p, q, real = softmax(other), softmax(logits), np.array([True, True, False])
+    variation, divergence = 1 - np.minimum(p, q).sum(-1), (p * np.log(p / q)).sum(-1)
+    for weight in (0.0, 0.25, 1.0):
+        expected = np.mean((weight * divergence + (1 - weight) * variation)[:2])
+        value, gradient = jax.value_and_grad(distance, argnums=1)(jnp.array(p), jnp.array(logits), real, weight)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        kept = q * (q < p)  # what of q still grows min(p, q)
+        of_variation = q * kept.sum(-1, keepdims=True) - kept
+        expected = (weight * (q - p) + (1 - weight) * of_variation) / 2
+        np.testing.assert_allclose(gradient[:2], expected[:2], atol=1e-6)
+        assert not np.any(gradient[2])
+
+
+def test_a_p_with_zeros_costs_no_more_than_it_has():
+    p, logits = jnp.array([[1.0, 0.0, 0.0]]), jnp.array([[2.0, 0.0, -1.0]])
+    q = softmax(np.asarray(logits))[0, 0]
+    real = np.array([True])
+    np.testing.assert_allclose(distance(p, logits, real, 0.0), 1 - q, rtol=1e-6)
+    np.testing.assert_allclose(distance(p, logits, real, 1.0), -np.log(q), rtol=1e-6)
+
+
+def test_attention_over_blocks_has_the_gradient_of_attention():
+    draw = np.random.default_rng(0)
+    query, key, value = (draw.normal(size=(2, 2, size, 8)).astype(np.float32) for size in (3, 2 * KEY_BLOCK, 2 * KEY_BLOCK))
+    existing = KEY_BLOCK + 5
+    bias = np.where(np.arange(2 * KEY_BLOCK) < existing, 0.0, -1e30).astype(np.float32)[None, None, None]
+    bias = np.broadcast_to(bias, (2, 1, 3, 2 * KEY_BLOCK))
+
+    def total(attention, *arrays):
+        return jnp.sum(jnp.sin(attention(*arrays)))
+
+    gradients = [
+        jax.jit(jax.grad(lambda *arrays, f=attention: total(f, *arrays), argnums=(0, 1, 2)))(query, key, value)
+        for attention in (
+            lambda *arrays: attend(*arrays, bias),
+            lambda *arrays: attend_existing(*arrays, bias, jnp.int32(existing)),
+        )
+    ]
+    for mine, other in zip(*gradients):
+        np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+# Where weights begin.
+
+
+@pytest.mark.parametrize("name", ["t5_v1_0", "t5_v1_1_target", "umt5", "gpt2", "llama"])
+def test_weights_are_the_files_tensors_and_make_the_same_model(tmp_path, name):
+    weights = Weights.read(str(GOLDEN / name))
+    stored = load_file(GOLDEN / name / "model.safetensors")
+    for tensor, value in weights.tensors.items():
+        np.testing.assert_array_equal(value, stored[tensor].astype(np.float32))
+    weights.write(str(tmp_path / "copy"), {})
+    tokens, lengths = np.array([[0, 5, 9, 4]], np.int32), np.array([4], np.int32)
+    given = (tokens, tokens, lengths) if "t5" in name else (tokens,)
+    mine = assemble(weights.config, sources_of(weights.raw), weights.tensors)
+    expected = decoding.load_model(str(GOLDEN / name), weights="plain").logits(*given)
+    for model in (mine, decoding.load_model(str(tmp_path / "copy"), weights="plain")):
+        np.testing.assert_array_equal(model.logits(*given), expected)
+
+
+@pytest.mark.parametrize(
+    "name, counts", [("t5_v1_1_target", {"num_layers": 1, "num_decoder_layers": 2}), ("umt5", {"num_decoder_layers": 1})]
+)
+def test_layers_are_the_targets_own_the_first_and_the_last(name, counts):
+    target = Weights.read(str(GOLDEN / name))
+    draft = Weights.of_layers(target, counts)
+    most = target.raw.get("num_decoder_layers") or target.raw["num_layers"]
+    if counts["num_decoder_layers"] > 1:
+        mine = draft.tensors["decoder.block.1.layer.1.EncDecAttention.q.weight"]
+        np.testing.assert_array_equal(mine, target.tensors[f"decoder.block.{most - 1}.layer.1.EncDecAttention.q.weight"])
+    for tensor in ("shared.weight", "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"):
+        np.testing.assert_array_equal(draft.tensors[tensor], target.tensors[tensor])
+    assemble(draft.config, sources_of(draft.raw), draft.tensors)
+    with pytest.raises(CheckpointError, match="num_decoder_layers is 99; allowed: 1 to"):
+        Weights.of_layers(target, {"num_decoder_layers": 99})
+
+
+def test_new_embeddings_are_the_targets_principal_components():
+    target = Weights.read(TARGET)
+    draft = Weights.new({**target.raw, "d_model": 16, "num_layers": 1}, 0, target)
+    table, reduced = (np.asarray(weights.tensors["shared.weight"], np.float64) for weights in (target, draft))
+    singular = np.linalg.svd(table, compute_uv=False)
+    np.testing.assert_allclose(np.linalg.norm(reduced) ** 2, (singular[:16] ** 2).sum(), rtol=1e-4)
+    same = Weights.new({**target.raw, "num_layers": 1}, 0, target)
+    np.testing.assert_array_equal(same.tensors["lm_head.weight"], target.tensors["lm_head.weight"])
+
+
+@pytest.mark.parametrize("name", ["t5_v1_0", "t5_v1_1_draft", "llama"])
+def test_a_draft_grows_without_changing_its_logits(name):
+    draft = Weights.read(str(GOLDEN / name))
+    if name == "llama":
+        more = {key: draft.raw[key] + extra for key, extra in (("intermediate_size", 8), ("num_hidden_layers", 1))}
+    else:
+        more = {key: draft.raw[key] + extra for key, extra in (("d_model", 8), ("d_ff", 16), ("num_layers", 1))}
+        more["num_decoder_layers"] = (draft.raw.get("num_decoder_layers") or draft.raw["num_layers"]) + 1
+    grown = draft.grown(more, 0)
+    assert grown.size > draft.size
+    tokens, lengths = np.array([[0, 5, 9, 4]], np.int32), np.array([3], np.int32)
+    given = (tokens, tokens, lengths) if "t5" in name else (tokens,)
+    mine, other = (assemble(w.config, sources_of(w.raw), w.tensors).logits(*given) for w in (grown, draft))
+    np.testing.assert_allclose(mine, other, atol=2e-5)
+    with pytest.raises(CheckpointError, match="allowed: no less"):
+        draft.grown({key: value // 2 for key, value in more.items() if key in ("d_ff", "intermediate_size")}, 0)
+
+
+# Steps.
+
+
+def test_a_training_is_the_same_again_and_when_it_goes_on(target):
+    start = Weights.new({**json.loads((GOLDEN / "t5_v1_1_draft" / "config.json").read_text())}, 0)
+    recipe = Recipe(steps=6, batch_tokens=64, warmup_steps=2)
+    training, straight = trained(target, start, recipe, 6)
+    _, again = trained(target, start, recipe, 6)
+    _, half = trained(target, start, recipe, 3)
+    half, about = unpack(pack(half, {"seen": 3}), training.begin(start), "the state")
+    assert about == {"seen": 3} and int(half.step) == 3
+    for number, (batch, cut, _) in enumerate(training.batches(texts(64), epoch=0)):
+        if 3 <= number < 6:
+            half, _ = training.step(half, batch, cut)
+    for name, value in straight.tensors.items():
+        np.testing.assert_array_equal(value, again.tensors[name])
+        np.testing.assert_array_equal(value, half.tensors[name])
+        assert np.any(value != start.tensors[name])
+    with pytest.raises(CheckpointError, match="is no state of a training"):
+        unpack(b"nonsense", half, "the state")
+
+
+def test_alpha_rises_and_is_what_scoring_finds(target):
+    start = Weights.new({**json.loads((GOLDEN / "t5_v1_1_draft" / "config.json").read_text())}, 0)
+    recipe = Recipe(steps=150, batch_tokens=256, kl_weight=0.5, warmup_steps=5, rate=0.01)
+    training, held = trainer(target, start, recipe), texts(32, seed=1)
+
+    def alpha(tensors) -> float:
+        total = count = 0.0
+        for batch, cut, _ in training.batches(held, None):
+            total, count = total + training.beta(tensors, batch, cut).sum(), count + batch.lengths.sum()
+        return total / count
+
+    state, done, epoch = training.begin(start), 0, 0
+    before = alpha(state.tensors)
+    while done < recipe.steps:
+        for batch, cut, _ in training.batches(texts(64), epoch):
+            state, _ = training.step(state, batch, cut)
+            done += 1
+        epoch += 1
+    after = alpha(state.tensors)
+    assert after > before + 0.05, (before, after)
+
+    # The same β by hand, text by text.
+    model = assemble(start.config, sources_of(start.raw), state.tensors)
+    for batch, cut, numbers in training.batches(held, None):
+        beta = training.beta(state.tensors, batch, cut)
+        for row, i in enumerate(numbers[:3]):
+            text = held[i]
+            fed = np.append(0, text.tokens[:-1]).astype(np.int32)[None]
+            p, q = (
+                np.asarray(m.logits(fed, text.inputs[None], np.array([len(text.inputs)], np.int32)))[0] for m in (target, model)
+            )
+            if text.law.temperature == 0.0:
+                expected = p.argmax(-1) == q.argmax(-1)
+            else:
+                expected = np.minimum(softmax(p), softmax(q)).sum(-1)
+            np.testing.assert_allclose(beta[row, : len(text.tokens)], expected, atol=1e-4)
+            assert not beta[row, len(text.tokens) :].any()
+
+
+def test_recipes_say_what_is_allowed():
+    with pytest.raises(ValueError, match=r"distill\.recipe\.kl_weight is 2; allowed: from 0 to 1"):
+        Recipe(kl_weight=2)
