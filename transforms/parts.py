@@ -124,8 +124,13 @@ def read_rows(path: str, columns: Iterable[str] | None = None, fingerprint: str 
       PartError: as of `open_part`.
       pyarrow.ArrowException: it has no such columns.
     """
-    table = pq.read_table(open_part(path, fingerprint), columns=None if columns is None else list(columns))
-    return table.replace_schema_metadata()
+    wanted = None if columns is None else list(columns)
+    # Not `read_table`, whose threads may let go of the file while the interpreter ends, and abort it.
+    with pq.ParquetFile(open_part(path, fingerprint)) as part:
+        if absent := set(wanted or ()) - set(part.schema_arrow.names):
+            raise pa.ArrowInvalid(f"{path!r} has no columns {sorted(absent)}; allowed: {', '.join(part.schema_arrow.names)}")
+        table = part.read(wanted)
+    return (table if wanted is None else table.select(wanted)).replace_schema_metadata()
 
 
 def read_footer_json(path: str) -> dict:
