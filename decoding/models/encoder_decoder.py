@@ -86,7 +86,7 @@ class EncoderDecoderConfig(Shape):
     @property
     def operations_per_token(self) -> float:
         layer = 6 * self.d_model**2 + 2 * self.d_model * self.d_ff  # own: q, k, v, out; cross: q, out
-        return 2.0 * (self.num_decoder_layers * layer + self.d_model * self.vocab_size)
+        return 2.0 * (self.num_decoder_layers * layer + self.d_model * self.head_size)
 
     def read_by_step(self, path: str) -> bool:
         unread = path.startswith("encoder") or ".cross.kv." in path or path == "decoder.positions"
