@@ -80,6 +80,28 @@ class Cache:
         return self.value.shape[2]
 
 
+
+def encoder_decoder_state(
+    layers: int, batch: int, input_length: int, max_positions: int, heads: Heads, dtype, own: bool
+) -> dict:
+    """The empty state of a decoder with cross-attention.
+
+    Args:
+      layers: of the decoder.
+      batch: rows.
+      input_length, max_positions: positions that there is room for, of inputs and of outputs.
+      heads, dtype, own: as of `Cache.zeros`.
+
+    Returns:
+      {"lengths": int32[B], "cross": [Cache of input_length positions] * layers, "self": [Cache of max_positions] * layers}.
+    """
+
+    def caches(length: int) -> list[Cache]:
+        return [Cache.zeros(batch, heads, length, dtype, own) for _ in range(layers)]
+
+    return {"lengths": jnp.ones((batch,), jnp.int32), "cross": caches(input_length), "self": caches(max_positions)}
+
+
 def _transposed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:2], shape[3], shape[2])
 

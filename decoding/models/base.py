@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from decoding import compilation
+
 # Additive mask.  Finite, so that a row whose keys are all masked yields a uniform softmax and not NaN.
 MASKED = -1e30
 
@@ -125,6 +127,29 @@ class Shape:
     def read_by_step(self, path: str) -> bool:
         """Whether a decoding step reads the whole parameter at this path."""
         raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDecoderShape(Shape):
+    """`Shape` of a family with an encoder, whose decoder has a key and a value for every head of its queries.
+
+    Attributes:
+      num_layers: of the encoder.
+      num_decoder_layers: of the decoder.
+    """
+
+    num_layers: int
+    num_decoder_layers: int
+
+    encoder_decoder = True
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def decoder_layers(self) -> int:
+        return self.num_decoder_layers
 
 
 class LanguageModel(Protocol):
@@ -331,3 +356,13 @@ def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.A
         return write(cache.swapaxes(2, 3), new.swapaxes(2, 3), positions, axis=3).swapaxes(2, 3)
 
     return jax.lax.platform_dependent(cache, new, positions, tpu=write_tpu, default=write)
+
+
+@functools.partial(compilation.jit, static_argnums=0)
+def encoder_decoder_logits(graph, params, decoder_tokens, encoder_tokens, encoder_lengths) -> jax.Array:
+    """Teacher-forced logits float32[B, T, V] of a model with an encoder, split by `nnx.split`: see `LanguageModel.logits`."""
+    model = nnx.merge(graph, params)
+    batch, length = decoder_tokens.shape
+    state = model.init_state(batch, encoder_tokens.shape[1], length)
+    state = state | model.prefill(encoder_tokens, encoder_lengths)
+    return model.step(decoder_tokens, jnp.zeros((batch,), jnp.int32), state)[0]

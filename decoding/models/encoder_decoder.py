@@ -14,14 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from decoding import compilation
-from decoding.models.attention import Cache, Compact, Heads, attend_cache, attend_input, attend_itself, where
-from decoding.models.base import Shape, State
+from decoding.models.attention import (
+    Cache,
+    Compact,
+    Heads,
+    attend_cache,
+    attend_input,
+    attend_itself,
+    encoder_decoder_state,
+    where,
+)
+from decoding.models.base import EncoderDecoderShape, State, encoder_decoder_logits
 from decoding.models.linear import Linear, RowNorm, embed, head_logits, is_packed, tied_logits, weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderDecoderConfig(Shape):
+class EncoderDecoderConfig(EncoderDecoderShape):
     """Shape of an encoder-decoder; `num_heads` and `d_ff` are the decoder's.
 
     Attributes:
@@ -37,8 +45,6 @@ class EncoderDecoderConfig(Shape):
       logits_bias: added to the logits.
     """
 
-    num_layers: int
-    num_decoder_layers: int
     encoder_heads: int
     encoder_d_ff: int
     max_positions: int
@@ -51,8 +57,6 @@ class EncoderDecoderConfig(Shape):
     source_vocab_size: int = 0
     pad_without_position: bool = False
     norm_epsilon: float = 1e-5
-
-    encoder_decoder = True
 
     def build(self, *, rngs: nnx.Rngs, dtype) -> "EncoderDecoder":
         return EncoderDecoder(self, rngs=rngs, dtype=dtype)
@@ -74,14 +78,6 @@ class EncoderDecoderConfig(Shape):
     @property
     def head_dim(self) -> int:
         return self.d_model // self.num_heads
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.num_heads
-
-    @property
-    def decoder_layers(self) -> int:
-        return self.num_decoder_layers
 
     @property
     def operations_per_token(self) -> float:
@@ -259,16 +255,8 @@ class EncoderDecoder(nnx.Module):
         return x
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
-        own = is_packed(self.decoder.layers[0].attention.qkv.kernel)
-
-        def keys_and_values(length: int) -> list[Cache]:
-            return [Cache.zeros(batch, self._heads, length, self.dtype, own) for _ in self.decoder.layers]
-
-        return {
-            "lengths": jnp.ones((batch,), jnp.int32),
-            "cross": keys_and_values(input_length),
-            "self": keys_and_values(max_positions),
-        }
+        layers, own = self.config.num_decoder_layers, is_packed(self.decoder.layers[0].attention.qkv.kernel)
+        return encoder_decoder_state(layers, batch, input_length, max_positions, self._heads, self.dtype, own)
 
     def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
         own, length, cross = is_packed(self.decoder.layers[0].cross.kv.kernel), inputs.shape[1], []
@@ -317,13 +305,4 @@ class EncoderDecoder(nnx.Module):
         longest, limit = max(decoder_tokens.shape[1], encoder_tokens.shape[1]), self.config.max_positions
         if longest > limit:
             raise ValueError(f"a text has {longest} positions; allowed: at most the model's {limit}")
-        return _teacher_forced(*nnx.split(self), decoder_tokens, encoder_tokens, encoder_lengths)
-
-
-@functools.partial(compilation.jit, static_argnums=0)
-def _teacher_forced(graph, params, decoder_tokens, encoder_tokens, encoder_lengths):
-    model = nnx.merge(graph, params)
-    batch, length = decoder_tokens.shape
-    state = model.init_state(batch, encoder_tokens.shape[1], length)
-    state = state | model.prefill(encoder_tokens, encoder_lengths)
-    return model.step(decoder_tokens, jnp.zeros((batch,), jnp.int32), state)[0]
+        return encoder_decoder_logits(*nnx.split(self), decoder_tokens, encoder_tokens, encoder_lengths)

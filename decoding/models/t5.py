@@ -15,9 +15,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from decoding import compilation
-from decoding.models.attention import Cache, Compact, Heads, attend_cache, attend_input, attend_itself, where
-from decoding.models.base import Shape, State
+from decoding.models.attention import (
+    Cache,
+    Compact,
+    Heads,
+    attend_cache,
+    attend_input,
+    attend_itself,
+    encoder_decoder_state,
+    where,
+)
+from decoding.models.base import EncoderDecoderShape, State, encoder_decoder_logits
 from decoding.models.linear import RowNorm, embed, head_logits, is_packed, project, tied_logits, weight
 from decoding.models.relative import both_ways_table
 
@@ -25,7 +33,7 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T5Config(Shape):
+class T5Config(EncoderDecoderShape):
     """Shape of a T5 model.  Field names are those of Hugging Face's config where one exists.
 
     Attributes:
@@ -38,8 +46,6 @@ class T5Config(Shape):
     """
 
     d_kv: int
-    num_layers: int
-    num_decoder_layers: int
     gated: bool
     activation: str
     tied: bool
@@ -48,8 +54,6 @@ class T5Config(Shape):
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
-
-    encoder_decoder = True
 
     def build(self, *, rngs: nnx.Rngs, dtype) -> "T5":
         return T5(self, rngs=rngs, dtype=dtype)
@@ -62,14 +66,6 @@ class T5Config(Shape):
     @property
     def head_dim(self) -> int:
         return self.d_kv
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.num_heads
-
-    @property
-    def decoder_layers(self) -> int:
-        return self.num_decoder_layers
 
     @property
     def operations_per_token(self) -> float:
@@ -228,18 +224,8 @@ class T5(nnx.Module):
         return itertools.repeat(make(tables[...]))
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
-        config, dtype = self.config, self.dtype
-
-        own = is_packed(self.decoder[0].attention.qkv)
-
-        def keys_and_values(length: int) -> list[Cache]:
-            return [Cache.zeros(batch, self._heads, length, dtype, own) for _ in range(config.num_decoder_layers)]
-
-        return {
-            "lengths": jnp.ones((batch,), jnp.int32),
-            "cross": keys_and_values(input_length),
-            "self": keys_and_values(max_positions),
-        }
+        layers, own = self.config.num_decoder_layers, is_packed(self.decoder[0].attention.qkv)
+        return encoder_decoder_state(layers, batch, input_length, max_positions, self._heads, self.dtype, own)
 
     def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
         own, length, norm = is_packed(self.decoder[0].cross.kv), inputs.shape[1], self._norm(self.encoder_norm)
@@ -286,13 +272,4 @@ class T5(nnx.Module):
         Returns:
           float32[B, T, V]; `[b, t]` is the distribution of the token after `decoder_tokens[b, :t + 1]`.
         """
-        return _teacher_forced(*nnx.split(self), decoder_tokens, encoder_tokens, encoder_lengths)
-
-
-@functools.partial(compilation.jit, static_argnums=0)
-def _teacher_forced(graph, params, decoder_tokens, encoder_tokens, encoder_lengths):
-    model = nnx.merge(graph, params)
-    batch, length = decoder_tokens.shape
-    state = model.init_state(batch, encoder_tokens.shape[1], length)
-    state = state | model.prefill(encoder_tokens, encoder_lengths)
-    return model.step(decoder_tokens, jnp.zeros((batch,), jnp.int32), state)[0]
+        return encoder_decoder_logits(*nnx.split(self), decoder_tokens, encoder_tokens, encoder_lengths)
