@@ -25,7 +25,7 @@ from decoding.training.weights import Tensors, Weights, assemble, sources_of, un
 
 
 class Text(NamedTuple):
-    """inputs int32[N] and, after them, the target's tokens int32[T], EOS included; how these were sampled."""
+    """inputs int32[N] and, after them, the target's tokens int32[T], EOS included, or a reference's; how these were sampled."""
 
     inputs: np.ndarray
     tokens: np.ndarray
@@ -65,7 +65,7 @@ class Trainer:
 
     def __init__(
         self,
-        target: LanguageModel,
+        target: LanguageModel | None,
         start: Weights,
         recipe: Recipe,
         *,
@@ -75,7 +75,8 @@ class Trainer:
     ):
         """
         Args:
-          target: with plain arrays as weights.
+          target: with plain arrays as weights. None to train a target itself: its p is sure of the texts, which then are
+            references, and KL(p, q) is their cross-entropy.
           start: the draft's; its vocabulary, where padded otherwise, is cut to what both have.
           buckets: longest inputs of the classes, increasing.
           longest: of texts.
@@ -83,10 +84,11 @@ class Trainer:
         """
         self.recipe, self._longest, self._mesh = recipe, longest, mesh
         self.raw, self._config, self._sources = start.raw, start.config, sources_of(start.raw)
-        self._vocab_size = min(target.vocab_size, self._config.vocab_size)
+        teacher = self._config if target is None else target
+        self._vocab_size = min(teacher.vocab_size, self._config.vocab_size)
         self._buckets = tuple(buckets)
-        self._graph, self._target = nnx.split(target)
-        self._encoder_decoder, self._start_id = target.encoder_decoder, target.start_id
+        self._graph, self._target = (None, None) if target is None else nnx.split(target)
+        self._encoder_decoder, self._start_id = teacher.encoder_decoder, teacher.start_id
         self._optimizer = self._make_optimizer(start.tensors)
         self._target = self._place(self._target)
         self._step = compilation.jit(self._train, static_argnums=0, donate_argnums=1)
@@ -185,7 +187,7 @@ class Trainer:
 
     def _train(self, cut: Law, state: TrainState, target, batch: Batch) -> tuple[TrainState, jax.Array]:
         temperatures = jnp.where(batch.temperatures == 0.0, self.recipe.greedy_temperature, batch.temperatures)[:, None, None]
-        p = standardize(self._logits(nnx.merge(self._graph, target), batch) / temperatures, _config(cut))
+        p = standardize(self._target_logits(target, batch) / temperatures, _config(cut))
 
         def loss(tensors: Tensors) -> jax.Array:
             logits = self._logits(assemble(self._config, self._sources, tensors), batch)
@@ -196,12 +198,17 @@ class Trainer:
         return TrainState(optax.apply_updates(state.tensors, updates), optimizer, state.step + 1), value
 
     def _measure(self, cut: Law, tensors: Tensors, target, batch: Batch) -> jax.Array:
-        models = nnx.merge(self._graph, target), assemble(self._config, self._sources, tensors)
-        p, q = (self._logits(model, batch) for model in models)
+        p = self._target_logits(target, batch)
+        q = self._logits(assemble(self._config, self._sources, tensors), batch)
         greedy = (batch.temperatures == 0.0)[:, None]
         temperatures = jnp.where(greedy, 1.0, batch.temperatures[:, None])[:, :, None]
         overlap = jnp.sum(jnp.minimum(*(standardize(logits / temperatures, _config(cut)) for logits in (p, q))), axis=-1)
         return jnp.where(_real(batch), jnp.where(greedy, argmax(p) == argmax(q), overlap), 0.0)
+
+    def _target_logits(self, target, batch: Batch) -> jax.Array:
+        if self._graph is None:
+            return jnp.log(jax.nn.one_hot(batch.tokens, self._vocab_size))
+        return self._logits(nnx.merge(self._graph, target), batch)
 
     def _logits(self, model: LanguageModel, batch: Batch) -> jax.Array:
         """Raw logits that each token is predicted by, float32[B, T, V] over what both vocabularies have."""

@@ -227,6 +227,26 @@ def test_alpha_rises_and_is_what_scoring_finds(target):
             assert not beta[row, len(text.tokens) :].any()
 
 
+def test_without_a_target_references_are_learnt_by_their_cross_entropy():
+    start = Weights.new({**json.loads((GOLDEN / "t5_v1_1_draft" / "config.json").read_text())}, 0)
+    recipe = Recipe(steps=40, batch_tokens=256, kl_weight=1.0, warmup_steps=5, rate=0.01)
+    training, references = trainer(None, start, recipe), [text._replace(law=Law()) for text in texts(64)]
+    batch, cut, numbers = next(training.batches(references, None))
+    model, surprise = assemble(start.config, sources_of(start.raw), start.tensors), []
+    for text in (references[i] for i in numbers):
+        fed = np.append(0, text.tokens[:-1]).astype(np.int32)[None]
+        q = softmax(np.asarray(model.logits(fed, text.inputs[None], np.array([len(text.inputs)], np.int32)))[0])
+        surprise.extend(-np.log(q[np.arange(len(text.tokens)), text.tokens]))
+    state, losses = training.begin(start), []
+    for _ in range(recipe.steps):
+        state, loss = training.step(state, batch, cut)
+        losses.append(float(loss))
+    np.testing.assert_allclose(losses[0], np.mean(surprise), rtol=1e-4)
+    assert losses[-1] < 0.5 * losses[0]
+    beta = training.beta(state.tensors, batch, cut)[batch.lengths > 0]  # q of the reference
+    np.testing.assert_allclose(-np.log(beta[beta > 0]).mean(), losses[-1], rtol=0.2)
+
+
 def test_recipes_say_what_is_allowed():
     with pytest.raises(ValueError, match=r"distill\.recipe\.kl_weight is 2; allowed: from 0 to 1"):
         Recipe(kl_weight=2)

@@ -1,1 +1,0 @@
-"""What `examples/train_pair.py` trains: its texts, its models, and how good they are."""
