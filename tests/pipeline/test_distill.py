@@ -4,6 +4,10 @@ import json
 import pathlib
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -93,6 +97,30 @@ def test_a_training_that_breaks_off_goes_on_to_the_same_weights(train, tmp_path,
     assert_same_weights(whole, broken)
     mine, other = (json.loads((folder / "distill.json").read_text()) for folder in (whole, broken))
     assert mine["history"] == other["history"]
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_goes_on_to_the_same_weights(train, tmp_path):
+    """SIGKILL, wherever it falls: after each look that there is a state of, and in the middle of the steps before it."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = ["--config.distill.recipe.steps=60", "--config.distill.evaluate_steps=10"]
+
+    def begin(output: pathlib.Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "pipeline.distill", *train(*NEW, *steps, output=output)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert begin(whole).wait() == 0
+    state, kills = killed / "training" / "state.safetensors", 0
+    for delay in (0.0, 0.05):
+        before, process = state.stat().st_mtime_ns if state.exists() else 0, begin(killed)
+        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 2 and not (killed / "distill.json").exists()
+    assert begin(killed).wait() == 0
+    assert_same_weights(whole, killed)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
