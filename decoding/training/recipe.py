@@ -26,7 +26,9 @@ class Recipe:
       rate: of all else, by Adam.
       warmup_steps: see `steps`.
       weight_decay: of the matrices in layers, as a share of the learning rate.
-      seed: of new weights and of the order of texts.
+      own_share: share of the steps whose texts the draft draws itself, for the batch's inputs and at its temperatures, before
+        the target judges them (on-policy distillation, 2306.13649): a draft is then corrected where it really goes.
+      seed: of new weights, of the order of texts and of the draft's own.
     """
 
     steps: int = 2000
@@ -37,6 +39,7 @@ class Recipe:
     rate: float = 0.002
     warmup_steps: int = 50
     weight_decay: float = 0.01
+    own_share: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -49,9 +52,14 @@ class Recipe:
             ("rate", 0, 10),
             ("warmup_steps", 0, float("inf")),
             ("weight_decay", 0, 10),
+            ("own_share", 0, 1),
             ("seed", 0, float("inf")),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 allowed = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
                 raise ValueError(f"distill.recipe.{name} is {value!r}; allowed: {allowed}")
+
+    def own(self, step: int) -> bool:
+        """Whether the draft draws the texts of a step, counted from 1; those that it draws are spread evenly."""
+        return int(step * self.own_share) > int((step - 1) * self.own_share)

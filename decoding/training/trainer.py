@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from decoding import compilation, sharding
 from decoding.config import DATA, DecodingConfig
-from decoding.models.base import LanguageModel, install
+from decoding.models.base import LanguageModel, State, install
 from decoding.sampling import argmax, standardize
 from decoding.training.recipe import Law, Recipe
 from decoding.training.weights import Tensors, Weights, assemble, sources_of, unscaled_queries
@@ -99,9 +99,9 @@ class Trainer:
         tensors = jax.tree.map(jnp.array, start.tensors)  # a copy, since steps reuse their state's memory
         return self._place(TrainState(tensors, self._optimizer.init(tensors), jnp.zeros((), jnp.int32)))
 
-    def step(self, state: TrainState, batch: Batch, cut: Law) -> tuple[TrainState, jax.Array]:
-        """One step, and its loss; the old state's memory is used again."""
-        return self._step(cut, state, self._target, self._place(batch, DATA))
+    def step(self, state: TrainState, batch: Batch, cut: Law, own: bool = False) -> tuple[TrainState, jax.Array]:
+        """One step, and its loss; the old state's memory is used again. With `own`, on texts that the draft draws itself."""
+        return self._step((cut, own), state, self._target, self._place(batch, DATA))
 
     def beta(self, tensors: Tensors, batch: Batch, cut: Law) -> np.ndarray:
         """β of every token under the law that made it, float32[B, T]; 0 where there is none."""
@@ -185,7 +185,10 @@ class Trainer:
 
     # On device.
 
-    def _train(self, cut: Law, state: TrainState, target, batch: Batch) -> tuple[TrainState, jax.Array]:
+    def _train(self, how: tuple[Law, bool], state: TrainState, target, batch: Batch) -> tuple[TrainState, jax.Array]:
+        cut, own = how
+        if own:
+            batch = self._drawn(state.tensors, batch, cut, jax.random.fold_in(jax.random.key(self.recipe.seed), state.step))
         temperatures = jnp.where(batch.temperatures == 0.0, self.recipe.greedy_temperature, batch.temperatures)[:, None, None]
         p = standardize(self._target_logits(target, batch) / temperatures, _config(cut))
 
@@ -212,16 +215,41 @@ class Trainer:
 
     def _logits(self, model: LanguageModel, batch: Batch) -> jax.Array:
         """Raw logits that each token is predicted by, float32[B, T, V] over what both vocabularies have."""
+        first, start, state = self._begun(model, batch)
+        fed = jnp.concatenate([first[:, None], batch.tokens[:, :-1]], axis=1)
+        return model.step(fed, start, state)[0][..., : self._vocab_size]
+
+    def _drawn(self, tensors: Tensors, batch: Batch, cut: Law, key: jax.Array) -> Batch:
+        """The batch with texts that the draft draws, each to its end or to the longest of the class."""
+        model = assemble(self._config, self._sources, tensors)
+        first, start, state = self._begun(model, batch)
+        greedy = batch.temperatures == 0.0
+        temperatures = jnp.where(greedy, 1.0, batch.temperatures)[:, None]
+
+        def extend(carry, offset):
+            token, state, ended = carry
+            logits, state = model.step(token[:, None], start + offset, state)
+            logits = logits[:, 0, : self._vocab_size]
+            drawn = jax.random.categorical(
+                jax.random.fold_in(key, offset), jnp.log(standardize(logits / temperatures, _config(cut)))
+            )
+            token = jnp.where(greedy, argmax(logits), drawn.astype(jnp.int32))
+            return (token, state, ended | jnp.isin(token, np.array(self._config.eos_ids))), (token, ended)
+
+        begun = first, state, batch.lengths == 0
+        _, (tokens, ended) = jax.lax.scan(extend, begun, np.arange(batch.tokens.shape[1], dtype=np.int32))
+        return batch._replace(tokens=tokens.T, lengths=jnp.sum(~ended, axis=0, dtype=jnp.int32))
+
+    def _begun(self, model: LanguageModel, batch: Batch) -> tuple[jax.Array, jax.Array, State]:
+        """Where texts begin: the token that is fed first, its position, int32[B] each, and the state before it."""
         rows, length = batch.tokens.shape
         if self._encoder_decoder:
             first, start = jnp.full((rows,), self._start_id, jnp.int32), jnp.zeros((rows,), jnp.int32)
         else:
             start = batch.input_lengths - 1
             first = jnp.take_along_axis(batch.inputs, start[:, None], axis=1)[:, 0]
-        fed = jnp.concatenate([first[:, None], batch.tokens[:, :-1]], axis=1)
         state = model.init_state(rows, batch.inputs.shape[1], length)
-        state = install(state, model.prefill(batch.inputs, batch.input_lengths))
-        return model.step(fed, start, state)[0][..., : self._vocab_size]
+        return first, start, install(state, model.prefill(batch.inputs, batch.input_lengths))
 
 
 def distance(p: jax.Array, logits: jax.Array, real: jax.Array, kl_weight: float) -> jax.Array:

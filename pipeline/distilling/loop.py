@@ -44,7 +44,7 @@ def train(job: Distillation, say: Callable[[str], None]) -> dict:
     losses: list[jax.Array] = []
     for batch, cut in _batches(job, first):
         step = first + len(losses) + 1
-        state, loss = trainer.step(state, batch, cut)
+        state, loss = trainer.step(state, batch, cut, recipe.own(step))
         losses.append(loss)
         if step % _SYNCHRONISE_STEPS == 0:
             left = (time.monotonic() - began) / len(losses) * (recipe.steps - step)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from safetensors.numpy import load_file
 
 import decoding
@@ -14,7 +15,7 @@ from decoding import CheckpointError
 from decoding.models.base import KEY_BLOCK, attend, attend_existing
 from decoding.training.checkpoint import pack, unpack
 from decoding.training.recipe import Law, Recipe
-from decoding.training.trainer import Text, Trainer, distance
+from decoding.training.trainer import Batch, Text, Trainer, distance
 from decoding.training.weights import Weights, assemble, sources_of
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "testdata" / "golden"
@@ -225,6 +226,50 @@ def test_alpha_rises_and_is_what_scoring_finds(target):
                 expected = np.minimum(softmax(p), softmax(q)).sum(-1)
             np.testing.assert_allclose(beta[row, : len(text.tokens)], expected, atol=1e-4)
             assert not beta[row, len(text.tokens) :].any()
+
+
+@pytest.mark.parametrize("name", ["t5_v1_1_draft", pytest.param("llama", marks=pytest.mark.slow)])
+def test_the_drafts_own_texts_are_what_it_draws(name):
+    """Greedy ones token for token, and those at temperature 1 by chi-square of their first tokens (20 most likely)."""
+    start = Weights.read(str(GOLDEN / name))
+    model, rows = assemble(start.config, sources_of(start.raw), start.tensors), 4096
+    training = trainer(decoding.load_model(str(GOLDEN / name), weights="plain"), start, Recipe())
+    inputs = np.tile(np.array([[0, 5, 9, 4]], np.int32), (rows, 1))
+    batch = Batch(inputs, np.full((rows,), 4, np.int32), np.zeros((rows, 3), np.int32), np.full((rows,), 3, np.int32), None)
+
+    def drawn(temperature: float):
+        of = batch._replace(temperatures=np.full((rows,), temperature, np.float32))
+        return jax.jit(training._drawn, static_argnums=2)(start.tensors, of, Law(), jax.random.key(3))
+
+    encoder_decoder, text = start.config.encoder_decoder, [0] if start.config.encoder_decoder else inputs[0].tolist()
+    likely = None
+    for _ in range(3):
+        given = (np.array([text], np.int32), *((inputs[:1], np.array([4], np.int32)) if encoder_decoder else ()))
+        logits = np.asarray(model.logits(*given))[0, -1]
+        likely = softmax(logits) if likely is None else likely
+        text.append(int(logits.argmax()))
+        if text[-1] in start.config.eos_ids:
+            break
+    greedy, chosen = drawn(0.0), text[1 if encoder_decoder else 4 :]
+    assert np.asarray(greedy.tokens)[7, : len(chosen)].tolist() == chosen and int(greedy.lengths[7]) == len(chosen)
+    first = np.asarray(drawn(1.0).tokens)[:, 0]
+    ranked = np.argsort(-likely)[:20]
+    seen = np.bincount(first, minlength=len(likely))[ranked]
+    expected = likely[ranked].astype(np.float64) * rows
+    seen, expected = (np.append(part, rows - part.sum()) for part in (seen, expected))
+    assert scipy.stats.chisquare(seen, expected).pvalue > 1e-4
+
+
+def test_a_share_of_the_steps_is_on_the_drafts_own_texts(target):
+    recipe = Recipe(steps=8, own_share=0.25)
+    assert [step for step in range(1, 9) if recipe.own(step)] == [4, 8]
+    assert not any(Recipe().own(step) for step in range(1, 9)) and all(Recipe(own_share=1.0).own(step) for step in range(1, 9))
+    start = Weights.read(str(GOLDEN / "t5_v1_1_draft"))
+    training = trainer(target, start, recipe)
+    batch, cut, _ = next(training.batches(texts(64), None))
+    changed = [training.step(training.begin(start), batch, cut, own)[0].tensors for own in (True, True, False)]
+    same = [all(np.array_equal(changed[0][name], other[name]) for name in other) for other in changed[1:]]
+    assert same == [True, False]
 
 
 def test_without_a_target_references_are_learnt_by_their_cross_entropy():
