@@ -34,8 +34,10 @@ def main(args: Sequence[str]) -> int:
     from pipeline.benchmarking.measure import measure
     from pipeline.benchmarking.results import RESULTS, open_folder
     from pipeline.benchmarking.tables import print_results
+    from pipeline.job.pinning import pin_models
     from pipeline.job.preflight import check_models
 
+    config = pin_models(config)
     models = check_models(config)
     inputs = read_inputs(config, models, settings.examples, output)
     folder = open_folder(output)

@@ -85,6 +85,7 @@ def parse(args: Sequence[str]) -> Job:
     generations = absolute(own.generations)
     # Only now: what is wrong with the command itself is said without waiting for Beam.
     import decoding
+    from pipeline.job.pinning import pin_models
     from pipeline.job.preflight import check_models, pieces_sha256
     from pipeline.runners.options import beam_options, paths_of
     from transforms.ngram import FitSettings, ReadGenerations
@@ -93,12 +94,13 @@ def parse(args: Sequence[str]) -> Job:
     paths = paths_of(command.config, command.output) | ({"--generations": generations} if generations else {})
     options = beam_options(command.beam_args, paths)
     _refuse_foreign(command.output)
-    models, target = check_models(command.config), decoding.inspect_checkpoint(command.config.model.target)
+    config = pin_models(command.config)
+    models, target = check_models(config), decoding.inspect_checkpoint(config.model.target)
     if generations:
         items, source = _parts(generations, models)
         reader: beam.DoFn = ReadGenerations(target.start_id if target.encoder_decoder else None, source["fingerprint"])
     else:
-        items, source, reader = _shards(command.config, command.output, own.text_field, models, target)
+        items, source, reader = _shards(config, command.output, own.text_field, models, target)
     pieces = load_tokenizer(models.tokenizer).pieces()
     settings = FitSettings(
         output=command.output,

@@ -33,12 +33,14 @@ def main(argv: Sequence[str]) -> int:
         config, options = parse(argv)
         # Only now: what is wrong with the command itself is said without waiting for JAX.
         import decoding
+        from pipeline.job.pinning import pin_models
         from pipeline.planning import chips
         from pipeline.planning.prepare import prepare_here
         from pipeline.planning.printed import measured_lines, report
         from pipeline.planning.slice import plan_slice
         from pipeline.planning.speed import measured
 
+        config = pin_models(config)
         if options.prepare:
             options = dataclasses.replace(options, prepare=decoding.keep_programs(options.prepare))
         if options.topology is None and options.prepare:

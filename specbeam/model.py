@@ -1,21 +1,17 @@
 """A target with its tokeniser and perhaps a draft: `load`, then `Model.generate`."""
 
 import dataclasses
-import os
-import re
 import threading
 from collections.abc import Sequence
 
 import decoding
 from decoding import DecodingConfig, Generation
+from pipeline.job.pinning import pin_models
 from pipeline.job.preflight import CheckedModels, check_models
 from pipeline.settings import InputConfig, JobConfig, ModelConfig, build
 from transforms.encoding import encode_text
-from transforms.storage import is_remote
 from transforms.tokenize import Tokenizer, load_tokenizer
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _SHOWN_CHARS = 40
 _ANY_TEXT = InputConfig(pattern="texts.txt")  # what a job would read; here texts are given
 
@@ -147,8 +143,8 @@ def load(
     """Loads a target, and a draft for it, with the target's tokeniser.
 
     Args:
-      target: directory, .gguf file, either local or on gs://, or the id of a model on the Hugging Face hub, which then is
-        downloaded into its cache.
+      target: directory, .gguf file, either local or on gs://, or the id of a model on the Hugging Face hub, perhaps with a
+        revision ("google/flan-t5-small@main"), which then is downloaded into its cache.
       draft: the same, the directory of an n-gram, "prompt_lookup" or "uniform"; None for plain decoding.
       tokenizer: directory or file of the tokeniser, "" for the target's.
       dtype: of the parameters, "float32" or "bfloat16".
@@ -159,33 +155,17 @@ def load(
       ValueError: with what is wrong: no model there, a draft with another tokeniser.
     """
     names = ModelConfig(
-        target=find(target),
-        draft=find(draft or ""),
-        tokenizer=find(tokenizer),
+        target=target,
+        draft=draft or "",
+        tokenizer=tokenizer,
         dtype=dtype,
         vocab_size=vocab_size,
     )
     least: dict = {"input_buckets": (2,), "max_decode_tokens": 1}  # how long texts are `generate` says
     gamma = {} if names.draft else {"gamma": 0}
     inputs = dataclasses.replace(_ANY_TEXT, chat_template=chat_template)
-    checked = check_models(JobConfig(inputs, names, DecodingConfig(**least, **gamma)))
+    config = pin_models(JobConfig(inputs, names, DecodingConfig(**least, **gamma)))
+    checked = check_models(config)
     decoding.keep_programs()
     models = checked.to_load
-    return Model(names, checked, load_tokenizer(checked.tokenizer), models.load_target(), models.load_draft())
-
-
-def find(name: str) -> str:
-    """`name`, or, where there is no such path and it looks like an id on the Hugging Face hub, where its files are.
-
-    Raises:
-      ValueError: the hub has no such model, or cannot be reached.
-    """
-    if is_remote(name) or os.path.exists(name) or not _HUB_ID.fullmatch(name):
-        return name
-    import huggingface_hub
-
-    try:
-        return huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES)
-    except Exception as error:  # of the hub's client, which has many
-        told = " ".join(str(error).split())
-        raise ValueError(f"{name!r} is no path, and as a model on the Hugging Face hub it cannot be had: {told}") from error
+    return Model(config.model, checked, load_tokenizer(checked.tokenizer), models.load_target(), models.load_draft())

@@ -27,6 +27,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, TypeVar
 
+from decoding import hub
+
 GENERATIONS = "generations"
 SCORES = "scores"
 ERRORS = "errors"
@@ -53,7 +55,7 @@ def is_remote(path: str) -> bool:
 def open_raw(path: str) -> Iterator[BinaryIO]:
     """Opens `path` for reading bytes as they are stored, without guessing a compression from the name."""
     if not is_remote(path):
-        with open(path, "rb") as stream:
+        with open(hub.local(path), "rb") as stream:
             yield stream
         return
     from apache_beam.io.filesystem import CompressionTypes
@@ -75,7 +77,7 @@ def join(root: str, *names: str) -> str:
 def exists(path: str) -> bool:
     """Whether there is such an object. One in a bucket that does not exist is not there either."""
     if not is_remote(path):
-        return os.path.exists(path)
+        return os.path.exists(hub.local(path))
     with store_errors(path):
         return _gcs().exists(path) if path.startswith("gs://") else _filesystems().exists(path)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decoding import kernels, sharding
+from decoding import hub, kernels, sharding
 from decoding.checkpoints import architecture as architectures
 from decoding.checkpoints import gguf, hf, orbax, storage, t5x
 from decoding.checkpoints.checkpoint import Checkpoint
@@ -57,13 +57,18 @@ def find_checkpoint(path: str, architecture: str | Mapping | None = None) -> Che
     Args:
       path: a directory of Hugging Face (config.json and safetensors, possibly split with an index), of T5X
         (`checkpoint_<step>` or its parent, whose newest step is taken) or of `pipeline.convert` (Orbax), or a .gguf
-        file; local or gs://.
+        file; local or gs://, or the id of a model on the Hugging Face hub, see `decoding.hub`.
       architecture: where the checkpoint has no config, as T5X's have none: the name of a preset (`decoding.checkpoints.
         presets`) or a dict of Hugging Face's config keys. Where it has one, both must agree.
 
     Raises:
       CheckpointError: nothing usable is there; the message names the file, what was found and what is needed.
     """
+    try:
+        path = hub.pin(path)
+        hub.fetch_weights(path)
+    except hub.HubError as error:
+        raise CheckpointError(str(error)) from error
     if gguf.is_gguf(path):
         return gguf.find(path, architecture)
     names = storage.list_names(path)

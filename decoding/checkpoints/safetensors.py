@@ -9,11 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import fsspec
 import ml_dtypes
 import numpy as np
 
-from decoding.checkpoints.storage import LFS_POINTER, CheckpointError
+from decoding.checkpoints.storage import LFS_POINTER, CheckpointError, locate
 
 _DTYPES = {
     "F64": np.float64,
@@ -61,7 +60,7 @@ class SafeTensors:
                 raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from error
 
     def _read_header(self, file: str) -> None:
-        filesystem, inner = fsspec.core.url_to_fs(file)
+        filesystem, inner = locate(file)
         size = filesystem.size(inner)
         head = filesystem.cat_file(inner, start=0, end=min(len(LFS_POINTER), size))
         length = int.from_bytes(head[:8], "little")
@@ -91,7 +90,7 @@ class SafeTensors:
 
     def read(self, name: str) -> np.ndarray:
         place = self._places[name]
-        filesystem, inner = fsspec.core.url_to_fs(place.file)
+        filesystem, inner = locate(place.file)
         data = filesystem.cat_file(inner, start=place.start, end=place.end) if place.end > place.start else b""
         if len(data) != place.end - place.start:
             raise CheckpointError(f"{place.file} ended while {name} was read")

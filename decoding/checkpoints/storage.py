@@ -1,4 +1,4 @@
-"""Files of a checkpoint, local or `gs://`, through fsspec (gcsfs answers for `gs://`)."""
+"""Files of a checkpoint, local, on `gs://` or of the hub, through fsspec (gcsfs answers for `gs://`)."""
 
 import contextlib
 import json
@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator
 
 import fsspec
+
+from decoding import hub
 
 LFS_POINTER = b"version https://git-lfs"
 """What a file begins with that Git has fetched without Git LFS: three lines in place of its content."""
@@ -22,18 +24,27 @@ class CheckpointError(ValueError):
         super().__init__(line if len(line) <= _LONGEST_MESSAGE else line[:_LONGEST_MESSAGE] + " ...")
 
 
+def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem that has a path, and how the path is called there.
+
+    Raises:
+      HubError: a model of the hub that cannot be had.
+    """
+    return fsspec.core.url_to_fs(hub.local(path))
+
+
 def join(directory: str, name: str) -> str:
     return directory.rstrip("/") + "/" + name
 
 
 def exists(path: str) -> bool:
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = locate(path)
     return filesystem.exists(inner)
 
 
 def list_names(directory: str) -> list[str]:
     """Base names in a directory, sorted; empty where it does not exist."""
-    filesystem, inner = fsspec.core.url_to_fs(directory)
+    filesystem, inner = locate(directory)
     if not filesystem.isdir(inner):
         return []
     return sorted(os.path.basename(path.rstrip("/")) for path in filesystem.ls(inner, detail=False))
@@ -41,18 +52,18 @@ def list_names(directory: str) -> list[str]:
 
 def list_files(directory: str) -> list[str]:
     """Paths of all files below a directory, sorted."""
-    filesystem, inner = fsspec.core.url_to_fs(directory)
+    filesystem, inner = locate(directory)
     return sorted(filesystem.unstrip_protocol(path) if "://" in directory else path for path in filesystem.find(inner))
 
 
 def remove_directory(directory: str) -> None:
-    filesystem, inner = fsspec.core.url_to_fs(directory)
+    filesystem, inner = locate(directory)
     filesystem.rm(inner, recursive=True)
 
 
 def read_bytes(path: str) -> bytes:
     """A whole file.  Raises FileNotFoundError."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = locate(path)
     return filesystem.cat_file(inner)
 
 
@@ -70,6 +81,7 @@ def tensorstore_spec(directory: str) -> dict:
         return {"driver": "gcs", "bucket": bucket, "path": inner}
     if "://" in directory:
         raise CheckpointError(f"{directory}: arrays are read from local directories and gs:// only")
+    directory = hub.local(directory)
     return {"driver": "file", "path": os.path.abspath(directory) + ("/" if directory.endswith("/") else "")}
 
 
@@ -80,8 +92,7 @@ def read_json(path: str) -> dict:
       CheckpointError: the file is missing, is not JSON, or holds something other than an object.
     """
     try:
-        with fsspec.open(path, "rb") as file:
-            value = json.loads(file.read().decode("utf-8"))
+        value = json.loads(read_bytes(path).decode("utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; a checkpoint directory needs it") from error
     except (ValueError, RecursionError) as error:
@@ -99,7 +110,7 @@ def local_file(path: str, head_bytes: int | None = None) -> Iterator[str]:
       path: of the file.
       head_bytes: how much of a remote file is copied, None for all; the rest of the copy is then a hole.
     """
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = locate(path)
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         yield inner
         return
@@ -117,7 +128,7 @@ def local_file(path: str, head_bytes: int | None = None) -> Iterator[str]:
 @contextlib.contextmanager
 def written_locally(directory: str) -> Iterator[str]:
     """A local path at which to make a directory: the directory itself, or a place from which it is then copied."""
-    filesystem, inner = fsspec.core.url_to_fs(directory)
+    filesystem, inner = locate(directory)
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         yield inner
         return
@@ -132,7 +143,7 @@ def written_locally(directory: str) -> Iterator[str]:
 
 def write_bytes(path: str, data: bytes) -> None:
     """Writes a file, whole or not at all, replacing what was there; a local directory is made where there is none."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = locate(path)
     if not isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         filesystem.pipe_file(inner, data)
         return

@@ -12,6 +12,7 @@ from decoding.training.weights import Weights
 from decoding.version import __version__
 from pipeline.convert import BESIDE_TOKENIZER
 from pipeline.distilling.texts import Texts, law_of, read_texts
+from pipeline.job.pinning import pin_models
 from pipeline.job.preflight import CheckedModels, check_draft, check_models
 from pipeline.job.seen import code_digest
 from pipeline.settings import ConfigError, JobConfig
@@ -54,6 +55,7 @@ def prepare(config: JobConfig, output: str) -> Distillation:
       ConfigError: a setting is wrong.
       FolderError: a folder is not one of the target's texts.
     """
+    config = pin_models(config)
     settings, model = config.distill, config.model
     alone = dataclasses.replace(
         config, model=dataclasses.replace(model, draft=""), decoding=dataclasses.replace(config.decoding, gamma=0)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from pipeline.job.pinning import pin_models
 from pipeline.job.seen import is_finished, seen
 from pipeline.job.status import PLANNING, READING, STARTING, Status
 from pipeline.job.terminal import make_console, one_line, warn
@@ -87,6 +88,7 @@ def _run(job: Job, args: Sequence[str], launch: Launch, status: Status, interrup
         dataflow.check_config(options, command.config)
         runners.check_mesh(options, command.config.model.mesh)
         launch = dataclasses.replace(launch, dry_run=command.dry_run, seen=seen(job.name, command.config))
+        command = dataclasses.replace(command, config=pin_models(command.config, command.output))
         device = _local_device(command.config.model.mesh) if runners.in_this_process(options) else None
         run = _prepare(job, command, device, launch)
     except (ConfigError, FolderError, OSError) as error:

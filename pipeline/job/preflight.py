@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 
 import decoding
+from decoding import hub
 from decoding.drafts import ngram
 from decoding.registry import DRAFTS, PROMPT_LOOKUP
 from pipeline.settings import ConfigError, JobConfig, ModelConfig
@@ -325,7 +326,7 @@ def _check_same_pieces(setting: str, path: str, target_path: str, target: list[s
 
 
 def model_identity(path: str, info: decoding.CheckpointInfo) -> dict:
-    """Digests of a model's config and weight files, by their path below `path`.
+    """Digests of a model's config and weight files, by their path below `path`, and the commit of one from the hub.
 
     A launch must not read 44 GB, nor 500 files block by block: see `_digest`.
     """
@@ -333,7 +334,9 @@ def model_identity(path: str, info: decoding.CheckpointInfo) -> dict:
     files = [*filter(storage.exists, configs), *info.weight_files]
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         digests = pool.map(lambda file: _digest(file, len(info.weight_files)), files)
-        return {_below(path, file): digest for file, digest in zip(files, digests)}
+        found = {_below(path, file): digest for file, digest in zip(files, digests)}
+    commit = hub.commit_of(path)
+    return {**found, "commit": commit} if commit else found
 
 
 def _below(path: str, file: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import decoding
 import transforms
+from decoding import hub
 from decoding.registry import DRAFTS
 from pipeline.settings import JobConfig
 from transforms.folder import FolderError, open_folder
@@ -35,7 +36,7 @@ def seen(job: str, config: JobConfig) -> str:
     """The digest of what a launch of `job` sees now; "" where not everything is a file on this machine."""
     model, score = config.model, config.score
     folders = [model.target, model.draft, model.draft_vocabulary, model.tokenizer, score.generations, *score.drafts.values()]
-    folders = [path for path in folders if path and path not in DRAFTS]
+    folders = [path for path in folders if path and path not in DRAFTS and not hub.is_id(path)]  # the hub is not asked
     if config.input.resolved_format not in FILE_FORMATS or any(map(is_remote, (*config.input.patterns, *folders))):
         return ""
     try:

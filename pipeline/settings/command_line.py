@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import configs
+from decoding import hub
 from decoding.registry import DRAFTS
 from pipeline.settings.flags import JOB_FLAGS, refuse_near
 from pipeline.settings.sections import JobConfig
@@ -292,7 +293,7 @@ def resolve_paths(config: JobConfig) -> JobConfig:
             data_dir=absolute(input_.data_dir),
         ),
         model=dataclasses.replace(
-            model, target=absolute(model.target), draft=draft_path(model.draft), tokenizer=absolute(model.tokenizer),
+            model, target=model_path(model.target), draft=draft_path(model.draft), tokenizer=model_path(model.tokenizer),
             draft_vocabulary=absolute(model.draft_vocabulary),
         ),
         score=dataclasses.replace(
@@ -303,7 +304,7 @@ def resolve_paths(config: JobConfig) -> JobConfig:
         distill=dataclasses.replace(
             config.distill,
             generations=tuple(map(absolute, config.distill.folders)),
-            start=config.distill.start if config.distill.start in ("layers", "new") else absolute(config.distill.start),
+            start=config.distill.start if config.distill.start in ("layers", "new") else model_path(config.distill.start),
         ),
     )
 
@@ -332,7 +333,12 @@ def refuse_placeholders(command: CommandLine) -> None:
 
 def draft_path(draft: str) -> str:
     """A directory made absolute; the name of a draft that has none as it is."""
-    return draft if draft in DRAFTS else absolute(draft)
+    return draft if draft in DRAFTS else model_path(draft)
+
+
+def model_path(path: str) -> str:
+    """A directory or file made absolute; an id of the hub as it is."""
+    return path if hub.is_id(path) else absolute(path)
 
 
 def absolute(path: str) -> str:

@@ -151,9 +151,10 @@ class ModelConfig:
     """Which models.
 
     Attributes:
-      target: directory of the target model, local or on gs://.
-      draft: directory of the draft model or of an n-gram, "prompt_lookup", "uniform", or "" for plain decoding; see
-        docs/drafts.md.
+      target: directory of the target model, local or on gs://, a .gguf file, or the id of a model on the Hugging Face hub,
+        perhaps with a revision ("google/flan-t5-xl@main"); see docs/models.md.
+      draft: directory or id of the draft model, directory of an n-gram, "prompt_lookup", "uniform", or "" for plain decoding;
+        see docs/drafts.md.
       tokenizer: directory or file of the tokeniser, "" for the target's directory.
       dtype: of the parameters: "float32" or "bfloat16".
       weights: of products on processors: "float32", "bfloat16" or "int8" (one scale per output column), to which they are

@@ -10,7 +10,6 @@ import tokenizers
 
 import decoding
 import specbeam
-from specbeam import model as model_module
 from transforms.tokenize import load_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -108,19 +107,26 @@ def test_no_such_model(tmp_path):
         specbeam.load(str(tmp_path / "nowhere"))
 
 
-def test_a_model_of_the_hub(models, monkeypatch):
-    asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(models["target"]))
-    assert repr(specbeam.load("someone/a-model")) == f"Model({str(models['target'])!r})"
-    assert asked == ["someone/a-model"]
-    assert model_module.find("prompt_lookup") == "prompt_lookup" and model_module.find("gs://b/m") == "gs://b/m"
+def test_a_model_of_the_hub(models, monkeypatch, tmp_path):
+    commit, asked = "0123456789abcdef0123" * 2, []
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / commit).symlink_to(models["target"])
+
+    def download(name, *, revision, **_):
+        asked.append((name, revision))
+        return str(tmp_path / "snapshots" / commit)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    model = specbeam.load("someone/a-model", draft="prompt_lookup")
+    assert repr(model) == f"Model('someone/a-model@{commit}', draft='prompt_lookup')"
+    assert asked[0] == ("someone/a-model", "main") and set(asked[1:]) == {("someone/a-model", commit)}
 
     def fail(name, **_):
-        raise OSError("no\nnetwork")
+        raise PermissionError(13, "no\nentry")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(ValueError, match="'someone/a-model' is no path.*no network"):
-        specbeam.load("someone/a-model")
+    with pytest.raises(ValueError, match="model.target: 'someone/another' is no path here.*no entry; HF_HOME says"):
+        specbeam.load("someone/another")
 
 
 def test_read(finished_run, tmp_path):
