@@ -53,7 +53,7 @@ class KnownCost:
     def plain(self) -> KnownCost:
         return self
 
-    def generate_with_report(self, inputs, example_ids) -> tuple[list[decoding.Generation], Report]:
+    def generate_with_report(self, inputs, example_ids, hints=None) -> tuple[list[decoding.Generation], Report]:
         began = time.time()
         time.sleep(self._seconds * len(inputs))
         ended = time.time()

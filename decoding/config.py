@@ -41,6 +41,16 @@ TOKEN_KINDS = {
     PLAIN: ("plain", "decoded without a draft"),
 }
 
+# Where the guesses of an iteration came from: by number, name and meaning; -1 where there were none.
+NOTHING, MODEL_GUESS, OUTPUT, INPUT, HINT, INDEX = range(-1, 5)
+ORIGINS = {
+    MODEL_GUESS: ("model", "a draft with a distribution of its own"),
+    OUTPUT: ("output", "copied from the row's own output"),
+    INPUT: ("input", "copied from its input"),
+    HINT: ("hint", "copied from a hint"),
+    INDEX: ("index", "what followed the last tokens in a corpus"),
+}
+
 
 def parse_mesh(text: str) -> tuple[int, int]:
     """(data, model) of "data:2,model:4"; an axis that is not named is 1. Raises ValueError where it is none."""
@@ -73,6 +83,8 @@ class DecodingConfig:
       chunk_iterations: iterations on device between two looks of the host, at most.
       first_from_input: an input's first token is what its text has to begin with, a language's code say, and only the rest
         is the encoder's; it takes the place of what the checkpoint forces.
+      hint_tokens: room for the hints of a row, in tokens: texts that its output nearly is, which the draft copies from. 0 for
+        none; a job whose input has hints sets it, to max_decode_tokens for each, where it is 0.
 
     Raises:
       ValueError: at construction, with the setting, its value and what is allowed.
@@ -92,6 +104,7 @@ class DecodingConfig:
     chunk_iterations: int = 32
     gamma_choices: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
     first_from_input: bool = False
+    hint_tokens: int = 0
 
     def __post_init__(self):
         def require(condition: bool, name: str, allowed: str):
@@ -133,6 +146,7 @@ class DecodingConfig:
         require(is_whole(self.seed), "seed", "a whole number")
         whole("chunk_iterations", 1)
         require(isinstance(self.first_from_input, bool), "first_from_input", "true or false")
+        whole("hint_tokens", 0)
         buckets = self.input_buckets
         least = 1 + self.first_from_input
         ok = wholes("input_buckets", least) and len(buckets) > 0 and all(a < b for a, b in itertools.pairwise(buckets))
@@ -174,6 +188,8 @@ class Generation:
         deterministic draft's is 0 for what it proposed and -inf for all else.
       gammas: int16[I], tokens drafted.
       accepted: int16[I], drafted tokens that were accepted and emitted.
+      origin: int8[I], where the drafted tokens came from, -1 where there were none; see `ORIGINS`.
+      match: int16[I], how many of the tokens before them stood there too, as far as the draft looks; 0 of a model's.
       finish_reason: "eos" or "length".
       decode_seconds: wall time from prefill to harvest, shared with the other rows in flight.
     """
@@ -188,6 +204,8 @@ class Generation:
     accepted: np.ndarray
     finish_reason: str
     decode_seconds: float
+    origin: np.ndarray | None = None
+    match: np.ndarray | None = None
 
     @property
     def num_iterations(self) -> int:

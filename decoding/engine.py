@@ -34,6 +34,7 @@ from decoding.config import DecodingConfig, Generation
 from decoding.drafts.base import Draft
 from decoding.faults import MODELS, NonFiniteLogits
 from decoding.harvest import Occupant, generation, guesses
+from decoding.hints import Hints, joined_hints
 from decoding.models.base import LanguageModel
 from decoding.programs import DRAFT, TARGET, Programs, measure_costs
 from decoding.rows import DONE, POSITION, idle_rows, new_row
@@ -130,34 +131,40 @@ class Generator:
         other._programs = programs
         return other
 
-    def generate(self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]) -> list[Generation]:
+    def generate(
+        self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str], hints: Hints | None = None
+    ) -> list[Generation]:
         """Decodes every input `num_samples` times.
 
         Args:
           inputs: token ids, each from 1 to `config.max_input_tokens` long.
           example_ids: distinct; with the seed, they determine the random numbers.
+          hints: per input texts that its output nearly is, as token ids, EOS included; any number, the likeliest first.
+            They are cut to `config.hint_tokens`, one between two included, and tokens that are not in the vocabulary are
+            left out.  They change the speed alone.  None for none.
 
         Returns:
           One Generation per input and sample, in the order of inputs, samples of one input adjacent.
 
         Raises:
-          ValueError: an input's length is not allowed, ids repeat, or the two arguments differ in length.
+          ValueError: an input's length is not allowed, ids repeat, or the arguments differ in length.
           NonFiniteLogits: a model gave no distribution for some inputs; it has the generations of the others.
         """
-        return self.generate_with_report(inputs, example_ids)[0]
+        return self.generate_with_report(inputs, example_ids, hints)[0]
 
     def generate_with_report(
-        self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]
+        self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str], hints: Hints | None = None
     ) -> tuple[list[Generation], EngineReport]:
         """As `generate`, with a report of how the batch was used."""
-        self._check(inputs, example_ids)
+        self._check(inputs, example_ids, hints)
         with self._lock:
-            return _Run(self._programs, self.costs, inputs, example_ids).to_the_end()
+            return _Run(self._programs, self.costs, inputs, example_ids, hints).to_the_end()
 
-    def _check(self, inputs, example_ids) -> None:
+    def _check(self, inputs, example_ids, hints) -> None:
         longest, vocab_size = self.config.max_input_tokens, self._programs.vocab_size
-        if len(inputs) != len(example_ids):
-            raise ValueError(f"{len(inputs)} inputs and {len(example_ids)} example ids; they must be as many")
+        for what, others in (("example ids", example_ids), ("rows of hints", inputs if hints is None else hints)):
+            if len(inputs) != len(others):
+                raise ValueError(f"{len(inputs)} inputs and {len(others)} {what}; they must be as many")
         repeated = [name for name, times in collections.Counter(example_ids).items() if times > 1]
         if repeated:
             raise ValueError(f"example ids must be distinct; repeated: {repeated[:5]}")
@@ -178,12 +185,14 @@ class _Staged:
 
     Attributes:
       tokens, lengths: int32[P, bucket] and int32[P].
+      hints: int32[P, hint_tokens], None where there is no room for any.
       states: their rows on device as far as they are prefilled, the target's and then the draft's.
       waiting: (row, example, sample) triples still to be moved into slots.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
+    hints: np.ndarray | None
     states: list
     waiting: collections.deque
 
@@ -191,10 +200,11 @@ class _Staged:
 class _Run:
     """The host's loop over one call's examples: what is in the slots, and what waits for one."""
 
-    def __init__(self, programs: Programs, costs: Costs, inputs, example_ids):
+    def __init__(self, programs: Programs, costs: Costs, inputs, example_ids, hints):
         config = programs.config
         self._started, self._compiled_before = time.perf_counter(), programs.compiler.events()
-        self._programs, self._config, self._inputs, self._example_ids = programs, config, inputs, example_ids
+        self._programs, self._config, self._inputs = programs, config, inputs
+        self._example_ids, self._hints = example_ids, hints
         # By content alone, so that the schedule does not depend on the order of arrival; longest first keeps
         # prefill batches of one bucket together and the drain short.
         self._order = collections.deque(sorted(range(len(inputs)), key=lambda i: (-len(inputs[i]), example_ids[i])))
@@ -274,7 +284,7 @@ class _Run:
             self._staged = _Staged(*self._batch(bucket, examples), [], waiting)
         staged = self._staged
         for which in range(len(staged.states), 2 if gamma else 1):
-            staged.states.append(self._programs.prefill(which, staged.tokens, staged.lengths))
+            staged.states.append(self._programs.prefill(which, staged.tokens, staged.lengths, staged.hints))
 
     def _refill(self, gamma: int) -> None:
         """Moves waiting examples into free slots as long as there are both."""
@@ -315,14 +325,20 @@ class _Run:
     def _bucket(self, example: int) -> int:
         return next(bucket for bucket in self._config.input_buckets if len(self._inputs[example]) <= bucket)
 
-    def _batch(self, bucket: int, examples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """int32[P, bucket] tokens and int32[P] lengths of a prefill batch."""
+    def _batch(self, bucket: int, examples: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """int32[P, bucket] tokens, int32[P] lengths and, with room for them, int32[P, hint_tokens] hints of a batch."""
         rows = self._programs.prefill_rows(bucket)
         tokens, lengths = np.zeros((rows, bucket), np.int32), np.ones((rows,), np.int32)
         for row, example in enumerate(examples):
             lengths[row] = len(self._inputs[example])
             tokens[row, : lengths[row]] = self._inputs[example]
-        return tokens, lengths
+        if not self._config.hint_tokens:
+            return tokens, lengths, None
+        hints = np.full((rows, self._config.hint_tokens), -1, np.int32)
+        for row, example in enumerate(examples if self._hints else ()):
+            joined = joined_hints(self._hints[example], self._programs.vocab_size, self._config.hint_tokens)
+            hints[row, : len(joined)] = joined
+        return tokens, lengths, hints
 
     # The draft, after chunks without it.
 

@@ -67,6 +67,8 @@ def generation(occupant: Occupant, eos_ids: tuple[int, ...], now: float) -> Gene
         accepted=np.count_nonzero((source == ACCEPTED) & valid, axis=1)[ran].astype(np.int16),
         finish_reason="eos" if tokens[-1] in eos_ids else "length",
         decode_seconds=now - occupant.since,
+        origin=joined("origin")[ran],
+        match=joined("match")[ran].astype(np.int16),
     )
 
 

@@ -69,6 +69,8 @@ class Programs:
         if draft is None and config.gammas != (0,):
             raise ValueError(f"decoding.gamma is {config.gamma!r} without a draft model; allowed: 0")
         target, draft = fitted(target, draft, vocab_size)
+        if config.hint_tokens and config.gammas != (0,):
+            draft = as_draft(draft).with_hints(config.hint_tokens)
         for name, model in (("the model", target), ("the draft", draft)):
             check_positions(name, model, config)
         target, draft = with_forced_tokens(target, config), without_first_tokens(draft, config)
@@ -103,9 +105,14 @@ class Programs:
         """Resident states of target and, unless γ is always 0, draft."""
         return self._compiled["empty"]()
 
-    def prefill(self, which: int, tokens: np.ndarray, lengths: np.ndarray):
-        """The state of int32[P, bucket] tokens and their int32[P] lengths, P being `prefill_rows(bucket)`."""
-        return self._compiled[_PREFILL[which], tokens.shape[1]](self._params, tokens, lengths)
+    def prefill(self, which: int, tokens: np.ndarray, lengths: np.ndarray, hints: np.ndarray | None = None):
+        """The state of int32[P, bucket] tokens and their int32[P] lengths, P being `prefill_rows(bucket)`.
+
+        Args:
+          hints: int32[P, hint_tokens] as in `Draft.prefill`, None where the config has no room for any.
+        """
+        own = () if which == TARGET or hints is None else (hints,)
+        return self._compiled[_PREFILL[which], tokens.shape[1]](self._params, tokens, lengths, *own)
 
     def insert(self, which: int, bucket: int, state, staged, source: np.ndarray, slots: np.ndarray):
         """`state`, whose memory is taken over, with rows int32[B] `source` of a prefilled one in int32[B] `slots`."""
@@ -140,10 +147,11 @@ class Programs:
         for bucket in config.input_buckets:
             rows = self.prefill_rows(bucket)
             arguments = (params, integers((rows, bucket)), integers((rows,)))
+            hints = (integers((rows, config.hint_tokens)),) if config.hint_tokens else ()
             for which, (model, state) in enumerate(zip(models, states)):
-                prefill = functools.partial(self._prefill, which)
-                (staged,) = place.states([model], [jax.eval_shape(prefill, *arguments)])
-                add((_PREFILL[which], bucket), place.jit(prefill, staged), *arguments)
+                prefill, given = functools.partial(self._prefill, which), arguments + (hints if which == DRAFT else ())
+                (staged,) = place.states([model], [jax.eval_shape(prefill, *given)])
+                add((_PREFILL[which], bucket), place.jit(prefill, staged), *given)
                 insert = place.jit(install, state, donate_argnums=0)
                 add((_INSERT[which], bucket), insert, state, staged, slots, slots)
         for gamma in config.gammas:
@@ -163,9 +171,8 @@ class Programs:
         slots, inputs, positions = self.config.num_slots, self.config.max_input_tokens, max_positions(self.config)
         return tuple(model.init_state(slots, inputs, positions) for model in models)
 
-    def _prefill(self, which: int, params, inputs, lengths):
-        inputs, lengths = self._placement.split_rows(inputs), self._placement.split_rows(lengths)
-        return self._models(params)[which].prefill(inputs, lengths)
+    def _prefill(self, which: int, params, *rows):
+        return self._models(params)[which].prefill(*map(self._placement.split_rows, rows))
 
     def _follow(self, params, state, tokens, positions):
         return self._models(params)[DRAFT].follow(state, tokens, positions)

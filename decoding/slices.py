@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 
 from decoding.config import DecodingConfig, Generation
 from decoding.engine import EngineReport, Generator
+from decoding.hints import Hints
 
 # Bytes of one broadcast; of one size, so that it is compiled once.
 _BLOCK = 1 << 16
@@ -73,24 +74,27 @@ class Leader:
         self._generators = [build(arguments)]
         self.config, self.costs = self._generators[0].config, self._generators[0].costs
 
-    def generate(self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]) -> list[Generation]:
+    def generate(
+        self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str], hints: Hints | None = None
+    ) -> list[Generation]:
         """As of `Generator`."""
-        return self.generate_with_report(inputs, example_ids)[0]
+        return self.generate_with_report(inputs, example_ids, hints)[0]
 
     def generate_with_report(
-        self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]
+        self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str], hints: Hints | None = None
     ) -> tuple[list[Generation], EngineReport]:
         """As of `Generator`."""
-        return self._generate(0, inputs, example_ids)
+        return self._generate(0, inputs, example_ids, hints)
 
-    def _generate(self, which: int, inputs, example_ids):
+    def _generate(self, which: int, inputs, example_ids, hints):
+        plain = lambda many: [np.asarray(tokens).tolist() for tokens in many]
         message = {
-            "do": "generate", "which": which, "inputs": [np.asarray(tokens).tolist() for tokens in inputs],
-            "example_ids": list(example_ids),
+            "do": "generate", "which": which, "inputs": plain(inputs), "example_ids": list(example_ids),
+            "hints": None if hints is None else [plain(own) for own in hints],
         }  # fmt: skip
         with self._lock:
             broadcast(message)
-            return self._generators[which].generate_with_report(inputs, example_ids)
+            return self._generators[which].generate_with_report(inputs, example_ids, hints)
 
     def plain(self) -> "Plain":
         """As of `Generator`."""
@@ -119,10 +123,10 @@ class Plain:
         self.config = leader._generators[which].config
 
     def generate_with_report(
-        self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str]
+        self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str], hints: Hints | None = None
     ) -> tuple[list[Generation], EngineReport]:
         """As of `Generator`."""
-        return self._leader._generate(self._which, inputs, example_ids)
+        return self._leader._generate(self._which, inputs, example_ids, hints)
 
 
 def follow(build: Build) -> int:
@@ -140,7 +144,8 @@ def follow(build: Build) -> int:
         else:
             batches += 1
             try:
-                generators[message["which"]].generate_with_report(message["inputs"], message["example_ids"])
+                generator = generators[message["which"]]
+                generator.generate_with_report(message["inputs"], message["example_ids"], message["hints"])
             except ValueError:
                 continue
     return batches

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from decoding.config import ACCEPTED, BONUS, CORRECTED, PLAIN, DecodingConfig
+from decoding.config import ACCEPTED, BONUS, CORRECTED, MODEL_GUESS, NOTHING, PLAIN, DecodingConfig
 from decoding.drafts.base import Draft
 from decoding.faults import DRAFT_FAULT, TARGET_FAULT
 from decoding.models.base import LanguageModel, State, eos_ids
@@ -31,6 +31,8 @@ class Emission(NamedTuple):
       beta, target_logprob, draft_logprob: float32[B, G].
       count: int32[B], tokens emitted; 0 for rows that were done.
       proposed: int32[B], tokens the draft offered.
+      origin: int8[B], where they came from, as of `Generation`.
+      match: int32[B], as of `Generation`.
       fault: int8[B], 0, or whose logits were of no distribution where they decided: `TARGET_FAULT`, `DRAFT_FAULT`.
         What such an iteration emits is worth nothing, and its row is done.
     """
@@ -42,6 +44,8 @@ class Emission(NamedTuple):
     draft_logprob: jax.Array
     count: jax.Array
     proposed: jax.Array
+    origin: jax.Array
+    match: jax.Array
     fault: jax.Array
 
 
@@ -121,6 +125,11 @@ def emit(
     decided = count
     if verdict is not None and verdict.examined is not None:  # jointly, that is beyond an accepted end as well
         decided = jnp.where(rows.done, 0, jnp.minimum(verdict.examined, rows.remaining))
+    origin, match = jnp.full((batch,), NOTHING, jnp.int8), jnp.zeros((batch,), jnp.int32)
+    if proposal is not None:
+        source_of = jnp.int8(MODEL_GUESS) if proposal.origin is None else proposal.origin
+        origin = jnp.where(proposed > 0, source_of, origin)
+        match = match if proposal.match is None else jnp.where(proposed > 0, proposal.match, 0)
     fault = _faults(target_logits, decided, TARGET_FAULT)
     if proposal is not None and proposal.logits is not None:
         fault = jnp.where(fault > 0, fault, _faults(proposal.logits, jnp.minimum(decided, proposed), DRAFT_FAULT))
@@ -141,6 +150,8 @@ def emit(
         draft_logprob=draft_logprob,
         count=count,
         proposed=proposed,
+        origin=origin,
+        match=match,
         fault=fault,
     )
 

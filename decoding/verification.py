@@ -36,12 +36,16 @@ class Proposal(NamedTuple):
       probs: float32[B, γ, V], the standardised distributions the tokens were really drawn from; None where each is
         one-hot at its token, as those of a deterministic draft are, and every draft's at temperature 0.
       count: int32[B], at most γ: how many of the row's tokens are really proposed.
+      origin: int8[B], where they come from, as of `Generation`; None for a model's.
+      match: int32[B], how many of the last tokens stood where they come from; None with a model's.
     """
 
     tokens: jax.Array
     logits: jax.Array | None
     probs: jax.Array | None
     count: jax.Array
+    origin: jax.Array | None = None
+    match: jax.Array | None = None
 
     def distribution(self, vocab_size: int) -> jax.Array:
         """q, float32[B, γ, V].  One-hot rows are comparisons that fuse into what reads them, not an array."""

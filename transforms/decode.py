@@ -19,6 +19,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 import decoding
+from decoding.hints import Hints
 from transforms import costs, records
 from transforms.costs import Costs
 from transforms.models import Models
@@ -29,10 +30,14 @@ from transforms.storage import OutputFolder
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """An input of `SpeculativeModelHandler`: int32[n] token ids, and the id that its random numbers derive from."""
+    """An input of `SpeculativeModelHandler`: int32[n] token ids, and the id that its random numbers derive from.
+
+    `hints` are as of `decoding.Generator.generate`, of use with `DecodingConfig.hint_tokens`.
+    """
 
     example_id: str
     tokens: Sequence[int]
+    hints: Sequence[Sequence[int]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +117,10 @@ def load_generator(models: Models, config: decoding.DecodingConfig, costs: Costs
 
 
 def decode_batch(
-    generator: decoding.Generator, tokens: Sequence[Sequence[int]], example_ids: Sequence[str]
+    generator: decoding.Generator,
+    tokens: Sequence[Sequence[int]],
+    example_ids: Sequence[str],
+    hints: Hints | None = None,
 ) -> tuple[list[tuple[decoding.Generation, ...] | DecodeFailure], EngineCounters]:
     """Decodes all examples, those that raise aside.
 
@@ -123,7 +131,7 @@ def decode_batch(
         return [], EngineCounters()
     faults: Mapping[int, str] = {}
     try:
-        flat, report = generator.generate_with_report(tokens, example_ids)
+        flat, report = generator.generate_with_report(tokens, example_ids, hints)
     except decoding.NonFiniteLogits as error:
         faults, flat, report = error.faults, error.results, error.report
     except Exception as error:
@@ -132,8 +140,10 @@ def decode_batch(
             message = str(error)[: records.MAX_MESSAGE_CHARS]
             return [DecodeFailure(type(error).__name__, message)], EngineCounters()
         half = len(tokens) // 2
-        first, counters_first = decode_batch(generator, tokens[:half], example_ids[:half])
-        second, counters_second = decode_batch(generator, tokens[half:], example_ids[half:])
+        (first, counters_first), (second, counters_second) = (
+            decode_batch(generator, tokens[side], example_ids[side], hints and hints[side])
+            for side in (slice(half), slice(half, None))
+        )
         return first + second, counters_first + counters_second
     counters = EngineCounters(
         report.iterations * generator.config.num_slots, report.row_iterations, report.compilations, report.seconds
@@ -200,7 +210,8 @@ class SpeculativeModelHandler(DeviceHandler, ModelHandler[Prompt, PredictionResu
         model: decoding.Generator,
         inference_args: Mapping[str, Any] | None = None,
     ) -> list[PredictionResult]:
-        results, _ = decode_batch(model, [p.tokens for p in batch], [p.example_id for p in batch])
+        hints = [p.hints for p in batch] if self._config.hint_tokens else None
+        results, _ = decode_batch(model, [p.tokens for p in batch], [p.example_id for p in batch], hints)
         return [PredictionResult(prompt, result, self._models.target) for prompt, result in zip(batch, results)]
 
     def get_num_bytes(self, batch: Sequence[Prompt]) -> int:
@@ -271,8 +282,11 @@ class ShardModelHandler(ShardHandler):
         examples, number = shard.examples, shard.work.shard
         baseline = is_baseline(number, self._baseline_fraction, self._config.seed)
         generator = model.plain if baseline else model.speculative
+        hints = [e.hints for e in examples] if self._config.hint_tokens else None
         with model.turn:
-            results, counters = decode_batch(generator, [e.tokens for e in examples], [e.example_id for e in examples])
+            results, counters = decode_batch(
+                generator, [e.tokens for e in examples], [e.example_id for e in examples], hints
+            )
         failure = None
         unknown = [isinstance(one, DecodeFailure) and one.error_type != decoding.NonFiniteLogits.__name__ for one in results]
         if len(results) > 1 and all(unknown):

@@ -201,6 +201,7 @@ def _probe(file: InputFile, spec: InputSpec, cut: Cut) -> str:
         ("input_field", spec.fields.inputs),
         ("target_field", spec.fields.targets),
         ("id_field", spec.fields.example_id),
+        *(("hint_field", name) for name in spec.fields.hints),
     ):
         if name and rows and not any(_has(row, name) for row in rows):
             seen = sorted({str(key) for row in rows for key in row})[:20]

@@ -8,6 +8,7 @@ from apache_beam.metrics import Metrics
 from transforms import chat, records
 from transforms.encoding import NoTokensError, Translation, encode_text
 from transforms.folder import read_manifest
+from transforms.hints import EarlierOutputs, HintSettings, encode_hints
 from transforms.inputs import read_records
 from transforms.inputs.base import InputSpec
 from transforms.inputs.texts import TextRecord, read_text
@@ -28,6 +29,8 @@ def read_shard(
     chat_template: chat.ChatTemplate | None = None,
     empty_id: int | None = None,
     translation: Translation | None = None,
+    hints: HintSettings | None = None,
+    earlier: EarlierOutputs | None = None,
     attempt: int = 1,
 ) -> TokenizedShard:
     """Reads and tokenises one shard.
@@ -42,15 +45,20 @@ def read_shard(
       chat_template: makes prompts of texts, where given.
       empty_id: what an empty text becomes; None makes it an error.
       translation: for a model of many languages.
+      hints: what becomes of hints, None where there are none.
+      earlier: finds those that are an earlier run's outputs.
       attempt: passed on.
     """
-    examples, errors = [], []
+    examples, errors, texts = [], [], {}
     may = {"may_be_empty": empty_id is not None, "may_be_list": chat_template is not None}
     for raw in read_records(work, spec):
         record = read_text(raw, spec, lambda ids: tokenizer.decode(ids), **may)
         if isinstance(record, TextRecord):
+            texts[record.example_id] = record.hints
             record = _tokenize(record, tokenizer, prefix, eos_id, max_input_tokens, chat_template, empty_id, translation)
         (errors if isinstance(record, ExampleError) else examples).append(record)
+    if hints is not None:
+        examples = encode_hints(examples, texts, tokenizer, hints, earlier, work.shard)
     return TokenizedShard(work, attempt, tuple(examples), tuple(errors))
 
 
@@ -110,6 +118,7 @@ class ReadSettings:
     chat_template: chat.ChatTemplate | None = None
     empty_id: int | None = None
     translation: Translation | None = None
+    hints: HintSettings | None = None
 
 
 class ReadInput:
@@ -122,6 +131,7 @@ class ReadInput:
         plan = Plan.from_json(read_manifest(folder).plan)
         self.num_shards, self._table = plan.num_shards, ShardTable(plan)
         self._tokenizer = load_tokenizer(self._settings.tokenizer)
+        self._earlier = EarlierOutputs.of(self._settings.hints)
 
     def read(self, shard: int, attempt: int) -> TokenizedShard:
         settings = self._settings
@@ -135,10 +145,15 @@ class ReadInput:
             chat_template=settings.chat_template,
             empty_id=settings.empty_id,
             translation=settings.translation,
+            hints=settings.hints,
+            earlier=self._earlier,
             attempt=attempt,
         )
         Metrics.counter("specbeam", "examples_read").inc(len(tokenized.examples))
         Metrics.counter("specbeam", "examples_truncated").inc(sum(e.truncated for e in tokenized.examples))
+        if settings.hints is not None:
+            Metrics.counter("specbeam", "examples_hinted").inc(sum(bool(e.hints) for e in tokenized.examples))
+            Metrics.counter("specbeam", "hints_cut").inc(sum(e.hints_cut for e in tokenized.examples))
         for error in tokenized.errors:
             Metrics.counter("specbeam", f"errors_{error.stage}").inc()
         return tokenized

@@ -27,6 +27,8 @@ class Example:
       truncated: whether tokens were cut off.
       place: file and line.
       record: the raw record, for errors/; at most MAX_RECORD_CHARS + 1 of it.
+      hints: int32[n] each, texts that its output nearly is, EOS included; cut to the room for them.
+      hints_cut: how many of them were cut.
     """
 
     example_id: str
@@ -37,6 +39,8 @@ class Example:
     truncated: bool
     place: str = ""
     record: str = ""
+    hints: tuple[np.ndarray, ...] = ()
+    hints_cut: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

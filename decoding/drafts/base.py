@@ -23,22 +23,37 @@ class Draft(nnx.Module):
       vocab_size: V, None where it goes with any.
       encoder_decoder: as in `LanguageModel`, equal to the target's; None where it does not matter.
       config: the `Shape` of a draft that is split over a mesh as the target is, None of others.
+      hint_tokens: room for hints of a row, 0 where it is given none.
     """
 
     vocab_size: int | None = None
     encoder_decoder: bool | None = None
     config: Shape | None = None
+    hint_tokens: int = 0
 
     def for_target(self, target: LanguageModel) -> "Draft":
         """This draft with what it takes from its target: its vocabulary, its kind."""
         return self
 
+    def with_hints(self, hint_tokens: int) -> "Draft":
+        """This draft with room for so many tokens of hints per row.
+
+        Raises:
+          ValueError: it is none that looks at hints.
+        """
+        raise ValueError(f"decoding.hint_tokens is {hint_tokens}; allowed: 0 with a draft that does not look at hints")
+
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         """As in `LanguageModel`; an empty dict where there is nothing to remember."""
         return {}
 
-    def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
-        """As in `LanguageModel`."""
+    def prefill(self, inputs: jax.Array, lengths: jax.Array, hints: jax.Array | None = None) -> State:
+        """As in `LanguageModel`.
+
+        Args:
+          hints: int32[B, hint_tokens], a row's hints one after the other, -1 between them and behind the last; only where
+            `hint_tokens` is not 0.
+        """
         return {}
 
     def follow(self, state: State, tokens: jax.Array, positions: jax.Array) -> State:

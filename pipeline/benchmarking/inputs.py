@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pipeline.job.preflight import CheckedModels
 from pipeline.job.run import plan_of
 from pipeline.settings import ConfigError, JobConfig
+from transforms.hints import EarlierOutputs
 from transforms.plan import InputError, Plan, ShardTable
 from transforms.read import read_shard
 from transforms.records import Example
@@ -43,6 +44,7 @@ class Inputs:
             "shortest": lengths[0],
             "median": lengths[len(lengths) // 2],
             "longest": lengths[-1],
+            **({"hinted": hinted} if (hinted := sum(bool(example.hints) for example in self.examples)) else {}),
             "files": [{"name": file.name, "digest": file.digest} for file in self.plan.files],
         }
 
@@ -56,6 +58,7 @@ def read_inputs(config: JobConfig, models: CheckedModels, count: int, output: st
     plan, examples, failed = plan_of(config, models, output=output), [], 0
     try:
         table, tokenizer = ShardTable(plan), load_tokenizer(models.tokenizer)
+        earlier = EarlierOutputs.of(models.hints)
         for shard in range(plan.num_shards):
             read = read_shard(
                 table[shard],
@@ -67,6 +70,8 @@ def read_inputs(config: JobConfig, models: CheckedModels, count: int, output: st
                 chat_template=models.chat_template,
                 empty_id=models.empty_id,
                 translation=models.translation,
+                hints=models.hints,
+                earlier=earlier,
             )
             examples.extend(read.examples)
             failed += len(read.errors)

@@ -152,11 +152,12 @@ class Runner:
         # ones for all settings.
         ids = [f"{example.example_id}/{repeat}" for example in self._examples]
         inputs = [example.tokens for example in self._examples]
+        hints = [example.hints for example in self._examples] if self.base.hint_tokens else None
         outputs: dict[Setting, list[decoding.Generation]] = {}
         for setting in order:
             on_run(repeat, str(setting))
             started = time.perf_counter()
-            outputs[setting], report = self.generators[setting].generate_with_report(inputs, ids)
+            outputs[setting], report = self.generators[setting].generate_with_report(inputs, ids, hints)
             seconds = time.perf_counter() - started
             if repeat == 0:
                 continue

@@ -11,9 +11,11 @@ import decoding
 from decoding import hub
 from decoding.drafts import ngram
 from decoding.registry import DRAFTS, PROMPT_LOOKUP
+from pipeline.job.hints import check_hints
 from pipeline.settings import ConfigError, JobConfig, ModelConfig
 from transforms import chat, storage
 from transforms.encoding import Translation, known
+from transforms.hints import HintSettings
 from transforms.models import Models
 from transforms.tokenize import Tokenizer, TokenizerError, find_languages, find_tokenizer, load_tokenizer
 
@@ -35,6 +37,7 @@ class CheckedModels:
       empty_id: what an empty text becomes; None makes it an error.
       to_load: the models, as workers load them.
       translation: what stands around inputs; None for a model that does not translate between many languages.
+      hints: what becomes of hints, None where the job has none.
     """
 
     tokenizer: str
@@ -46,6 +49,7 @@ class CheckedModels:
     chat_template: chat.ChatTemplate | None = None
     empty_id: int | None = None
     translation: Translation | None = None
+    hints: HintSettings | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,7 @@ def check_models(config: JobConfig) -> CheckedModels:
         chat_template=_check_chat_template(config, target, found),
         empty_id=_check_empty(config, target),
         translation=_check_languages(config, target, found, tokenizer),
+        hints=check_hints(config, tokenizer.sha256, target.eos_ids[0]),
     )
 
 

@@ -212,6 +212,8 @@ def run_identity(config: JobConfig, plan: Plan, models: CheckedModels) -> dict:
             "delimiter": config.input.resolved_delimiter,
             # Not there where it is what it always was, so that folders begun before it was a setting can be continued.
             **({"quoting": "none"} if config.input.resolved_quoting == "none" else {}),
+            **({"hint_fields": config.input.hint_fields} if config.input.hint_fields else {}),
+            **({"hint_folder": models.hints.fingerprint} if config.input.hint_folder else {}),
         },
         "shards": {
             "examples_per_shard": plan.examples_per_shard,
@@ -220,7 +222,9 @@ def run_identity(config: JobConfig, plan: Plan, models: CheckedModels) -> dict:
             "baseline_fraction": config.shards.baseline_fraction,
         },
         "model": {**models.identity, "tokenizer": models.tokenizer_sha256, **models.to_load.identity},
-        "decoding": dataclasses.asdict(config.decoding),
+        "decoding": {
+            name: value for name, value in vars(config.decoding).items() if name != "hint_tokens" or config.input.num_hints
+        },
         "code": code_digest(),
     }
     return json.loads(json.dumps(identity))

@@ -36,6 +36,7 @@ def seen(job: str, config: JobConfig) -> str:
     """The digest of what a launch of `job` sees now; "" where not everything is a file on this machine."""
     model, score = config.model, config.score
     folders = [model.target, model.draft, model.draft_vocabulary, model.tokenizer, score.generations, *score.drafts.values()]
+    folders.append(config.input.hint_folder)
     folders = [path for path in folders if path and path not in DRAFTS and not hub.is_id(path)]  # the hub is not asked
     if config.input.resolved_format not in FILE_FORMATS or any(map(is_remote, (*config.input.patterns, *folders))):
         return ""

@@ -8,6 +8,7 @@ import apache_beam as beam
 from pipeline.job.run import Run
 from transforms.finish import CountSettled, FinishRun
 from transforms.read import ReadInput, ReadSettings
+from transforms.storage import GENERATIONS
 
 
 def input_reader(run: Run) -> ReadInput:
@@ -23,6 +24,7 @@ def input_reader(run: Run) -> ReadInput:
             chat_template=models.chat_template,
             empty_id=models.empty_id,
             translation=models.translation,
+            hints=models.hints if run.parts == GENERATIONS else None,
         )
     )
 

@@ -171,6 +171,7 @@ def paths_of(config: JobConfig, output: str) -> dict[str, str]:
         "--output": output,
         "input.pattern": first_local(config.input.patterns),
         "input.data_dir": config.input.data_dir,
+        "input.hint_folder": config.input.hint_folder,
         "model.target": model.target,
         "model.draft": model.draft,
         "model.tokenizer": model.tokenizer,

@@ -171,7 +171,8 @@ def _adapted(settings: Mapping[str, Any], overridden: set[str]) -> Mapping[str, 
             if f"--config.input.{name}" not in overridden:
                 input_.pop(name, None)
     given = "--config.decoding.gamma" in overridden or ("gamma" in decoding and "--config.model.draft" not in overridden)
-    if not model.get("draft", "") and not given:
+    hinted = input_.get("hint_field") or input_.get("hint_folder")  # then a draft copies from them
+    if not model.get("draft", "") and not given and not hinted:
         decoding["gamma"] = 0
     return {**settings, "input": input_, "model": model, "decoding": decoding} if settings else settings
 
@@ -291,6 +292,7 @@ def resolve_paths(config: JobConfig) -> JobConfig:
             input_,
             pattern=patterns[0] if isinstance(input_.pattern, str) else patterns,
             data_dir=absolute(input_.data_dir),
+            hint_folder=absolute(input_.hint_folder),
         ),
         model=dataclasses.replace(
             model, target=model_path(model.target), draft=draft_path(model.draft), tokenizer=model_path(model.tokenizer),
@@ -320,6 +322,7 @@ def refuse_placeholders(command: CommandLine) -> None:
         ("--output", command.output),
         *(("input.pattern", pattern) for pattern in config.input.patterns),
         ("input.data_dir", config.input.data_dir),
+        ("input.hint_folder", config.input.hint_folder),
         *((f"model.{name}", getattr(config.model, name)) for name in ("target", "draft", "tokenizer", "draft_vocabulary")),
         ("score.generations", config.score.generations),
         *((f"score.drafts.{name}", path) for name, path in config.score.drafts.items()),

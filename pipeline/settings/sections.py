@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 
 from decoding.config import DecodingConfig, parse_mesh
+from decoding.registry import DRAFTS, PROMPT_LOOKUP
 from decoding.training.recipe import Recipe
 from pipeline.settings.typed import require
 from transforms.inputs import FILE_FORMATS, FORMATS, ending_of, format_of
@@ -30,6 +31,9 @@ class InputConfig:
         M2M-100, "en_XX" for mBART; "" for other models.
       target_language: code of the language to translate into; "" for what the model's folder says.
       target_language_field: the field that holds it, where records have their own; "" for one language for all.
+      hint_field: fields, one or several, with a text that the output nearly is: an earlier model's answer, an older version,
+        a translation memory's match. What is copied from it costs nothing; the output stays what it is. See docs/drafts.md.
+      hint_folder: finished folder of `pipeline.generate` whose outputs, by example id, are hints as well.
       empty: of a text that is empty: "error", or "start" to decode from the start token alone (decoder-only models).
       format: "jsonl", "text", "csv", "parquet" or "tfrecord"; "tfds" for a prepared data set; "seqio" for a task or a
         mixture; "" to tell by the pattern's ending.
@@ -52,6 +56,8 @@ class InputConfig:
     source_language: str = ""
     target_language: str = ""
     target_language_field: str = ""
+    hint_field: str | tuple[str, ...] = ""
+    hint_folder: str = ""
     empty: str = "error"
     format: str = ""
     delimiter: str = ""
@@ -123,7 +129,19 @@ class InputConfig:
     @property
     def fields(self) -> RecordFields:
         default = {"text": "text", "seqio": "inputs_pretokenized"}.get(self.resolved_format, "")
-        return RecordFields(self.input_field or default, self.target_field, self.id_field, self.target_language_field)
+        return RecordFields(
+            self.input_field or default, self.target_field, self.id_field, self.target_language_field, self.hint_fields
+        )
+
+    @property
+    def hint_fields(self) -> tuple[str, ...]:
+        names = (self.hint_field,) if isinstance(self.hint_field, str) else self.hint_field
+        return tuple(filter(None, names))
+
+    @property
+    def num_hints(self) -> int:
+        """Hints of an example at most."""
+        return len(self.hint_fields) + bool(self.hint_folder)
 
     def spec(self, tokenizer: str) -> InputSpec:
         """What planning and workers need. `tokenizer` is the file of the target's tokeniser."""
@@ -323,10 +341,22 @@ class JobConfig:
         first = self.decoding.first_from_input
         require(told or not first, "decoding.first_from_input", first, "false; input.target_language sets it")
         object.__setattr__(self, "decoding", dataclasses.replace(self.decoding, first_from_input=told))
+        self._make_room_for_hints()
         gamma = self.decoding.gamma
         require(
             bool(self.model.draft) or gamma == 0, "decoding.gamma", gamma, "0 where model.draft is empty (plain decoding)"
         )
+
+    def _make_room_for_hints(self) -> None:
+        hints, room, draft = self.input.num_hints, self.decoding.hint_tokens, self.model.draft
+        allowed = "0 where there is neither input.hint_field nor input.hint_folder"
+        require(bool(hints) or not room, "decoding.hint_tokens", room, allowed)
+        if hints:
+            allowed = f'"{PROMPT_LOOKUP}", which "" means here: other drafts look at no hints'
+            require(draft in ("", *DRAFTS.names()) and draft != "uniform", "model.draft", draft, allowed)
+            object.__setattr__(self, "model", dataclasses.replace(self.model, draft=draft or PROMPT_LOOKUP))
+            room = room or hints * (self.decoding.max_decode_tokens + 1) - 1  # one between two
+            object.__setattr__(self, "decoding", dataclasses.replace(self.decoding, hint_tokens=room))
 
     def to_json(self) -> dict:
         return dataclasses.asdict(self)

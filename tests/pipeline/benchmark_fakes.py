@@ -25,7 +25,7 @@ class FakeGenerator:
     def __init__(self, target, draft, config, vocab_size=None):
         self.config, self.costs = config, {}
 
-    def generate_with_report(self, inputs, example_ids):
+    def generate_with_report(self, inputs, example_ids, hints=None):
         FakeGenerator.calls.append((self.config.gamma, tuple(example_ids)))
         found = []
         for name in example_ids:

@@ -40,7 +40,7 @@ class FakeGenerator:
     def plain(self):
         return FakeGenerator(dataclasses.replace(self.config, gamma=0), self.eos_id, self._poisoned)
 
-    def generate_with_report(self, inputs, example_ids):
+    def generate_with_report(self, inputs, example_ids, hints=None):
         time.sleep(self._delay_secs)
         if not {*self._deadly}.isdisjoint(example_ids):
             os.kill(os.getpid(), signal.SIGKILL)

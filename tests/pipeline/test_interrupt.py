@@ -104,7 +104,7 @@ def test_where_nobody_supervises(command, tmp_path, finished_run, capfd):
     """Other runners, other systems: Beam turns the exception into an error of its own, with 36 lines of log."""
 
     class Interrupting(fakes.FakeGenerator):
-        def generate_with_report(self, inputs, example_ids):
+        def generate_with_report(self, inputs, example_ids, hints=None):
             os.kill(os.getpid(), signal.SIGINT)
             return super().generate_with_report(inputs, example_ids)
 

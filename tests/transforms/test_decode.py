@@ -80,7 +80,7 @@ class Overflowing(fakes.FakeGenerator):
         super().__init__(config)
         self._spoilt = dict.fromkeys(target, "target model") | dict.fromkeys(draft, "draft model")
 
-    def generate_with_report(self, inputs, example_ids):
+    def generate_with_report(self, inputs, example_ids, hints=None):
         results, report = super().generate_with_report(inputs, example_ids)
         results = [None if i in self._spoilt else result for i, result in enumerate(results)]
         raise NonFiniteLogits(self._spoilt, results, example_ids, report)

@@ -41,16 +41,19 @@ class RecordFields:
     """Where in a record things are.
 
     `targets`, `example_id` and `language` may be "": no reference, ids from the place, one target language for all.
+    `hints` hold texts that the output nearly is.
     """
 
     inputs: str
     targets: str = ""
     example_id: str = ""
     language: str = ""
+    hints: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """The fields that are read, each once."""
-        return list(dict.fromkeys(name for name in dataclasses.astuple(self) if name))
+        named = (self.inputs, self.targets, self.example_id, self.language, *self.hints)
+        return list(dict.fromkeys(filter(None, named)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A record's id, text and reference, whatever its format."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class TextRecord:
       inputs, targets: text, and reference or None.
       tokens: where the input has them instead of text.
       language: the code of the language that it is to be translated into; "" where records have none.
+      hints: texts that its output nearly is.
     """
 
     example_id: str
@@ -32,6 +34,7 @@ class TextRecord:
     targets: str | None
     tokens: list[int] | None = None
     language: str = ""
+    hints: tuple[str, ...] = ()
 
 
 def read_text(
@@ -104,7 +107,19 @@ def read_text(
         texts.append(value)
     if not texts[0].strip() and not may_be_empty:
         return failed("EmptyInput", f"field {fields.inputs!r} is empty")
-    return TextRecord(example_id, raw.index, raw.place, raw.record, *texts, tokens, language)
+    return TextRecord(example_id, raw.index, raw.place, raw.record, *texts, tokens, language, _hints(row, fields.hints))
+
+
+def _hints(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    """The texts of those fields. A hint can do no harm, so where a record has none, or no text there, it goes without."""
+    found = []
+    for name in names:
+        with contextlib.suppress(KeyError, UnicodeError):
+            value = find_field(row, name)
+            value = value.decode() if isinstance(value, bytes) else value
+            if isinstance(value, str) and value.encode():
+                found.append(value)
+    return tuple(found)
 
 
 def _plain(value: Any) -> str:
