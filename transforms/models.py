@@ -23,6 +23,8 @@ class Models:
       vocab_size: as of `decoding.Generator`: what vocabularies that are padded by different amounts are cut to.
       max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
       weights: of products on processors, as of `decoding.load_model`.
+      draft_weights: of the draft's, "" for `weights`. Where a process has no products of its own (`decoding.kernels`), or the
+        target is on a mesh, the draft is as the target is.
       draft_vocabulary, draft_vocabulary_size: the n-gram whose most frequent tokens drafts that are models guess alone, and
         how many; "" for all tokens.
       mesh: of the devices that the target is split over, as of `decoding.sharding.parse_mesh`; "" for one device.
@@ -36,6 +38,7 @@ class Models:
     min_ngram: int = 1
     mesh: str = ""
     weights: str = ""
+    draft_weights: str = ""
     draft_vocabulary: str = ""
     draft_vocabulary_size: int = 0
 
@@ -54,23 +57,29 @@ class Models:
         """`draft`, of any kind, beside the same target; by default this value's own."""
         name = self.draft if draft is None else draft
         # Beside a target on a mesh it is copied to every device, whose products are XLA's.
-        form = dict(dtype=self.dtype, weights="plain" if self.mesh else self.weights)
+        weights = self.draft_weights if self.draft_weights and self._packed() else self.weights
+        form = dict(dtype=self.dtype, weights="plain" if self.mesh else weights)
         vocabulary = (self.draft_vocabulary, self.draft_vocabulary_size) if self.draft_vocabulary else None
         lengths = dict(max_ngram=self.max_ngram, min_ngram=self.min_ngram)
         return decoding.load_draft(name, vocabulary=vocabulary, **lengths, **form)
 
     @property
     def identity(self) -> dict:
-        """How weights are rounded, for the fingerprint; "weights" is there where it is set."""
-        return {"dtype": self.dtype, **({"weights": self.weights} if self.weights else {})}
+        """How weights are rounded, for the fingerprint; "weights" and "draft_weights" are there where they are set."""
+        forms = {"weights": self.weights, "draft_weights": self.draft_weights}
+        return {"dtype": self.dtype, **{name: form for name, form in forms.items() if form}}
 
     def device(self) -> str:
         """What this process computes them on: JAX's kind of device, for a processor with the products that are used."""
         import jax
 
         from decoding import kernels
-        from decoding.checkpoints.load import form_of
 
         kind = jax.devices()[0].device_kind
-        packed = kind == "cpu" and form_of(self.weights, self.dtype, self.mesh or None)
-        return f"{kind}, products {kernels.available()}" if packed else kind
+        return f"{kind}, products {kernels.available()}" if self._packed() else kind
+
+    def _packed(self) -> bool:
+        """Whether products of the target are those of `decoding.kernels`."""
+        from decoding.checkpoints.load import form_of
+
+        return bool(form_of(self.weights, self.dtype, self.mesh or None))

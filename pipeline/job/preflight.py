@@ -111,6 +111,7 @@ def models_of(config: ModelConfig, vocab_size: int | None = None) -> Models:
         min_ngram=config.prompt_lookup_min_ngram,
         mesh=config.mesh,
         weights=config.weights,
+        draft_weights=config.draft_weights,
         draft_vocabulary=config.draft_vocabulary,
         draft_vocabulary_size=config.draft_vocabulary_size,
     )

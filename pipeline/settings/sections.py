@@ -177,6 +177,8 @@ class ModelConfig:
       dtype: of the parameters: "float32" or "bfloat16".
       weights: of products on processors: "float32", "bfloat16" or "int8" (one scale per output column), to which they are
         rounded; "file", as they are stored; "plain" for XLA's products; "" to choose what rounds nothing. See docs/models.md.
+      draft_weights: the same of the draft's, "" for as `weights` says: "int8" makes a small draft cheaper at the cost of a
+        little α, and whatever a draft is rounded to, outputs keep the target's distribution.
       vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's; 0 for all, or where target
         and draft are padded differently for those that are not padding.
       prompt_lookup_max_ngram, prompt_lookup_min_ngram: how many of the last tokens prompt lookup matches.
@@ -192,6 +194,7 @@ class ModelConfig:
     tokenizer: str = ""
     dtype: str = "float32"
     weights: str = ""
+    draft_weights: str = ""
     vocab_size: int = 0
     prompt_lookup_max_ngram: int = 3
     prompt_lookup_min_ngram: int = 1
@@ -209,7 +212,9 @@ class ModelConfig:
         require(bool(self.target), "model.target", self.target, "the directory of a model")
         require(self.dtype in ("float32", "bfloat16"), "model.dtype", self.dtype, '"float32" or "bfloat16"')
         allowed = ("", "float32", "bfloat16", "int8", "file", "plain")
-        require(self.weights in allowed, "model.weights", self.weights, ", ".join(f'"{form}"' for form in allowed))
+        for name in ("weights", "draft_weights"):
+            form = getattr(self, name)
+            require(form in allowed, f"model.{name}", form, ", ".join(f'"{form}"' for form in allowed))
         ok = self.dtype == "float32" or self.weights in ("", "plain")
         require(ok, "model.weights", self.weights, '"" or "plain" with model.dtype bfloat16')
         ok = not self.mesh or self.weights in ("", "plain")

@@ -1,15 +1,20 @@
 """Which models a job loads is one value; a mesh that cannot be is found at launch, and honoured or refused by every job."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+from decoding import kernels
+from decoding.kernels import PackedWeight
 from pipeline import benchmark, generate, score
 from pipeline.job.preflight import check_models, models_of
 from pipeline.settings import parse_command_line
 from tests.pipeline import fakes
+from tests.pipeline.helpers import rows
 from transforms.models import Models
 
 MESH = "--config.model.mesh=data:64"
@@ -58,3 +63,30 @@ def test_what_is_loaded(models, mesh):
     assert target.logits(*inputs).shape == (1, 3, 384)
     assert value.load_draft() is not None and value.load_draft("") is None
     assert dataclasses.replace(value, draft="prompt_lookup").load_draft() is not None
+
+
+def kinds(model) -> set[str]:
+    packed = jax.tree.leaves(nnx.state(model), is_leaf=lambda leaf: isinstance(leaf, PackedWeight))
+    return {leaf.kind for leaf in packed if isinstance(leaf, PackedWeight)}
+
+
+@pytest.mark.skipif(kernels.available() is None, reason="products of decoding.kernels are off here")
+def test_a_draft_in_another_form_than_its_target(models, monkeypatch):
+    value = Models(str(models["target"]), str(models["draft"]), draft_weights="int8")
+    assert (kinds(value.load_target()), kinds(value.load_draft())) == ({"float32"}, {"int8"})
+    assert value.identity == {"dtype": "float32", "draft_weights": "int8"}
+    monkeypatch.setattr(kernels, "available", lambda: None)  # as on an accelerator
+    assert kinds(value.load_draft()) == set() and value.load_draft() is not None
+
+
+def test_a_rounded_draft_leaves_greedy_outputs_alone(command, tmp_path):
+    greedy, outputs = ["--config.decoding.temperature=0.0", "--config.decoding.gamma=3"], []
+    for form in ("", "int8"):
+        folder = tmp_path / f"out{form}"
+        changed = [word for word in command(*greedy) if not word.startswith("--output")]
+        assert generate.main([*changed, f"--output={folder}", f"--config.model.draft_weights={form}"]) == 0
+        outputs.append(rows(folder)["output_tokens"])
+    for one, other in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with open(tmp_path / "outint8" / "manifest.json", encoding="utf-8") as file:
+        assert json.load(file)["config"]["model"]["draft_weights"] == "int8"
