@@ -107,6 +107,8 @@ RULES = Registry(
 
 # `model.draft` -> what makes a `decoding.drafts.Draft` without arguments; it takes what it needs from its target.
 PROMPT_LOOKUP = "prompt_lookup"
+INDEX, CASCADE = "index", "cascade"  # kinds of drafts that have no name: a file's, and several names'
+COPYING = (PROMPT_LOOKUP, INDEX, CASCADE)
 DRAFTS = Registry(
     "model.draft",
     {PROMPT_LOOKUP: "decoding.drafts.prompt_lookup:PromptLookupDraft", "uniform": "decoding.drafts.uniform:UniformDraft"},

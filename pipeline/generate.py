@@ -81,7 +81,9 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             resource_hints=hints,
             env_vars=runners.worker_environment(root.options),
         )
-        writer = WriteGenerations(tokenizer=models.tokenizer, eos_ids=models.eos_ids, fingerprint=run.fingerprint)
+        writer = WriteGenerations(
+            tokenizer=models.tokenizer, eos_ids=models.eos_ids, fingerprint=run.fingerprint, copies=models.copies
+        )
         read = ReadShards(output, input_reader(run), launch=run.launch, parts=run.parts).with_resource_hints(**hints)
         decode = RunShards(handler).with_resource_hints(**hints)
         commit = CommitShards(output, writer, parts=run.parts).with_resource_hints(**hints)

@@ -50,6 +50,15 @@ GENERATIONS = (
 )  # fmt: skip
 """Of generations/part-*.parquet: the rows of one example's samples are adjacent, in sample order."""
 
+ORIGINS = (
+    Column("origin", pa.list_(pa.int8()),
+           "per target call: where guesses came from, -1 nowhere, 0 a model, 1 the output, 2 the input, 3 a hint, 4 an index",
+           nullable=True),
+    Column("match", _COUNTS, "per target call: how many of the tokens before its guesses stood where these came from",
+           nullable=True),
+)  # fmt: skip
+"""Those that come behind where the draft copies."""
+
 _SCORES = (
     *_ROW,
     _SAMPLE,
@@ -85,7 +94,7 @@ def schema(columns: Iterable[Column]) -> pa.Schema:
 
 def meaning(name: str) -> str:
     """What a column of a generations or score part means, in one line."""
-    for column in (*GENERATIONS, *_SCORES):
+    for column in (*GENERATIONS, *ORIGINS, *_SCORES):
         if column.name == name:
             return column.meaning
     prefixes = {column.name.removesuffix("{}"): column for column in _SCORES_OF_DRAFT}

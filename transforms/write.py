@@ -50,8 +50,9 @@ def _text(generation: Generation, tokenizer: Tokenizer, eos_ids: Sequence[int]) 
     return tokenizer.decode(tokens.tolist())
 
 
-def rows_table(rows: Sequence[Row], shard: int) -> pa.Table:
-    """The rows as they are in the part of a shard."""
+def rows_table(rows: Sequence[Row], shard: int, *, copies: bool = False) -> pa.Table:
+    """The rows as they are in the part of a shard; `copies` as of `WriteGenerations`."""
+    kinds = columns.GENERATIONS + (columns.ORIGINS if copies else ())
     values = {
         "shard": [shard] * len(rows),
         "sample": [row.sample for row in rows],
@@ -61,14 +62,14 @@ def rows_table(rows: Sequence[Row], shard: int) -> pa.Table:
         "input_truncated": [row.example.truncated for row in rows],
         **{name: [getattr(row.example, name) for row in rows] for name in ("example_id", "index", "inputs", "targets")},
     }
-    others = [column.name for column in columns.GENERATIONS if column.name not in values]
-    return columns.table(
-        columns.GENERATIONS, values | {name: [getattr(row.generation, name) for row in rows] for name in others}
-    )
+    others = [column.name for column in kinds if column.name not in values]
+    return columns.table(kinds, values | {name: [getattr(row.generation, name) for row in rows] for name in others})
 
 
-def finish_shard(shard: DecodedShard, tokenizer: Tokenizer, *, eos_ids: Sequence[int], fingerprint: str) -> FinishedShard:
-    """What is committed of a shard that was decoded."""
+def finish_shard(
+    shard: DecodedShard, tokenizer: Tokenizer, *, eos_ids: Sequence[int], fingerprint: str, copies: bool = False
+) -> FinishedShard:
+    """What is committed of a shard that was decoded; `copies` as of `WriteGenerations`."""
     rows, errors = rows_and_errors(shard, tokenizer, eos_ids)
     decoded = list({row.example.example_id: row.example for row in rows}.values())
     statistics = shard_statistics(
@@ -87,20 +88,29 @@ def finish_shard(shard: DecodedShard, tokenizer: Tokenizer, *, eos_ids: Sequence
         statistics=statistics,
         baseline=shard.baseline,
     )
-    return FinishedShard(rows_table(rows, number), footer, errors)
+    return FinishedShard(rows_table(rows, number, copies=copies), footer, errors)
 
 
 class WriteGenerations:
-    """A `ShardWriter` of `DecodedShard`s."""
+    """A `ShardWriter` of `DecodedShard`s.
 
-    def __init__(self, *, tokenizer: str, eos_ids: Sequence[int], fingerprint: str):
-        self._path, self._eos_ids, self._fingerprint = tokenizer, eos_ids, fingerprint
+    Args:
+      tokenizer: file of the target's.
+      eos_ids: each ends a generation.
+      fingerprint: of the run.
+      copies: whether the job's draft does, so that parts say where guesses came from.
+    """
+
+    def __init__(self, *, tokenizer: str, eos_ids: Sequence[int], fingerprint: str, copies: bool = False):
+        self._path, self._eos_ids, self._fingerprint, self._copies = tokenizer, eos_ids, fingerprint, copies
 
     def setup(self) -> None:
         self._tokenizer = load_tokenizer(self._path)
 
     def finish(self, result: DecodedShard) -> FinishedShard:
-        return finish_shard(result, self._tokenizer, eos_ids=self._eos_ids, fingerprint=self._fingerprint)
+        return finish_shard(
+            result, self._tokenizer, eos_ids=self._eos_ids, fingerprint=self._fingerprint, copies=self._copies
+        )
 
     def count(self, footer: Footer) -> None:
         """With tokens_generated: α so far on the runner's own page."""

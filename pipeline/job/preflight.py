@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import decoding
 from decoding import hub
 from decoding.drafts import ngram
-from decoding.registry import DRAFTS, PROMPT_LOOKUP
+from decoding.registry import COPYING, DRAFTS, PROMPT_LOOKUP
 from pipeline.job.hints import check_hints
 from pipeline.settings import ConfigError, JobConfig, ModelConfig
 from transforms import chat, storage
@@ -50,6 +50,11 @@ class CheckedModels:
     empty_id: int | None = None
     translation: Translation | None = None
     hints: HintSettings | None = None
+
+    @property
+    def copies(self) -> bool:
+        """Whether the draft copies, so that where its guesses came from is worth a record."""
+        return self.identity.get("draft", {}).get("kind") in COPYING
 
 
 @dataclasses.dataclass(frozen=True)

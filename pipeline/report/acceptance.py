@@ -115,6 +115,17 @@ def by_dimension(results: Mapping[str, Any], dimension: str, title: str) -> Tabl
     return table(f"alpha_by_{dimension}", f"α by {title}", columns, rows)
 
 
+def by_copied(results: Mapping[str, Any], dimension: str, title: str) -> Table | None:
+    """α and accepted length by a dimension of target calls, of drafts that copy."""
+    rows = [
+        (*pair(one), bucket["label"], bucket["alpha"], bucket["accepted"], bucket["calls"])
+        for one in results["series"]
+        for bucket in one["by"].get(dimension, ())
+    ]
+    columns = (*PAIR, text(title), estimated("α"), estimated("accepted per call"), whole("calls"))
+    return table(f"alpha_by_{dimension}", f"α and accepted length by {title}", columns, rows)
+
+
 # Is β i.i.d.?
 
 

@@ -17,6 +17,8 @@ def all_tables(results: Mapping[str, Any]) -> dict[str, list[Table]]:
             acceptance.by_dimension(results, "place", "place in the block"),
             acceptance.by_dimension(results, "frequency", "rank of the token by frequency"),
             acceptance.by_dimension(results, "source", "what became of the guess"),
+            acceptance.by_copied(results, "origin", "where guesses came from"),
+            acceptance.by_copied(results, "match", "tokens that matched there"),
         ],
         "speed": [
             speed.table_2(results),

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import fdtrc, ndtri
 
 from decoding import theory
+from decoding.config import ORIGINS
 from transforms.statistics.analysis import LAGS, LEVELS, RANK_LABELS
 from transforms.statistics.intervals import (
     LEVEL,
@@ -89,13 +90,16 @@ class Series:
         return ratio(self.sums.count("tokens"), self.sums.count("calls"))
 
     def by(self, dimension: str, label: Callable[[int], str]) -> list[dict]:
-        """α in every bucket of a dimension."""
+        """α in every bucket of a dimension; where it is one of target calls, how many they are and what they accepted."""
         name, found = f"beta/{dimension}", []
         for k in self.sums.buckets(f"{name}#"):
             if value := self.alpha(name, f"/{k}"):
-                found.append(
-                    {"bucket": k, "label": label(k), "alpha": value, "positions": int(self.sums.count(f"{name}#/{k}")[0])}
-                )
+                positions = int(self.sums.count(f"{name}#/{k}")[0])
+                found.append({"bucket": k, "label": label(k), "alpha": value, "positions": positions})
+                calls = self.sums.count(f"guessed/{dimension}/{k}")
+                if calls[0]:
+                    kept = ratio(self.sums.count(f"kept/{dimension}/{k}"), calls)
+                    found[-1] |= {"calls": int(calls[0]), "accepted": estimate(kept, self._having(name, f"/{k}"))}
         return found
 
     def lenient(self) -> dict[str, Estimate]:
@@ -286,6 +290,8 @@ def describe(series: Series, *, scores: bool, gammas: Sequence[int], law: bool) 
         found["tokens_per_call"] = estimate(series.tokens_per_call(), series.examples)
         found["by"]["place"] = series.by("place", lambda k: str(k + 1))
         found["by"]["source"] = series.by("source", _SOURCES.__getitem__)
+        found["by"]["origin"] = series.by("origin", lambda k: ORIGINS[k][0])
+        found["by"]["match"] = series.by("match", str)
         found["accepted_lengths"] = [one for gamma in gammas if (one := series.accepted_lengths(gamma, law=law))]
     return found
 

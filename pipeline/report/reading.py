@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from transforms.parts import read_rows
+from transforms.parts import read_rows, read_schema
 from transforms.statistics.analysis import Texts
 
 SHOWN_TEXTS = 3
@@ -26,7 +26,8 @@ def read_tokens(path: str, column: str) -> np.ndarray:
 
 def read_generations(path: str) -> Texts:
     """A part of a generations folder."""
-    table = read_rows(path, _GENERATED)
+    copied = {"origin", "match"} <= set(read_schema(path).names)
+    table = read_rows(path, _GENERATED + (("origin", "match") if copied else ()))
     lengths, calls = _lengths(table, "output_tokens"), _lengths(table, "gammas")
     row = np.repeat(np.arange(len(lengths)), lengths)
     iteration = _flat(table, "iteration").astype(np.int64)
@@ -43,6 +44,7 @@ def read_generations(path: str) -> Texts:
         gammas=_flat(table, "gammas").astype(np.int64),
         accepted=_flat(table, "accepted").astype(np.int64),
         calls=calls,
+        **{name: _flat(table, name).astype(np.int64) for name in ("origin", "match") if copied},
     )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from pipeline import generate
+from decoding.config import HINT
+from pipeline import analyze, generate
 from pipeline.settings import ConfigError, JobConfig, parse_command_line
 from tests.pipeline import fakes
 from tests.pipeline.helpers import assert_same_rows, files, rows, run, summary
@@ -126,6 +127,9 @@ def test_what_hints_save_with_the_pair_that_comes_with_specbeam(tmp_path):
     again, calls = job("again", f"--config.input.hint_folder={tmp_path / 'first'}")
     assert_same_rows(first[[*RECORDS]], again[[*RECORDS]])
     assert calls <= 1.05 / 7
+    assert set(np.concatenate(again["origin"])) == {HINT}
+    np.testing.assert_array_equal([*map(len, again["match"])], again["num_iterations"])
+    assert "origin" not in first
     draw, words = random.Random(0), [word for text in first["prediction"] for word in text.split()]
     changed = tmp_path / "changed" / texts.name
     changed.parent.mkdir()
@@ -137,3 +141,11 @@ def test_what_hints_save_with_the_pair_that_comes_with_specbeam(tmp_path):
     assert_same_rows(first[[*RECORDS]], other[[*RECORDS]])
     assert calls <= 0.45
     assert files(tmp_path / "other") == files(tmp_path / "first")
+    assert analyze.main([f"--inputs={tmp_path / 'other'}", f"--output={tmp_path / 'report'}"]) == 0
+    (series,) = json.loads((tmp_path / "report/analysis.json").read_text())["series"]
+    origins = {bucket["label"]: bucket for bucket in series["by"]["origin"]}
+    assert origins["hint"]["accepted"]["mean"] > origins["output"]["accepted"]["mean"] if "output" in origins else True
+    drafted = sum(int(np.sum(gammas > 0)) for gammas in other["gammas"])
+    assert sum(bucket["calls"] for bucket in origins.values()) == drafted
+    kept = sum(bucket["calls"] * bucket["accepted"]["mean"] for bucket in series["by"]["match"])
+    assert kept == pytest.approx(sum(int(np.sum(accepted)) for accepted in other["accepted"]))

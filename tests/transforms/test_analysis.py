@@ -240,3 +240,19 @@ def test_a_million_tokens_take_seconds():
     seconds = (time.process_time() - started) / (passes * tokens) * 1e6
     print(f"{seconds:.1f} s of processor time for a million tokens")
     assert seconds < 60
+
+
+def test_copied_guesses_by_origin_and_match():
+    """Two texts: calls of 3, 1, 2 and of 1, 2 tokens; the second call proposed nothing and the last is a model's."""
+    texts = Texts(
+        example_ids=["a", "b"], lengths=np.array([6, 3]), tokens=np.arange(9),
+        beta=np.array([1.0, 0.5, np.nan, np.nan, 0.25, 0.75, 0.5, 1.0, 0.125]), place=np.array([0, 1, 2, 0, 0, 1, 0, 0, 1]),
+        source=np.array([1, 1, 2, 3, 1, 0, 0, 1, 0]), gammas=np.array([2, 0, 2, 2, 2]), accepted=np.array([2, 0, 1, 0, 1]),
+        calls=np.array([3, 2]), origin=np.array([3, -1, 1, 3, 0]), match=np.array([0, 0, 2, 4, 0]),
+    )  # fmt: skip
+    sums = analysis.sums_of_generations(texts, RANKS)
+    read = lambda name, of=sums.count: {k: of(f"{name}/{k}")[0] for k in range(5) if of(f"{name}/{k}")[0]}
+    assert read("beta/origin", sums.fraction) == {0: 1.125, 1: 1.0, 3: 2.0}
+    assert read("guessed/origin") == {0: 1, 1: 1, 3: 2} and read("kept/origin") == {0: 1, 1: 1, 3: 2}
+    assert read("beta/match", sums.fraction) == {0: 1.5, 2: 1.0, 4: 0.5}
+    assert read("guessed/match") == {0: 1, 2: 1, 4: 1} and read("kept/match") == {0: 2, 2: 1}

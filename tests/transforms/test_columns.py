@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from transforms.columns import GENERATIONS, meaning, schema, score_columns
+from transforms.columns import GENERATIONS, ORIGINS, meaning, schema, score_columns
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 SCORES = score_columns(("big", "bi_gram"), lenient=True)
@@ -48,7 +48,8 @@ def test_meanings():
 
 
 @pytest.mark.parametrize(
-    ("page", "columns"), [("outputs.md", GENERATIONS), ("alpha_datasets.md", score_columns(("<draft>",), lenient=True))]
+    ("page", "columns"),
+    [("outputs.md", GENERATIONS + ORIGINS), ("alpha_datasets.md", score_columns(("<draft>",), lenient=True))],
 )
 def test_docs_have_every_column_with_its_type(page, columns):
     rows = re.findall(r"^\| (`.*?) \| (.*?) \| .* \|$", (DOCS / page).read_text(), re.MULTILINE)

@@ -35,6 +35,7 @@ class Texts:
       source: int64[N], as `Generation.source`; None for scores.
       gammas, accepted: int64[I] per target call; None for scores.
       calls: int64[n], target calls per text; None for scores.
+      origin, match: int64[I] as of `Generation`; None where the draft does not copy.
       lenient: β by lenience value, float64[N] each.
     """
 
@@ -48,6 +49,8 @@ class Texts:
     gammas: np.ndarray | None = None
     accepted: np.ndarray | None = None
     calls: np.ndarray | None = None
+    origin: np.ndarray | None = None
+    match: np.ndarray | None = None
     lenient: Mapping[float, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -82,6 +85,15 @@ def sums_of_generations(texts: Texts, ranks: np.ndarray) -> Sums:
     columns.tokens("beta/source", texts.beta, known, texts.source)
     call = np.repeat(np.arange(len(texts.lengths)), texts.calls)  # int64[I], of which text a call is
     columns.count("calls", texts.calls)
+    if texts.origin is not None:
+        emitted = np.diff(np.append(np.flatnonzero(texts.place == 0), len(texts.tokens)))  # int64[I]
+        for dimension, bucket in (("origin", texts.origin), ("match", np.where(texts.origin > 0, texts.match, -1))):
+            of_token = np.repeat(bucket, emitted)
+            columns.tokens(f"beta/{dimension}", texts.beta, examined & (of_token >= 0), of_token)
+            for k in np.unique(bucket[bucket >= 0]):
+                chosen = bucket == k
+                columns.count(f"guessed/{dimension}/{k}", np.bincount(call, chosen, len(texts.lengths)))
+                columns.count(f"kept/{dimension}/{k}", np.bincount(call, texts.accepted * chosen, len(texts.lengths)))
     # Calls that a text's end may cut are left out, and told by where they start: leaving out those that were cut would
     # leave out long ones more often.
     start = texts.position[texts.place == 0]  # int64[I]
