@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import typing
 from collections.abc import Callable
 
@@ -31,6 +32,13 @@ DATA, MODEL = "data", "model"
 #   slot        a place in the batch, which rows pass through one after the other
 #   shard       the examples that are read, decoded, committed, retried and resumed together
 #   part        the file that a committed shard is, and all that is known of it
+
+# Settings that mean something in beam search only, and those that mean nothing in it.
+_OF_BEAMS = (
+    "length_penalty", "length_penalty_form", "early_stopping", "num_return_sequences", "draft_beams", "min_new_tokens",
+    "no_repeat_ngram_size",
+)  # fmt: skip
+_NOT_WITH_BEAMS = ("temperature", "top_k", "top_p", "lenience", "num_samples", "verification", "hint_tokens")
 
 # Per-token sources of a Generation: by number, name and meaning.
 CORRECTED, ACCEPTED, BONUS, PLAIN = 0, 1, 2, 3
@@ -83,6 +91,17 @@ class DecodingConfig:
       chunk_iterations: iterations on device between two looks of the host, at most.
       first_from_input: an input's first token is what its text has to begin with, a language's code say, and only the rest
         is the encoder's; it takes the place of what the checkpoint forces.
+      num_beams: 1 samples, or takes the argmax; above it, beam search with so many beams, at temperature 0 only.
+      length_penalty: the exponent of a text's length, which its log-probability is divided by before texts are compared.
+      length_penalty_form: "transformers" divides by length ** length_penalty, "t5x" by
+        ((5 + length) / 6) ** length_penalty, Google's brevity penalty.
+      early_stopping: when a search ends: True as soon as there are num_beams hypotheses, False when the best running beam
+        would not beat the worst of them if it ended now, "never" when no running beam could.
+      num_return_sequences: texts per input, the best first; at most num_beams.
+      draft_beams: beams of the draft in speculative beam search, at least num_beams; 0 for twice as many. Drafts that copy
+        have one guess per beam.
+      min_new_tokens: a text does not end before it has so many tokens; with beams only, as the next one.
+      no_repeat_ngram_size: no so many tokens in a row occur twice in a text; 0 for no limit.
       hint_tokens: room for the hints of a row, in tokens: texts that its output nearly is, which the draft copies from. 0 for
         none; a job whose input has hints sets it, to max_decode_tokens for each, where it is 0.
 
@@ -105,6 +124,14 @@ class DecodingConfig:
     gamma_choices: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
     first_from_input: bool = False
     hint_tokens: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    length_penalty_form: str = "transformers"
+    early_stopping: bool | str = False
+    num_return_sequences: int = 1
+    draft_beams: int = 0
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int = 0
 
     def __post_init__(self):
         def require(condition: bool, name: str, allowed: str):
@@ -155,6 +182,43 @@ class DecodingConfig:
         ok = wholes("gamma_choices", 0, 64) and 0 in choices and len(set(choices)) == len(choices)
         require(ok, "gamma_choices", "a tuple of distinct whole numbers from 0 to 64, 0 among them")
 
+        whole("num_beams", 1)
+        finite = isinstance(self.length_penalty, int | float) and math.isfinite(self.length_penalty)
+        require(finite and not isinstance(self.length_penalty, bool), "length_penalty", "a number")
+        require(self.length_penalty_form in ("transformers", "t5x"), "length_penalty_form", '"transformers" or "t5x"')
+        require(self.early_stopping in (True, False, "never"), "early_stopping", 'true, false or "never"')
+        ok = is_whole(self.num_return_sequences, 1, self.num_beams)
+        require(ok, "num_return_sequences", f"1 to {self.num_beams}, num_beams")
+        ok = self.draft_beams == 0 or is_whole(self.draft_beams, self.num_beams)
+        require(ok, "draft_beams", f"0, or at least {self.num_beams}, num_beams")
+        most = self.max_decode_tokens - 1
+        require(is_whole(self.min_new_tokens, 0, most), "min_new_tokens", f"0 to {most}")
+        whole("no_repeat_ngram_size", 0)
+        if self.num_beams == 1:
+            for name in _OF_BEAMS:
+                default = getattr(type(self), name)
+                require(getattr(self, name) == default, name, f"{default!r} where num_beams is 1")
+            return
+        for name in _NOT_WITH_BEAMS:
+            default = 0.0 if name == "temperature" else getattr(type(self), name)
+            require(getattr(self, name) == default, name, f"{default!r} with num_beams above 1")
+        require(self.gamma != "auto", "gamma", "a whole number with num_beams above 1")
+
+    @property
+    def beam_search(self) -> bool:
+        """Whether texts are found by beam search."""
+        return self.num_beams > 1
+
+    @property
+    def draft_width(self) -> int:
+        """Beams that a draft which is a model searches with, u."""
+        return self.draft_beams or 2 * self.num_beams
+
+    @property
+    def generations_per_input(self) -> int:
+        """How many texts an input becomes."""
+        return self.num_return_sequences if self.beam_search else self.num_samples
+
     @property
     def max_input_tokens(self) -> int:
         """Longest input in tokens."""
@@ -190,6 +254,9 @@ class Generation:
       accepted: int16[I], drafted tokens that were accepted and emitted.
       origin: int8[I], where the drafted tokens came from, -1 where there were none; see `ORIGINS`.
       match: int16[I], how many of the tokens before them stood there too, as far as the draft looks; 0 of a model's.
+      score: of beam search, the sum of log-probabilities with its length penalty; None else.
+      steps: int8[S], of beam search, every step of the search that found this text, which may go on beyond its end: what the
+        step was, as in `source`, ACCEPTED where all beams that ran on had been drafted.
       finish_reason: "eos" or "length".
       decode_seconds: wall time from prefill to harvest, shared with the other rows in flight.
     """
@@ -206,6 +273,8 @@ class Generation:
     decode_seconds: float
     origin: np.ndarray | None = None
     match: np.ndarray | None = None
+    score: float | None = None
+    steps: np.ndarray | None = None
 
     @property
     def num_iterations(self) -> int:

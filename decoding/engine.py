@@ -30,6 +30,8 @@ import jax
 import numpy as np
 
 from decoding.adaptive import PROBE_ITERATIONS, Costs, GammaPolicy
+from decoding.beams.programs import BeamPrograms
+from decoding.beams.run import BeamRun
 from decoding.config import DecodingConfig, Generation
 from decoding.drafts.base import Draft
 from decoding.faults import MODELS
@@ -76,7 +78,7 @@ class Generator:
             the mesh does not divide.
         """
         self.config = config
-        self._programs = Programs(target, draft, config, vocab_size)
+        self._programs = _programs_of(config)(target, draft, config, vocab_size)
         self._programs.compile()
         self._lock = threading.Lock()
         self.costs: Costs = {}
@@ -96,7 +98,7 @@ class Generator:
 
         Arguments are those of a Generator, but models may be abstract: nothing is allocated, nor compiled.
         """
-        return Programs(target, draft, config, vocab_size).compiler.lowered
+        return _programs_of(config)(target, draft, config, vocab_size).compiler.lowered
 
     def plain(self) -> "Generator":
         """Plain decoding by the same target with the same settings; parameters are shared, programs compiled here."""
@@ -112,7 +114,7 @@ class Generator:
     def generate(
         self, inputs: Sequence[Sequence[int]], example_ids: Sequence[str], hints: Hints | None = None
     ) -> list[Generation]:
-        """Decodes every input `num_samples` times.
+        """Decodes every input `num_samples` times or, with beams, into its `num_return_sequences` best texts.
 
         Args:
           inputs: token ids, each from 1 to `config.max_input_tokens` long.
@@ -122,7 +124,8 @@ class Generator:
             left out.  They change the speed alone.  None for none.
 
         Returns:
-          One Generation per input and sample, in the order of inputs, samples of one input adjacent.
+          One Generation per input and sample, in the order of inputs, samples of one input adjacent; texts of one search the
+          best first.
 
         Raises:
           ValueError: an input's length is not allowed, ids repeat, or the arguments differ in length.
@@ -136,6 +139,8 @@ class Generator:
         """As `generate`, with a report of how the batch was used."""
         self._check(inputs, example_ids, hints)
         with self._lock:
+            if self.config.beam_search:
+                return BeamRun(self._programs, inputs, example_ids).to_the_end()
             return _Run(self._programs, self.costs, inputs, example_ids, hints).to_the_end()
 
     def _check(self, inputs, example_ids, hints) -> None:
@@ -155,6 +160,10 @@ class Generator:
                     raise ValueError(
                         f"input {name!r} has the token {token}; allowed: 0 to {vocab_size - 1}, the vocabulary"
                     )
+
+
+def _programs_of(config: DecodingConfig) -> type[Programs]:
+    return BeamPrograms if config.beam_search else Programs
 
 
 class _Run(Run):

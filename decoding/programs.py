@@ -16,6 +16,7 @@ from flax import nnx
 
 from decoding import speculative
 from decoding.adaptive import Costs
+from decoding.beams.search import positions
 from decoding.compilation import Compiler
 from decoding.config import DecodingConfig
 from decoding.drafts.base import Draft, as_draft, fitted
@@ -41,8 +42,11 @@ _COST_ROUNDS, _COST_SECONDS = (3, 12), 4.0
 def max_positions(config: DecodingConfig) -> int:
     """Decoder positions that resident states have room for.
 
-    A row at its last position still has γ drafted tokens, or a block of catching up, written behind it.
+    A row at its last position still has γ drafted tokens, or a block of catching up, written behind it. Of beams they are
+    entries of one tree, see `decoding.beams.search`.
     """
+    if config.beam_search:
+        return positions(config)
     return config.max_decode_tokens + max(config.gammas) + 1
 
 
@@ -137,39 +141,48 @@ class Programs:
     # The programs themselves.
 
     def _add(self) -> None:
-        config, place, add = self.config, self._placement, self.compiler.add
-        integers = lambda shape: place.whole(jax.ShapeDtypeStruct(shape, jnp.int32))
+        config, place, add, integers = self.config, self._placement, self.compiler.add, self._integers
         params = place.abstract(self._params)
         models = self._models(params)
         states = place.states(models, jax.eval_shape(self._empty))
-        slots = integers((config.num_slots,))
+        slots = integers(config.num_slots)
         add("empty", place.jit(self._empty, states))
         for bucket in config.input_buckets:
             rows = self.prefill_rows(bucket)
-            arguments = (params, integers((rows, bucket)), integers((rows,)))
-            hints = (integers((rows, config.hint_tokens)),) if config.hint_tokens else ()
+            arguments = (params, integers(rows, bucket), integers(rows))
+            hints = (integers(rows, config.hint_tokens),) if config.hint_tokens else ()
             for which, (model, state) in enumerate(zip(models, states)):
                 prefill, given = functools.partial(self._prefill, which), arguments + (hints if which == DRAFT else ())
                 (staged,) = place.states([model], [jax.eval_shape(prefill, *given)])
                 add((_PREFILL[which], bucket), place.jit(prefill, staged), *given)
                 insert = place.jit(install, state, donate_argnums=0)
                 add((_INSERT[which], bucket), insert, state, staged, slots, slots)
+        self._add_chunks(params, states)
+
+    def _integers(self, *shape: int):
+        return self._placement.whole(jax.ShapeDtypeStruct(shape, jnp.int32))
+
+    def _add_chunks(self, params, states) -> None:
+        config, place, add, integers = self.config, self._placement, self.compiler.add, self._integers
         for gamma in config.gammas:
             chunk, used = functools.partial(self._chunk, gamma), _used(states, gamma)
-            arguments = (params, used, integers((config.num_slots, WIDTH)), integers(()), integers(()))
+            arguments = (params, used, integers(config.num_slots, WIDTH), integers(), integers())
             outputs = (used, place.everywhere, place.everywhere)
             add(("chunk", gamma), place.jit(chunk, outputs, donate_argnums=1), *arguments)
         if len(config.gammas) > 1:
-            block, draft = integers((config.num_slots, max(config.gammas) + 1)), states[DRAFT]
-            add("follow", place.jit(self._follow, draft, donate_argnums=1), params, draft, block, slots)
+            slots, block, draft = config.num_slots, max(config.gammas) + 1, states[DRAFT]
+            follow = place.jit(self._follow, draft, donate_argnums=1)
+            add("follow", follow, params, draft, integers(slots, block), integers(slots))
 
     def _models(self, params) -> list[LanguageModel]:
         return [nnx.merge(*pair) for pair in zip(self._graphs, jax.tree.unflatten(self._structure, params))]
 
     def _empty(self):
         models = self._models(self._placement.abstract(self._params))
-        slots, inputs, positions = self.config.num_slots, self.config.max_input_tokens, max_positions(self.config)
-        return tuple(model.init_state(slots, inputs, positions) for model in models)
+        return tuple(model.init_state(self.config.num_slots, self.config.max_input_tokens, self._room()) for model in models)
+
+    def _room(self) -> int:
+        return max_positions(self.config)
 
     def _prefill(self, which: int, params, *rows):
         return self._models(params)[which].prefill(*map(self._placement.split_rows, rows))

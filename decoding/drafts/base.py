@@ -60,6 +60,10 @@ class Draft(nnx.Module):
         """Takes in int32[B, K] decoder inputs from `positions` on, which were decoded without this draft."""
         return state
 
+    def of_texts(self, state: State, texts: jax.Array) -> State:
+        """The state, rows of which are beams, where their decoder inputs are int32[B, P] by position, up to the row's."""
+        return state
+
     def propose(self, state: State, rows: Rows, gamma: int, config: DecodingConfig) -> tuple[Proposal, State]:
         """Proposes γ tokens per row, to follow `rows.last` at `rows.position`, or fewer: `Proposal.count`.
 

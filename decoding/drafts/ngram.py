@@ -20,6 +20,7 @@ from flax import nnx
 from decoding.checkpoints import storage
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import State
+from decoding.models.tree import Tree
 
 FILE = "ngram.safetensors"
 _KEY = "specbeam"  # of the metadata in the file's header
@@ -244,8 +245,11 @@ class NGramDraft(nnx.Module):
     def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
         return {}
 
+    def move(self, state: State, starts: jax.Array, order: jax.Array, size: int) -> State:
+        return state
+
     def step(
-        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
+        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None, tree: Tree | None = None
     ) -> tuple[jax.Array, State]:
         """As in `LanguageModel`.  Work follows the longest row of *these* tokens, not of the vocabulary."""
         if at is not None:

@@ -92,6 +92,9 @@ class PromptLookupDraft(Draft):
     def follow(self, state: State, tokens: jax.Array, positions: jax.Array) -> State:
         return state | {"text": _write(state["text"], tokens, positions)}
 
+    def of_texts(self, state: State, texts: jax.Array) -> State:
+        return state | {"text": texts}
+
     def propose(self, state: State, rows: Rows, gamma: int, config: DecodingConfig) -> tuple[Proposal, State]:
         # The token before the last may be the target's own too, where the row has just come or γ was 0.
         start = jnp.maximum(rows.position - 1, 0)

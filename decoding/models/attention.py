@@ -17,14 +17,17 @@ from decoding.models.base import (
     MASKED,
     attend,
     attend_existing,
+    attend_transposed,
     merge_heads,
     rms_norm,
     split_fused,
     split_heads,
     state_length,
     write_cache,
+    write_transposed,
 )
 from decoding.models.relative import causal_bias, distance_table
+from decoding.models.tree import Tree
 
 
 class Heads(NamedTuple):
@@ -79,6 +82,27 @@ class Cache:
         """Positions that there is room for, T."""
         return self.value.shape[2]
 
+    def with_entries(self, key: jax.Array, value: jax.Array, starts: jax.Array) -> "Cache":
+        """With [B, G, S, D] keys and values at positions starts[b] .. starts[b] + S - 1."""
+        key = write_transposed(self.key, key.swapaxes(2, 3), starts) if self.own else write_cache(self.key, key, starts)
+        return Cache(key, write_cache(self.value, value, starts), self.own)
+
+    def moved(self, starts: jax.Array, order: jax.Array, size: int) -> "Cache":
+        """With entry starts[b] + order[b, i] < starts[b] + size of before at starts[b] + i: int32[B] and int32[B, M]."""
+
+        def block(array, axis):
+            window = lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, size, axis - 1)
+            index = jnp.expand_dims(order, [i for i in range(array.ndim) if i not in (0, axis)])
+            return jnp.take_along_axis(jax.vmap(window)(array, starts), index, axis=axis)
+
+        key = block(self.key, 3).swapaxes(2, 3) if self.own else block(self.key, 2)
+        return self.with_entries(key, block(self.value, 2), starts)
+
+
+
+def with_moved_entries(state: dict, starts: jax.Array, order: jax.Array, size: int) -> dict:
+    """A state of the models here after `LanguageModel.move`."""
+    return state | {"self": [cache.moved(starts, order, size) for cache in state["self"]]}
 
 
 def encoder_decoder_state(
@@ -114,12 +138,14 @@ class Where(NamedTuple):
       bias: as an operand of the cache's form, or None.
       turns: float32[T, D] or, of XLA's form, [B, 1, S, D]: cosines and sines of rotary positions, or None.
       compact: where rows have different numbers of new positions, which lie one behind the other; else None.
+      tree: whether the new positions are nodes of a tree: bias and turns are then of XLA's form, whichever the cache's is.
     """
 
     positions: jax.Array
     bias: jax.Array | None
     turns: jax.Array | None
     compact: "Compact | None" = None
+    tree: bool = False
 
     @property
     def real(self) -> jax.Array | None:
@@ -163,17 +189,21 @@ def where(
     max_distance: int = 0,
     frequencies: np.ndarray | None = None,
     compact: Compact | None = None,
+    tree: Tree | None = None,
 ) -> Where:
     """
     Args:
       cache: any layer's.
-      positions: int32[B], of the first new position of each row.
+      positions: int32[B], of the first new position of each row; of a tree, the entry that its first node is written to.
       steps: S.
       table: [buckets, H], T5's bias by distance, up to `max_distance`.
       frequencies: float32[D / 2] of rotary positions, radians per position.
       compact: of new inputs without padding, which only `decoding.kernels` attends to.
+      tree: where the new positions are its nodes.
     """
     length = cache.length
+    if tree is not None:
+        return _where_in_tree(tree, positions, length, table, max_distance, frequencies)
     if cache.own:
         bias = None if table is None else distance_table(table, length, max_distance=max_distance)
         turns = None
@@ -189,6 +219,21 @@ def where(
     if frequencies is not None:
         turns = _turns(jnp, places[:, None, :, None].astype(jnp.float32) * frequencies)
     return Where(positions, bias, turns)
+
+
+def _where_in_tree(tree: Tree, positions: jax.Array, length: int, table, max_distance: int, frequencies) -> Where:
+    room = length - tree.mask.shape[2]  # caches are a little longer than asked for
+    mask = jnp.pad(tree.mask, ((0, 0), (0, 0), (0, room)))[:, None]
+    bias = jnp.where(mask, 0.0, MASKED)
+    if table is not None:
+        distances = tree.depths[:, :, None] - jnp.pad(tree.key_depths, ((0, 0), (0, room)))[:, None, :]
+        by_distance = distance_table(table, length, max_distance=max_distance)
+        far = by_distance[:, length - 1 - jnp.clip(distances, 0, length - 1)]
+        bias = jnp.where(mask, far.transpose(1, 0, 2, 3), MASKED)
+    turns = None
+    if frequencies is not None:
+        turns = _turns(jnp, tree.depths[:, None, :, None].astype(jnp.float32) * frequencies)
+    return Where(positions, bias, turns, tree=True)
 
 
 def _turns(xp, angles):
@@ -218,7 +263,7 @@ def attend_cache(
     Returns:
       [B, S, H D] and the cache with the S positions written.
     """
-    if cache.own:
+    if cache.own and not place.tree:
         norms = dict(query_norm=query_norm, key_norm=key_norm, epsilon=epsilon)
         norms["counts"] = place.compact and place.compact.lengths
         operands = (qkv, cache.key, cache.value, place.positions)
@@ -232,11 +277,10 @@ def attend_cache(
     if place.turns is not None:
         query, key = rotate(query, place.turns), rotate(key, place.turns)
     query = query if scale == 1.0 else query * scale
-    cache = Cache(
-        write_cache(cache.key, key, place.positions), write_cache(cache.value, value, place.positions), own=False
-    )
+    cache = cache.with_entries(key, value, place.positions)
     existing = jnp.max(place.positions) + qkv.shape[1]
-    return merge_heads(grouped_attend(query, cache.key, cache.value, place.bias, existing)), cache
+    attend_ = attend_transposed if cache.own else attend_existing
+    return merge_heads(grouped_attend(query, cache.key, cache.value, place.bias, existing, attend_)), cache
 
 
 def attend_input(query: jax.Array, cache: Cache, lengths: jax.Array, heads: Heads, *, scale: float = 1.0) -> jax.Array:
@@ -280,7 +324,7 @@ def rotate(heads: jax.Array, turns: jax.Array) -> jax.Array:
 
 
 def grouped_attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array, attend_=attend_existing
 ) -> jax.Array:
     """Attention in which H / G query heads share a key head: the sharing heads are folded into the query's length.
 
@@ -289,15 +333,16 @@ def grouped_attend(
       key, value: [B, G, T, D].
       bias: float32[B, 1 or H, S, T].
       existing: int32[], see `attend_existing`.
+      attend_: what attends; keys are as it takes them.
 
     Returns:
       [B, H, S, D].
     """
     batch, heads, steps, width = query.shape
-    groups, length = key.shape[1], key.shape[2]
+    groups, length = value.shape[1], value.shape[2]
     if groups == heads:
-        return attend_existing(query, key, value, bias, existing)
+        return attend_(query, key, value, bias, existing)
     shared = heads // groups
     bias = jnp.broadcast_to(bias, (batch, heads, steps, length)).reshape(batch, groups, shared * steps, length)
     folded = query.reshape(batch, groups, shared * steps, width)
-    return attend_existing(folded, key, value, bias, existing).reshape(batch, heads, steps, width)
+    return attend_(folded, key, value, bias, existing).reshape(batch, heads, steps, width)

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from decoding import compilation
+from decoding.models.tree import Tree
 
 # Additive mask.  Finite, so that a row whose keys are all masked yields a uniform softmax and not NaN.
 MASKED = -1e30
@@ -191,7 +192,7 @@ class LanguageModel(Protocol):
         """
 
     def step(
-        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
+        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None, tree: Tree | None = None
     ) -> tuple[jax.Array, State]:
         """Feeds S tokens per row at positions `positions[b] .. positions[b] + S - 1`.
 
@@ -200,9 +201,20 @@ class LanguageModel(Protocol):
           positions: int32[B], the position of `tokens[:, 0]`.
           state: as from `init_state`; rows hold valid entries before `positions`.
           at: int32[B], or None.  Where given, logits are computed for the one position `at[b]` of the S only.
+          tree: where given, the tokens are its nodes, and positions those of their entries in the cache.  A model that is
+            not asked for beams may lack the argument, and `move`.
 
         Returns:
           logits float32[B, S, V] (or [B, 1, V] with `at`) and the state with the S positions written.
+        """
+
+
+    def move(self, state: State, starts: jax.Array, order: jax.Array, size: int) -> State:
+        """The state after a tree step in which entry starts[b] + order[b, i] has become starts[b] + i, for all i at once.
+
+        Args:
+          starts: int32[B].
+          order: int32[B, M], below `size`; entries from starts[b] + M on are garbage afterwards.
         """
 
 
@@ -271,6 +283,13 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) 
     scores = jnp.einsum("bhsd,bhtd->bhst", query, key, preferred_element_type=jnp.float32) + bias
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bhst,bhtd->bhsd", weights, value, preferred_element_type=jnp.float32).astype(value.dtype)
+
+
+def attend_transposed(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing) -> jax.Array:
+    """`attend` over keys [B, H, D, T], for operands in the form of `decoding.kernels`."""
+    scores = jnp.einsum("bhsd,bhdt->bhst", query, key, preferred_element_type=jnp.float32) + bias
+    weights = jax.nn.softmax(scores, axis=-1)
+    return jnp.einsum("bhst,bhtd->bhsd", weights, value, preferred_element_type=jnp.float32)
 
 
 def attend_existing(
@@ -356,6 +375,13 @@ def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.A
         return write(cache.swapaxes(2, 3), new.swapaxes(2, 3), positions, axis=3).swapaxes(2, 3)
 
     return jax.lax.platform_dependent(cache, new, positions, tpu=write_tpu, default=write)
+
+
+def write_transposed(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
+    """`write_cache` of [B, H, D, S] into [B, H, D, T], the form of keys of `decoding.kernels`."""
+    if cache.shape[0] == 1:
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, positions[0], 3)
+    return jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2))(cache, new, positions)
 
 
 @functools.partial(compilation.jit, static_argnums=0)

@@ -15,9 +15,10 @@ import numpy as np
 from flax import nnx
 
 from decoding import compilation
-from decoding.models.attention import Cache, Compact, Heads, Where, attend_cache, where
+from decoding.models.attention import Cache, Compact, Heads, Where, attend_cache, where, with_moved_entries
 from decoding.models.base import Shape, State
 from decoding.models.linear import Linear, RowNorm, embed, head_logits, is_packed, tied_logits, weight
+from decoding.models.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,9 +242,9 @@ class DecoderOnly(nnx.Module):
         return self._run(inputs, jnp.zeros((batch,), jnp.int32), self.init_state(batch, length, 0), compact)[1]
 
     def step(
-        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
+        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None, tree: Tree | None = None
     ) -> tuple[jax.Array, State]:
-        x, state = self._run(tokens, positions, state)
+        x, state = self._run(tokens, positions, state, tree=tree)
         if at is not None:
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
         norm = self.norm.row_norm
@@ -251,7 +252,12 @@ class DecoderOnly(nnx.Module):
         return logits, state
 
     def _run(
-        self, tokens: jax.Array, positions: jax.Array, state: State, compact: Compact | None = None
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        state: State,
+        compact: Compact | None = None,
+        tree: Tree | None = None,
     ) -> tuple[jax.Array, State]:
         """Blocks over int32[B, S] tokens from `positions` on: [B, S, d_model] before the last norm, and the state.
 
@@ -259,7 +265,8 @@ class DecoderOnly(nnx.Module):
         """
         config, steps = self.config, tokens.shape[1]
         # Rows that are done may stand anywhere; only places that are never read can be out of range.
-        places = jnp.minimum(positions[:, None] + np.arange(steps), max(config.max_positions - 1, 0))
+        places = positions[:, None] + np.arange(steps) if tree is None else tree.depths
+        places = jnp.minimum(places, max(config.max_positions - 1, 0))
         if compact:
             tokens, places = (array.reshape(-1)[compact.order] for array in (tokens, places))
         x = embed(tokens, self.embedding)
@@ -273,11 +280,15 @@ class DecoderOnly(nnx.Module):
             max_distance=config.relative_max_distance,
             frequencies=config.rotary.frequencies(config.head_dim) if config.position == "rotary" else None,
             compact=compact,
+            tree=tree,
         )
         for block, cache in zip(self.blocks, state["self"]):
             x, cache = block(x, cache, place)
             caches.append(cache)
         return x, {"self": caches}
+
+    def move(self, state: State, starts: jax.Array, order: jax.Array, size: int) -> State:
+        return with_moved_entries(state, starts, order, size)
 
     def logits(self, decoder_tokens, encoder_tokens=None, encoder_lengths=None) -> jax.Array:
         """Teacher-forced logits.

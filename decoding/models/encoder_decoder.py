@@ -23,9 +23,11 @@ from decoding.models.attention import (
     attend_itself,
     encoder_decoder_state,
     where,
+    with_moved_entries,
 )
 from decoding.models.base import EncoderDecoderShape, State, encoder_decoder_logits
 from decoding.models.linear import Linear, RowNorm, embed, head_logits, is_packed, tied_logits, weight
+from decoding.models.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,12 +270,13 @@ class EncoderDecoder(nnx.Module):
         return {"lengths": lengths, "cross": cross}
 
     def step(
-        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
+        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None, tree: Tree | None = None
     ) -> tuple[jax.Array, State]:
         config, steps, heads = self.config, tokens.shape[1], self._heads
         scale = config.head_dim**-0.5
-        x = self.decoder.begin(tokens, positions[:, None] + np.arange(steps), self.embedding)
-        caches, place = [], where(state["self"][0], positions, steps)
+        places = positions[:, None] + np.arange(steps) if tree is None else tree.depths
+        x = self.decoder.begin(tokens, places, self.embedding)
+        caches, place = [], where(state["self"][0], positions, steps, tree=tree)
         for layer, cross, cache in zip(self.decoder.layers, state["cross"], state["self"]):
             own = layer.attention
             attended, cache = attend_cache(own.qkv(x, norm=own.before), cache, place, heads, scale=scale)
@@ -287,6 +290,9 @@ class EncoderDecoder(nnx.Module):
         norm = self.decoder.end
         logits = tied_logits(x, self.embedding, norm) if config.tied else head_logits(x, self.head, norm)
         return logits + self.logits_bias[...] if config.logits_bias else logits, state | {"self": caches}
+
+    def move(self, state: State, starts: jax.Array, order: jax.Array, size: int) -> State:
+        return with_moved_entries(state, starts, order, size)
 
     def logits(self, decoder_tokens, encoder_tokens, encoder_lengths) -> jax.Array:
         """Teacher-forced logits.

@@ -42,10 +42,12 @@ class ForcedTokens(Wrapped):
         return super().prefill(inputs[:, 1:], jnp.maximum(lengths - 1, 1)) | {"first": inputs[:, 0]}
 
     def step(
-        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
+        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None, **options
     ) -> tuple[jax.Array, State]:
-        logits, state = self.model.step(tokens, positions, state, at=at)
+        logits, state = self.model.step(tokens, positions, state, at=at, **options)
         places = positions[:, None] + (np.arange(tokens.shape[1]) if at is None else at[:, None])
+        if (tree := options.get("tree")) is not None:
+            places = tree.depths if at is None else jnp.take_along_axis(tree.depths, at[:, None], axis=1)
         vocabulary = np.arange(self.vocab_size)
         if self._suppressed:
             logits = jnp.where(np.isin(vocabulary, self._suppressed), MASKED, logits)
@@ -76,6 +78,8 @@ def with_forced_tokens(target: LanguageModel, config: DecodingConfig) -> Languag
     forced = {0: first} if first is not None and not from_input else {}
     if last is not None:
         forced[config.max_decode_tokens - 1] = last
+    if config.beam_search:  # whose rules have them, after log-probabilities are made, as transformers has
+        forced, suppressed = {}, ()
     return ForcedTokens(target, forced, suppressed, from_input) if forced or suppressed or from_input else target
 
 

@@ -24,10 +24,12 @@ from decoding.models.attention import (
     attend_itself,
     encoder_decoder_state,
     where,
+    with_moved_entries,
 )
 from decoding.models.base import EncoderDecoderShape, State, encoder_decoder_logits
 from decoding.models.linear import RowNorm, embed, head_logits, is_packed, project, tied_logits, weight
 from decoding.models.relative import both_ways_table
+from decoding.models.tree import Tree
 
 T = TypeVar("T")
 
@@ -237,13 +239,18 @@ class T5(nnx.Module):
         return {"lengths": lengths, "cross": cross}
 
     def step(
-        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
+        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None, tree: Tree | None = None
     ) -> tuple[jax.Array, State]:
         config, steps = self.config, tokens.shape[1]
         places = self._biases(
             self.decoder_bias,
             lambda table: where(
-                state["self"][0], positions, steps, table=table, max_distance=config.relative_attention_max_distance
+                state["self"][0],
+                positions,
+                steps,
+                table=table,
+                max_distance=config.relative_attention_max_distance,
+                tree=tree,
             ),
         )
         x = embed(tokens, self.embedding)
@@ -260,6 +267,9 @@ class T5(nnx.Module):
         ends = dict(norm=self._norm(self.decoder_norm), scale=config.d_model**-0.5 if config.scale_decoder_outputs else 1.0)
         logits = tied_logits(x, self.embedding, **ends) if config.tied else head_logits(x, self.head, **ends)
         return logits, state | {"self": caches}
+
+    def move(self, state: State, starts: jax.Array, order: jax.Array, size: int) -> State:
+        return with_moved_entries(state, starts, order, size)
 
     def logits(self, decoder_tokens, encoder_tokens, encoder_lengths) -> jax.Array:
         """Teacher-forced logits.

@@ -19,10 +19,8 @@ class OtherTokens(Wrapped):
         super().__init__(model)
         self.vocab_size = vocab_size
 
-    def step(
-        self, tokens: jax.Array, positions: jax.Array, state: State, *, at: jax.Array | None = None
-    ) -> tuple[jax.Array, State]:
-        logits, state = self.model.step(tokens, positions, state, at=at)
+    def step(self, tokens: jax.Array, positions: jax.Array, state: State, **options) -> tuple[jax.Array, State]:
+        logits, state = self.model.step(tokens, positions, state, **options)
         return self.over(logits), state
 
     def logits(self, decoder_tokens, encoder_tokens=None, encoder_lengths=None) -> jax.Array:

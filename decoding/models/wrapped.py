@@ -20,3 +20,6 @@ class Wrapped(nnx.Module):
 
     def prefill(self, inputs: jax.Array, lengths: jax.Array) -> State:
         return self.model.prefill(inputs, lengths)
+
+    def move(self, state: State, starts: jax.Array, order: jax.Array, size: int) -> State:
+        return self.model.move(state, starts, order, size)

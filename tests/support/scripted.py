@@ -7,7 +7,8 @@
 
 where fed_s is the token that the *state* holds at position s, not the token that should be there.  With C a prime
 above V, every w_s is invertible mod C, so one missing or stale token anywhere in the row's past selects another
-context: a hole in the cache, a row at a wrong position or a neighbour's input changes the logits.
+context: a hole in the cache, a row at a wrong position or a neighbour's input changes the logits.  In a tree step, s runs
+over the depths of the entries that a node sees.
 
 Worked example, C = 7, inputs [2, 3], start token 0: context_0 = 2 + 6 + 1 * (0 + 1) = 9 mod 7 = 2.  Feeding token 4
 at position 1 gives context_1 = 9 + 2 * (4 + 1) = 19 mod 7 = 5.
@@ -20,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from decoding.models.tree import written
 
 
 class Scripted(nnx.Module):
@@ -43,13 +46,20 @@ class Scripted(nnx.Module):
         weighted = jnp.where(span[None, :] < lengths[:, None], inputs * (span + 1), 0)
         return {"input": jnp.sum(weighted, axis=1, dtype=jnp.int32)}
 
-    def step(self, tokens, positions, state, *, at=None):
+    def move(self, state, starts, order, size):
+        block = jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (size,)))(state["fed"], starts)
+        return state | {"fed": written(state["fed"], jnp.take_along_axis(block, order, axis=1), starts)}
+
+    def step(self, tokens, positions, state, *, at=None, tree=None):
         write = jax.vmap(lambda row, new, start: jax.lax.dynamic_update_slice(row, new, (start,)))
         fed = write(state["fed"], tokens + 1, positions)
         span = jnp.arange(fed.shape[1])
         now = positions[:, None] + jnp.arange(tokens.shape[1])
         weights = 1 + span % max(self.contexts - 1, 1)
         past = jnp.where(span[None, None, :] <= now[:, :, None], (fed * weights)[:, None, :], 0)
+        if tree is not None:
+            now, weights = tree.depths, 1 + tree.key_depths % max(self.contexts - 1, 1)
+            past = jnp.where(tree.mask, (fed * weights)[:, None, :], 0)
         context = (state["input"][:, None] + jnp.sum(past, axis=-1)) % self.contexts
         logits = self.table[...][now % self.periods, context]
         if at is not None:
