@@ -20,6 +20,7 @@ from pipeline.job.launch import Job, run_job
 from pipeline.job.terminal import print_summary
 from pipeline.runners.supervise import Launch, supervise
 from pipeline.settings import CommandLine
+from transforms import columns
 from transforms.folder import GENERATE
 
 if typing.TYPE_CHECKING:
@@ -81,8 +82,9 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
             resource_hints=hints,
             env_vars=runners.worker_environment(root.options),
         )
+        more = columns.BEAMS if config.decoding.beam_search else columns.ORIGINS if models.copies else ()
         writer = WriteGenerations(
-            tokenizer=models.tokenizer, eos_ids=models.eos_ids, fingerprint=run.fingerprint, copies=models.copies
+            tokenizer=models.tokenizer, eos_ids=models.eos_ids, fingerprint=run.fingerprint, more=more
         )
         read = ReadShards(output, input_reader(run), launch=run.launch, parts=run.parts).with_resource_hints(**hints)
         decode = RunShards(handler).with_resource_hints(**hints)

@@ -24,10 +24,10 @@ class Row(Generation):
       text: what was generated.
       inputs: the text that was given.
       example_id: its id.
-      sample: which of its `num_samples` generations this is, from 0.
+      sample: which of its `num_samples` generations this is, or of a search's texts, from 0.
       input_truncated: whether the input was longer than the last of `input_buckets`, and cut.
-      tokens, source, iteration, beta, target_logprob, draft_logprob, gammas, accepted, finish_reason, decode_seconds: as of
-        `decoding.Generation`; EOS is among the tokens where it was reached, and not in the text.
+      tokens, source, iteration, beta, target_logprob, draft_logprob, gammas, accepted, finish_reason, decode_seconds, score,
+        steps: as of `decoding.Generation`; EOS is among the tokens where it was reached, and not in the text.
     """
 
     text: str
@@ -70,7 +70,7 @@ class Model:
           **settings: of `decoding.DecodingConfig`, by name. Without a draft γ is 0.
 
         Returns:
-          `num_samples` rows per text, in order.
+          `num_samples` rows per text, or `num_return_sequences`, in order.
 
         Raises:
           ValueError: an unknown or impossible setting, a text without tokens, ids that repeat or are not as many.
@@ -85,7 +85,7 @@ class Model:
             generations = self._generator(config).generate([tokens for tokens, _ in encoded], ids)
         rows = []
         for number, generation in enumerate(generations):
-            i, sample = divmod(number, config.num_samples)
+            i, sample = divmod(number, config.generations_per_input)
             rows.append(
                 Row(
                     **vars(generation),

@@ -59,6 +59,13 @@ ORIGINS = (
 )  # fmt: skip
 """Those that come behind where the draft copies."""
 
+BEAMS = (
+    Column("score", pa.float32(), "of the text: its log-probability with the length penalty of the search"),
+    Column("steps", pa.list_(pa.int8()),
+           "per step of the search, also beyond the text's end: 1 all beams that run on had been drafted, else as in source"),
+)  # fmt: skip
+"""Those that come behind with decoding.num_beams above 1; samples are then the texts of one search, the best first."""
+
 _SCORES = (
     *_ROW,
     _SAMPLE,
@@ -94,7 +101,7 @@ def schema(columns: Iterable[Column]) -> pa.Schema:
 
 def meaning(name: str) -> str:
     """What a column of a generations or score part means, in one line."""
-    for column in (*GENERATIONS, *ORIGINS, *_SCORES):
+    for column in (*GENERATIONS, *ORIGINS, *BEAMS, *_SCORES):
         if column.name == name:
             return column.meaning
     prefixes = {column.name.removesuffix("{}"): column for column in _SCORES_OF_DRAFT}

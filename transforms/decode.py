@@ -67,7 +67,7 @@ class DecodedShard:
 
     Attributes:
       tokenized: what was decoded.
-      results: per example its num_samples generations, or a `DecodeFailure`.
+      results: per example its generations, num_samples or num_return_sequences, or a `DecodeFailure`.
       counters: the engine's.
       device: as of `Models.device`.
       failure: set where the shard as a whole failed; `results` are then of no use.
@@ -125,7 +125,7 @@ def decode_batch(
     """Decodes all examples, those that raise aside.
 
     Returns:
-      Per example its num_samples generations or a `DecodeFailure`, in order, and the engine's counters.
+      Per example its generations or a `DecodeFailure`, in order, and the engine's counters.
     """
     if not tokens:
         return [], EngineCounters()
@@ -148,7 +148,7 @@ def decode_batch(
     counters = EngineCounters(
         report.iterations * generator.config.num_slots, report.row_iterations, report.compilations, report.seconds
     )
-    samples = generator.config.num_samples
+    samples = generator.config.generations_per_input
     return [
         DecodeFailure(decoding.NonFiniteLogits.__name__, decoding.NonFiniteLogits.of(faults[i]))
         if i in faults

@@ -50,9 +50,9 @@ def _text(generation: Generation, tokenizer: Tokenizer, eos_ids: Sequence[int]) 
     return tokenizer.decode(tokens.tolist())
 
 
-def rows_table(rows: Sequence[Row], shard: int, *, copies: bool = False) -> pa.Table:
-    """The rows as they are in the part of a shard; `copies` as of `WriteGenerations`."""
-    kinds = columns.GENERATIONS + (columns.ORIGINS if copies else ())
+def rows_table(rows: Sequence[Row], shard: int, more: Sequence[columns.Column] = ()) -> pa.Table:
+    """The rows as they are in the part of a shard; `more` as of `WriteGenerations`."""
+    kinds = (*columns.GENERATIONS, *more)
     values = {
         "shard": [shard] * len(rows),
         "sample": [row.sample for row in rows],
@@ -67,9 +67,14 @@ def rows_table(rows: Sequence[Row], shard: int, *, copies: bool = False) -> pa.T
 
 
 def finish_shard(
-    shard: DecodedShard, tokenizer: Tokenizer, *, eos_ids: Sequence[int], fingerprint: str, copies: bool = False
+    shard: DecodedShard,
+    tokenizer: Tokenizer,
+    *,
+    eos_ids: Sequence[int],
+    fingerprint: str,
+    more: Sequence[columns.Column] = (),
 ) -> FinishedShard:
-    """What is committed of a shard that was decoded; `copies` as of `WriteGenerations`."""
+    """What is committed of a shard that was decoded; `more` as of `WriteGenerations`."""
     rows, errors = rows_and_errors(shard, tokenizer, eos_ids)
     decoded = list({row.example.example_id: row.example for row in rows}.values())
     statistics = shard_statistics(
@@ -88,7 +93,7 @@ def finish_shard(
         statistics=statistics,
         baseline=shard.baseline,
     )
-    return FinishedShard(rows_table(rows, number, copies=copies), footer, errors)
+    return FinishedShard(rows_table(rows, number, more), footer, errors)
 
 
 class WriteGenerations:
@@ -98,18 +103,18 @@ class WriteGenerations:
       tokenizer: file of the target's.
       eos_ids: each ends a generation.
       fingerprint: of the run.
-      copies: whether the job's draft does, so that parts say where guesses came from.
+      more: columns that parts have beside `columns.GENERATIONS`, fields of `Generation`.
     """
 
-    def __init__(self, *, tokenizer: str, eos_ids: Sequence[int], fingerprint: str, copies: bool = False):
-        self._path, self._eos_ids, self._fingerprint, self._copies = tokenizer, eos_ids, fingerprint, copies
+    def __init__(self, *, tokenizer: str, eos_ids: Sequence[int], fingerprint: str, more: Sequence[columns.Column] = ()):
+        self._path, self._eos_ids, self._fingerprint, self._more = tokenizer, eos_ids, fingerprint, more
 
     def setup(self) -> None:
         self._tokenizer = load_tokenizer(self._path)
 
     def finish(self, result: DecodedShard) -> FinishedShard:
         return finish_shard(
-            result, self._tokenizer, eos_ids=self._eos_ids, fingerprint=self._fingerprint, copies=self._copies
+            result, self._tokenizer, eos_ids=self._eos_ids, fingerprint=self._fingerprint, more=self._more
         )
 
     def count(self, footer: Footer) -> None:

@@ -182,7 +182,7 @@ class Runner:
         return [len(generation.tokens) for generation in plain]
 
     def _statistics(self, generations: Sequence[decoding.Generation]) -> Statistics:
-        samples = self.base.num_samples
+        samples = self.base.generations_per_input
         return shard_statistics(
             [DecodedText(self._examples[i // samples].example_id, one, "", None) for i, one in enumerate(generations)],
             [],

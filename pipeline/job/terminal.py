@@ -94,6 +94,11 @@ def summary_rows(summary: dict, seconds: float | None = None) -> list[tuple[str,
     if alpha:
         interval = f"{alpha['mean']:.3f}  [{alpha['low']:.3f}, {alpha['high']:.3f}]"
         rows.append(("α", f"{interval}  {alpha['level']:.0%} interval over examples, {alpha['positions']:,} positions"))
+    if beams := summary.get("beam_search"):
+        rows.append(("calls per step", f"{beams['calls_per_step']['mean']:.3f}  of {beams['searches']:,} beam searches"))
+        if covered := beams["covered"]:
+            text = f"{covered['mean']:.3f}  [{covered['low']:.3f}, {covered['high']:.3f}]  of {covered['positions']:,}"
+            rows.append(("steps covered", text + " for which something was drafted"))
     if bleu := summary["bleu"]:
         rows.append(("BLEU", f"{bleu['score']:.1f}  over {bleu['references']:,} references"))
     rows.append(("errors", f"{errors['total']:,}" + (f"  ({by_stage}), see errors/" if errors["total"] else "")))

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from transforms.columns import GENERATIONS, ORIGINS, meaning, schema, score_columns
+from transforms.columns import BEAMS, GENERATIONS, ORIGINS, meaning, schema, score_columns
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
 SCORES = score_columns(("big", "bi_gram"), lenient=True)
@@ -49,7 +49,7 @@ def test_meanings():
 
 @pytest.mark.parametrize(
     ("page", "columns"),
-    [("outputs.md", GENERATIONS + ORIGINS), ("alpha_datasets.md", score_columns(("<draft>",), lenient=True))],
+    [("outputs.md", GENERATIONS + ORIGINS + BEAMS), ("alpha_datasets.md", score_columns(("<draft>",), lenient=True))],
 )
 def test_docs_have_every_column_with_its_type(page, columns):
     rows = re.findall(r"^\| (`.*?) \| (.*?) \| .* \|$", (DOCS / page).read_text(), re.MULTILINE)

@@ -11,6 +11,7 @@ import numpy as np
 
 from decoding.config import Generation
 from transforms.records import ExampleError
+from transforms.statistics import beams
 from transforms.statistics.sums import FIXED_BITS, ZEROS, Columns, Sums, Totals, quotient
 
 ALPHA_DEFINITION = "on policy: mean of sum_x min(p(x), q(x)) over the positions examined in this run"
@@ -27,10 +28,11 @@ class Statistics(Totals):
     Attributes:
       examples: inputs decoded; generations: sequences decoded, num_samples per input.
       input_tokens, tokens: read and generated, EOS included in both.
-      target_calls: iterations, summed over generations.
+      target_calls: iterations, summed over generations; of a beam search once, as all that is about its calls.
       draft_proposed, draft_accepted: drafted tokens.
       examined: inputs with a position at which a draft distribution was examined.
       sums: "beta", over the positions examined.
+      searches: of beam search, as `transforms.statistics.beams` has them.
       sources: tokens by source, int[4], ordered as SOURCES.
       finish_reasons: generations by finish reason.
       truncated: inputs that were cut.
@@ -51,6 +53,7 @@ class Statistics(Totals):
     draft_accepted: int = 0
     examined: int = 0
     sums: Sums = dataclasses.field(default_factory=Sums)
+    searches: Sums = dataclasses.field(default_factory=Sums)
     sources: tuple[int, ...] = (0,) * len(SOURCES)
     finish_reasons: dict[str, int] = dataclasses.field(default_factory=dict)
     truncated: int = 0
@@ -69,8 +72,10 @@ class Statistics(Totals):
     def to_json(self) -> dict:
         counts = self.sums.counts.get("beta#", ZEROS).tolist()
         betas = (self.sums.fractions.get("beta", ZEROS) << _FOOTER_BITS - FIXED_BITS).tolist()
+        searches = {"searches": self.searches.to_json()} if self.searches.counts else {}
         return {
-            **{name: value for name, value in vars(self).items() if name != "sums"},
+            **{name: value for name, value in vars(self).items() if name not in ("sums", "searches")},
+            **searches,
             "beta_sum": betas[0],
             "beta_count": counts[0],
             "beta_sums": betas[1:],
@@ -84,9 +89,10 @@ class Statistics(Totals):
         betas, counts = (
             np.array([known.pop(f"beta_{kind}"), *known.pop(f"beta_{kind}s")], np.int64) for kind in ("sum", "count")
         )
+        searches = Sums.from_json(known.pop("searches", {"counts": {}, "fractions": {}}))
         finer = 1 << _FOOTER_BITS - FIXED_BITS  # than sums are: by earlier versions every digit was used
         sums = Sums({"beta#": counts}, {"beta": (betas + finer // 2) // finer})
-        return cls(sums=sums, **{name: tuple(v) if isinstance(v, list) else v for name, v in known.items()})
+        return cls(sums=sums, searches=searches, **{name: tuple(v) if isinstance(v, list) else v for name, v in known.items()})
 
     def brief(self) -> str:
         """ "α 0.61", "" where no draft distribution was examined: for progress."""
@@ -137,6 +143,7 @@ class Statistics(Totals):
             "truncated_inputs": self.truncated,
             "errors": {"total": self.num_errors, **dict(sorted(self.errors.items()))},
             "bleu": self.bleu(),
+            **({"beam_search": beams.summary(self.searches)} if self.searches.counts else {}),
             "slot_occupancy": quotient(self.row_iterations, self.slot_iterations),
             "compilations": self.compiled,
             "compilations_while_decoding": self.compilations,
@@ -179,6 +186,11 @@ def shard_statistics(
     beta = joined("beta", np.float64)
     columns.tokens("beta", beta, ~np.isnan(beta))
     sums = columns.sums()
+    first = [i for i, one in enumerate(decoded) if not i or decoded[i - 1].example_id != one.example_id]
+    searches = [decoded[i] for i in first if decoded[i].generation.steps is not None]
+    # Texts of one search share its calls, and the best of them is its prediction.
+    of_calls = [one.generation for one in searches] or generations
+    over_calls = lambda field: int(sum(np.sum(getattr(one, field), dtype=np.int64) for one in of_calls))
     examined = int(sums.counts.pop("beta@")[0])
     return Statistics(
         parts=1,
@@ -186,17 +198,18 @@ def shard_statistics(
         generations=len(decoded),
         input_tokens=input_tokens,
         tokens=len(beta),
-        target_calls=sum(one.target_calls for one in generations),
-        draft_proposed=int(joined("gammas", np.int64).sum()),
-        draft_accepted=int(joined("accepted", np.int64).sum()),
+        target_calls=sum(one.target_calls for one in of_calls),
+        draft_proposed=over_calls("gammas"),
+        draft_accepted=over_calls("accepted"),
         examined=examined,
         sums=sums,
+        searches=beams.sums([one.example_id for one in searches], [one.generation for one in searches]),
         sources=tuple(np.bincount(joined("source", np.int64), minlength=len(SOURCES)).tolist()),
         finish_reasons=dict(collections.Counter(one.finish_reason for one in generations)),
         truncated=truncated,
         errors=dict(collections.Counter(error.stage for error in errors)),
         row_seconds=float(sum(one.decode_seconds for one in generations)),
-        **_bleu_counts([(one.prediction, one.targets) for one in decoded if one.targets is not None]),
+        **_bleu_counts([(one.prediction, one.targets) for one in searches or decoded if one.targets is not None]),
     )
 
 
