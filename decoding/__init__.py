@@ -13,14 +13,16 @@ if typing.TYPE_CHECKING:
     from decoding.checkpoints import CheckpointError, CheckpointInfo, inspect_checkpoint, load_model
     from decoding.compilation import keep_programs
     from decoding.config import DecodingConfig, Generation
-    from decoding.drafts import NGramDraft, PromptLookupDraft, UniformDraft, load_draft
+    from decoding.drafts import CascadeDraft, CorpusDraft, NGramDraft, PromptLookupDraft, UniformDraft, load_draft
     from decoding.engine import EngineReport, Generator
     from decoding.faults import NonFiniteLogits
     from decoding.registry import register_draft, register_family, register_rule
 
 _HOMES = {
+    "CascadeDraft": "decoding.drafts",
     "CheckpointError": "decoding.checkpoints",
     "CheckpointInfo": "decoding.checkpoints",
+    "CorpusDraft": "decoding.drafts",
     "DecodingConfig": "decoding.config",
     "EngineReport": "decoding.engine",
     "Generation": "decoding.config",
@@ -39,8 +41,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "CascadeDraft",
     "CheckpointError",
     "CheckpointInfo",
+    "CorpusDraft",
     "DecodingConfig",
     "EngineReport",
     "Generation",

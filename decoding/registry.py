@@ -107,12 +107,22 @@ RULES = Registry(
 
 # `model.draft` -> what makes a `decoding.drafts.Draft` without arguments; it takes what it needs from its target.
 PROMPT_LOOKUP = "prompt_lookup"
+LOOKUPS = (PROMPT_LOOKUP, "lookup")  # names of the same
 INDEX, CASCADE = "index", "cascade"  # kinds of drafts that have no name: a file's, and several names'
 COPYING = (PROMPT_LOOKUP, INDEX, CASCADE)
 DRAFTS = Registry(
     "model.draft",
-    {PROMPT_LOOKUP: "decoding.drafts.prompt_lookup:PromptLookupDraft", "uniform": "decoding.drafts.uniform:UniformDraft"},
+    {
+        **dict.fromkeys(LOOKUPS, "decoding.drafts.prompt_lookup:PromptLookupDraft"),
+        "uniform": "decoding.drafts.uniform:UniformDraft",
+    },
 )
+
+
+def drafts_of(draft: str) -> list[str]:
+    """The drafts that `model.draft` names: of a cascade, which has commas between them, several."""
+    return draft.split(",")
+
 
 register_draft = DRAFTS.register
 register_family = FAMILIES.register

@@ -20,23 +20,18 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from decoding.version import __version__
 from pipeline.job.command import command, run_pipeline
 from pipeline.job.terminal import facts, make_console
-from pipeline.settings import ConfigError, JobConfig, absolute, parse_command_line, refuse_placeholders
+from pipeline.settings import ConfigError, absolute, parse_command_line, refuse_placeholders
 from pipeline.settings.flags import Parser, number
 from transforms import storage
-from transforms.folder import GENERATE, FolderError, open_finished
 
 if typing.TYPE_CHECKING:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    from decoding import CheckpointInfo
-    from pipeline.job.preflight import CheckedModels
     from transforms.ngram import FitSettings
 
-_EXAMPLES_PER_SHARD = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,78 +79,18 @@ def parse(args: Sequence[str]) -> Job:
     held_out = number("held_out", own.held_out, float, 0, 0.5)
     generations = absolute(own.generations)
     # Only now: what is wrong with the command itself is said without waiting for Beam.
-    import decoding
-    from pipeline.job.pinning import pin_models
-    from pipeline.job.preflight import check_models, pieces_sha256
+    from decoding.drafts import ngram
+    from pipeline.job.corpus import find_corpus, refuse_foreign
     from pipeline.runners.options import beam_options, paths_of
-    from transforms.ngram import FitSettings, ReadGenerations
-    from transforms.tokenize import load_tokenizer
+    from transforms.ngram import FitSettings
 
     paths = paths_of(command.config, command.output) | ({"--generations": generations} if generations else {})
     options = beam_options(command.beam_args, paths)
-    _refuse_foreign(command.output)
-    config = pin_models(command.config)
-    models, target = check_models(config), decoding.inspect_checkpoint(config.model.target)
-    if generations:
-        items, source = _parts(generations, models)
-        reader: beam.DoFn = ReadGenerations(target.start_id if target.encoder_decoder else None, source["fingerprint"])
-    else:
-        items, source, reader = _shards(config, command.output, own.text_field, models, target)
-    pieces = load_tokenizer(models.tokenizer).pieces()
-    settings = FitSettings(
-        output=command.output,
-        vocab_size=models.to_load.vocab_size or target.vocab_size,
-        start_id=target.start_id,
-        eos_id=target.eos_id,
-        order=order,
-        min_count=min_count,
-        held_out=held_out,
-        about={"specbeam": __version__, "source": source, "pieces_sha256": pieces_sha256(pieces)},
-    )
-    return Job(items, reader, settings, options)
-
-
-def _refuse_foreign(output: str) -> None:
-    """An earlier n-gram is replaced; a model's or a run's folder is not written into."""
-    from decoding.drafts import ngram
-
-    try:
-        foreign = sorted(name for name in storage.list_tree(output) if name != ngram.FILE)
-    except OSError as error:
-        raise FolderError(f"the output folder {output!r} cannot be read: {error}") from error
-    if foreign:
-        raise FolderError(f"the output folder {output!r} holds other files, for example {foreign[0]!r}; give one of its own")
-
-
-def _parts(folder: str, models: CheckedModels) -> tuple[tuple[str, ...], dict]:
-    """Paths of all parts of a finished generations folder, and what it is."""
-    opened = open_finished(folder, GENERATE, what="--generations:")
-    manifest = opened.manifest
-    if manifest.identity["model"]["tokenizer"] != models.tokenizer_sha256:
-        raise ConfigError(
-            f"--generations is {folder!r}, which was generated with another tokeniser than that of the config's target"
-        )
-    paths = tuple(opened.folder.path(name) for name in manifest.part_names())
-    return paths, {"kind": "generations", "fingerprint": manifest.fingerprint}
-
-
-def _shards(
-    config: JobConfig, output: str, text_field: str, models: CheckedModels, target: CheckpointInfo
-) -> tuple[tuple[int, ...], dict, beam.DoFn]:
-    """Numbers of the input's shards, what it is, and what reads it."""
-    from pipeline.job.run import plan_of
-    from transforms.ngram import ReadTexts
-
-    field = text_field or config.input.target_field or config.input.fields.inputs
-    config = dataclasses.replace(
-        config,
-        input=dataclasses.replace(config.input, input_field=field, target_field="", id_field="", prefix=""),
-        shards=dataclasses.replace(config.shards, examples_per_shard=_EXAMPLES_PER_SHARD),
-    )
-    plan, spec = plan_of(config, models, output=output), config.input.spec(models.tokenizer)
-    reader = ReadTexts(plan, spec, models.tokenizer, start_id=target.start_id, eos_id=target.eos_id)
-    files = [{"name": file.name, "digest": file.digest} for file in plan.files]
-    return tuple(range(plan.num_shards)), {"kind": "text", "field": field, "files": files}, reader
+    refuse_foreign(command.output, ngram.FILE)
+    corpus = find_corpus(command.config, command.output, generations, own.text_field)
+    fitted = {"order": order, "min_count": min_count, "held_out": held_out}
+    settings = FitSettings(output=command.output, **corpus.model, **fitted, about=corpus.about)
+    return Job(corpus.items, corpus.reader, settings, options)
 
 
 def build_pipeline(root: beam.Pipeline, job: Job) -> None:

@@ -61,6 +61,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
     """
     import apache_beam as beam
 
+    from decoding.registry import drafts_of
     from pipeline.job.run import ranges
     from pipeline.job.steps import finish, input_reader
     from pipeline.runners import options as runners
@@ -72,7 +73,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
     config, models, output = run.config, run.models, run.folder.root
     outcomes = ()
     if run.pending:
-        hints = dataflow.resource_hints(root.options, [config.model.target, config.model.draft])
+        hints = dataflow.resource_hints(root.options, [config.model.target, *drafts_of(config.model.draft)])
         handler = ShardModelHandler(
             output,
             models.to_load,

@@ -197,7 +197,9 @@ class SpeculativeModelHandler(DeviceHandler, ModelHandler[Prompt, PredictionResu
           env_vars: environment variables that workers set before the models are loaded.
         """
         super().__init__(env_vars=env_vars, resource_hints=resource_hints, min_batch_size=1, max_batch_size=batch_size)
-        self._models = Models(target, draft, dtype, vocab_size, max_ngram, min_ngram, mesh, weights)
+        self._models = Models(
+            target, draft, dtype, vocab_size, max_ngram, min_ngram, mesh=mesh, weights=weights
+        )
         self._config = config or decoding.DecodingConfig()
         self._factory = factory
 

@@ -22,6 +22,7 @@ class Models:
       dtype: of their parameters.
       vocab_size: as of `decoding.Generator`: what vocabularies that are padded by different amounts are cut to.
       max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
+      min_match: as of `decoding.CorpusDraft` and `decoding.CascadeDraft`.
       weights: of products on processors, as of `decoding.load_model`.
       draft_weights: of the draft's, "" for `weights`. Where a process has no products of its own (`decoding.kernels`), or the
         target is on a mesh, the draft is as the target is.
@@ -36,6 +37,7 @@ class Models:
     vocab_size: int | None = None
     max_ngram: int = 3
     min_ngram: int = 1
+    min_match: int = 2
     mesh: str = ""
     weights: str = ""
     draft_weights: str = ""
@@ -60,7 +62,7 @@ class Models:
         weights = self.draft_weights if self.draft_weights and self._packed() else self.weights
         form = dict(dtype=self.dtype, weights="plain" if self.mesh else weights)
         vocabulary = (self.draft_vocabulary, self.draft_vocabulary_size) if self.draft_vocabulary else None
-        lengths = dict(max_ngram=self.max_ngram, min_ngram=self.min_ngram)
+        lengths = dict(max_ngram=self.max_ngram, min_ngram=self.min_ngram, min_match=self.min_match)
         return decoding.load_draft(name, vocabulary=vocabulary, **lengths, **form)
 
     @property

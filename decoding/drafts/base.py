@@ -90,8 +90,14 @@ class ModelDraft(Draft):
     def follow(self, state: State, tokens: jax.Array, positions: jax.Array) -> State:
         return self.model.step(tokens, positions, state, at=jnp.zeros_like(positions))[1]
 
-    def propose(self, state: State, rows: Rows, gamma: int, config: DecodingConfig) -> tuple[Proposal, State]:
+    def propose(
+        self, state: State, rows: Rows, gamma: int, config: DecodingConfig, instead: tuple[jax.Array, jax.Array] | None = None
+    ) -> tuple[Proposal, State]:
         """The first step feeds the last *two* tokens.
+
+        Args:
+          instead: bool[B] and int32[B, γ]: rows for which these tokens are proposed by another draft, and so are what this
+            one is fed in place of its own.
 
         After full acceptance the draft has never seen its own last token: with inputs a b | x y accepted and bonus z,
         its cache holds a b x, and the next iteration must feed y z.  Where the cache holds y already it is written
@@ -108,13 +114,15 @@ class ModelDraft(Draft):
 
         def extend(carry, inputs):
             token, state = carry
-            offset, randomness = inputs
+            offset, others, randomness = inputs
+            token = token if instead is None else jnp.where(instead[0], others, token)
             logits, state = self.model.step(token[:, None], rows.position + offset, state)
             token, probs = rule.guess(logits[:, 0], randomness)
             return (token, state), (token, logits[:, 0], probs)
 
         offsets = jnp.arange(1, gamma, dtype=jnp.int32)
-        (_, state), later = jax.lax.scan(extend, (token, state), (offsets, tail))
+        others = None if instead is None else instead[1][:, :-1].T
+        (_, state), later = jax.lax.scan(extend, (token, state), (offsets, others, tail))
         tokens, all_logits, all_probs = jax.tree.map(
             lambda head, tail: jnp.moveaxis(jnp.concatenate([head[None], tail]), 0, 1),
             (token, logits[:, 0], probs),

@@ -6,7 +6,8 @@ import numpy as np
 
 from decoding.config import HINT, INPUT, OUTPUT, DecodingConfig
 from decoding.drafts.base import Draft
-from decoding.models.base import LanguageModel, State, state_length
+from decoding.drafts.text import empty_text, last_tokens, with_last, written
+from decoding.models.base import LanguageModel, State
 from decoding.rows import Rows
 from decoding.sampling import argmax
 from decoding.verification import Proposal
@@ -75,7 +76,7 @@ class PromptLookupDraft(Draft):
 
     def init_state(self, batch: int, input_length: int, max_positions: int) -> State:
         zeros = lambda *shape: jnp.zeros((batch, *shape), jnp.int32)
-        state = {"text": zeros(state_length(max_positions + (0 if self.encoder_decoder else input_length)))}
+        state = {"text": empty_text(batch, input_length, max_positions, self.encoder_decoder)}
         if self.encoder_decoder:
             state |= {"input": zeros(input_length), "lengths": zeros()}
         if self.hint_tokens:
@@ -90,18 +91,14 @@ class PromptLookupDraft(Draft):
         return state
 
     def follow(self, state: State, tokens: jax.Array, positions: jax.Array) -> State:
-        return state | {"text": _write(state["text"], tokens, positions)}
+        return state | {"text": written(state["text"], tokens, positions)}
 
     def of_texts(self, state: State, texts: jax.Array) -> State:
         return state | {"text": texts}
 
     def propose(self, state: State, rows: Rows, gamma: int, config: DecodingConfig) -> tuple[Proposal, State]:
-        # The token before the last may be the target's own too, where the row has just come or γ was 0.
-        start = jnp.maximum(rows.position - 1, 0)
-        pair = jnp.stack([jnp.where(rows.position > 0, rows.previous, rows.last), rows.last], axis=1)
-        text = _write(state["text"], pair, start)
-        back = rows.position[:, None] - np.arange(max(self.max_ngram, _HINT_NGRAM if self.hint_tokens else 0))
-        pattern = jnp.where(back >= 0, jnp.take_along_axis(text, jnp.maximum(back, 0), axis=1), -2)
+        text = with_last(state["text"], rows)
+        pattern = last_tokens(text, rows.position, max(self.max_ngram, _HINT_NGRAM if self.hint_tokens else 0))
         sources = [(text, rows.position, OUTPUT)]
         if self.encoder_decoder:
             sources.insert(0, (state["input"], state["lengths"] - 1, INPUT))
@@ -126,7 +123,7 @@ class PromptLookupDraft(Draft):
             count, match = jnp.where(better, hinted, count), jnp.where(better, of_hint, match)
             origin = jnp.where(better, jnp.int8(HINT), origin)
         proposal = Proposal(tokens, None, None, count.astype(jnp.int32), origin, match)
-        return proposal, state | {"text": _write(text, tokens, rows.position + 1)}
+        return proposal, state | {"text": written(text, tokens, rows.position + 1)}
 
     def _matched(self, source: jax.Array, end: jax.Array, pattern: jax.Array) -> jax.Array:
         """How many of the last tokens stand at each place: int32[B, N], 0 where too few do or nothing follows.
@@ -183,8 +180,3 @@ def _from(source: jax.Array, start: jax.Array, count: int) -> jax.Array:
     """int32[B, count] of int32[B, N] from int32[B] on; beyond the end, the last one."""
     places = jnp.clip(start[:, None] + np.arange(count), 0, source.shape[1] - 1)
     return jnp.take_along_axis(source, places, axis=1)
-
-
-def _write(text: jax.Array, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-    """int32[B, T] with int32[B, K] tokens written from `positions` on."""
-    return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(text, tokens, positions)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from decoding import hub
-from decoding.registry import DRAFTS
+from decoding.registry import DRAFTS, drafts_of
 from pipeline.settings import ConfigError, JobConfig
 from transforms.folder import read_manifest
 from transforms.storage import MANIFEST, OutputFolder
@@ -29,6 +29,8 @@ def pin_models(config: JobConfig, output: str = "") -> JobConfig:
     def pinned(setting: str, path: str) -> str:
         if path in DRAFTS:
             return path
+        if setting != "distill.start" and len(names := drafts_of(path)) > 1:
+            return ",".join(pinned(setting, one) for one in names)
         frozen = _at(begun, setting)
         if _is_open(path) and isinstance(frozen, str) and frozen.startswith(f"{path}@"):
             path = frozen

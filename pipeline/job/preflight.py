@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import decoding
 from decoding import hub
-from decoding.drafts import ngram
-from decoding.registry import COPYING, DRAFTS, PROMPT_LOOKUP
+from decoding.drafts import ngram, suffixes
+from decoding.registry import CASCADE, COPYING, DRAFTS, INDEX, LOOKUPS, PROMPT_LOOKUP, drafts_of
 from pipeline.job.hints import check_hints
 from pipeline.settings import ConfigError, JobConfig, ModelConfig
 from transforms import chat, storage
@@ -114,6 +114,7 @@ def models_of(config: ModelConfig, vocab_size: int | None = None) -> Models:
         vocab_size=vocab_size,
         max_ngram=config.prompt_lookup_max_ngram,
         min_ngram=config.prompt_lookup_min_ngram,
+        min_match=config.draft_min_match,
         mesh=config.mesh,
         weights=config.weights,
         draft_weights=config.draft_weights,
@@ -207,39 +208,46 @@ def check_draft(
       ConfigError: with the setting, its value and what is wrong.
     """
     model = config.model
-    if draft == PROMPT_LOOKUP:
+    if len(names := drafts_of(draft)) > 1:
+        found = [check_draft(setting, one, config, target, pieces) for one in names]
+        if not all(one.identity.get("kind") in (PROMPT_LOOKUP, INDEX) for one in found[:-1]):
+            raise ConfigError(f'{setting} is {draft!r}; allowed before a comma: "{PROMPT_LOOKUP}" or the directory of an index')
+        identity = {"kind": CASCADE, "drafts": [one.identity for one in found], "min_match": model.draft_min_match}
+        return CheckedDraft(identity, found[-1].vocab_size)
+    if draft in LOOKUPS:
         lengths = {"max_ngram": model.prompt_lookup_max_ngram, "min_ngram": model.prompt_lookup_min_ngram}
-        return CheckedDraft({"kind": draft, **lengths}, target.vocab_size)
+        return CheckedDraft({"kind": PROMPT_LOOKUP, **lengths}, target.vocab_size)
     if draft in DRAFTS:
         return CheckedDraft({"kind": draft}, target.vocab_size)
     try:
         with storage.store_errors(draft):
-            is_ngram = ngram.is_ngram(draft)
-            info = ngram.read_info(draft) if is_ngram else decoding.inspect_checkpoint(draft)
+            table = next((kind for kind, is_there in _TABLES.items() if is_there(draft)), None)
+            info = table.read_info(draft) if table else decoding.inspect_checkpoint(draft)
     except (decoding.CheckpointError, OSError) as error:
         close = difflib.get_close_matches(draft.rsplit("/", 1)[-1], DRAFTS.names(), 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{setting} is {draft!r}: {error}{hint}") from error
-    name = "start_id" if is_ngram else "encoder_decoder"
+    name = "start_id" if table else "encoder_decoder"
     mine, other = getattr(target, name), getattr(info, name)
     if mine != other:
         raise ConfigError(
             f"{setting} is {draft!r}, whose {name} is {other}; allowed: a draft with that of {model.target!r}, {mine}"
         )
-    ends = (info.eos_id,) if is_ngram else info.eos_ids
+    ends = (info.eos_id,) if table else info.eos_ids
     if not set(ends) & set(target.eos_ids):
         raise ConfigError(
             f"{setting} is {draft!r}, whose eos_id is {' or '.join(map(str, ends))}; allowed: a draft with an end token of "
             f"{model.target!r}, {' or '.join(map(str, target.eos_ids))}"
         )
-    if is_ngram:
+    if table:
         known = info.about.get("pieces_sha256") == pieces_sha256(pieces)
         if not known and "pieces_sha256" in info.about:
             raise ConfigError(
                 f"{setting} is {draft!r}, which was fitted with another tokeniser than that of {model.target!r}; allowed: "
-                "an n-gram fitted with the same one (python -m pipeline.fit_ngram)"
+                f"one made with the same one (python -m pipeline.{'fit_ngram' if table is ngram else 'fit_index'})"
             )
-        identity = {ngram.FILE: _digest(storage.join(draft, ngram.FILE))}
+        identity = {table.FILE: _digest(storage.join(draft, table.FILE))}
+        identity |= {"kind": INDEX, "min_match": model.draft_min_match} if table is suffixes else {}
     else:
         # A tokeniser that was named apart is taken to be both models', unless their sizes raise the question.
         known = (not model.tokenizer or info.vocab_size != target.vocab_size) and bool(find_tokenizer(draft))
@@ -256,6 +264,9 @@ def check_draft(
             "that the rest is padding"
         )
     return CheckedDraft(identity, info.vocab_size)
+
+
+_TABLES = {ngram: ngram.is_ngram, suffixes: suffixes.is_index}
 
 
 def _check_vocabulary(model: ModelConfig, target: decoding.CheckpointInfo, pieces: Sequence[str]) -> dict:

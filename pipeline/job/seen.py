@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import decoding
 import transforms
 from decoding import hub
-from decoding.registry import DRAFTS
+from decoding.registry import DRAFTS, drafts_of
 from pipeline.settings import JobConfig
 from transforms.folder import FolderError, open_folder
 from transforms.inputs import FILE_FORMATS
@@ -35,8 +35,8 @@ def code_digest() -> str:
 def seen(job: str, config: JobConfig) -> str:
     """The digest of what a launch of `job` sees now; "" where not everything is a file on this machine."""
     model, score = config.model, config.score
-    folders = [model.target, model.draft, model.draft_vocabulary, model.tokenizer, score.generations, *score.drafts.values()]
-    folders.append(config.input.hint_folder)
+    folders = [model.target, model.draft_vocabulary, model.tokenizer, score.generations, *score.drafts.values()]
+    folders += [config.input.hint_folder, *drafts_of(model.draft)]
     folders = [path for path in folders if path and path not in DRAFTS and not hub.is_id(path)]  # the hub is not asked
     if config.input.resolved_format not in FILE_FORMATS or any(map(is_remote, (*config.input.patterns, *folders))):
         return ""

@@ -14,9 +14,10 @@ from decoding.checkpoints.load import DTYPES
 from decoding.compilation import Compiler
 from decoding.drafts import fitted
 from decoding.drafts.ngram import is_ngram
+from decoding.drafts.suffixes import is_index
 from decoding.engine import Generator
 from decoding.programs import max_positions, prefill_rows
-from decoding.registry import DRAFTS
+from decoding.registry import DRAFTS, drafts_of
 from pipeline.job.preflight import check_models, models_of
 from pipeline.planning import chips, memory, roofline
 from pipeline.planning.command import PlanOptions
@@ -46,7 +47,7 @@ def abstract_models(config: JobConfig, vocab_size: int | None = None):
     target, name = model("model.target", config.model.target), config.model.draft
     if not name or config.decoding.gammas == (0,):
         return target, None
-    if name not in DRAFTS and not is_ngram(name):
+    if len(drafts_of(name)) == 1 and name not in DRAFTS and not is_ngram(name) and not is_index(name):
         return target, model("model.draft", name)
     return target, fitted(target, models_of(config.model).load_draft(), vocab_size)[1]
 

@@ -7,7 +7,8 @@ from typing import Any
 from decoding.checkpoints.architecture import shape_of
 from decoding.checkpoints.load import CheckpointError, find_checkpoint
 from decoding.drafts.ngram import is_ngram
-from decoding.registry import DRAFTS
+from decoding.drafts.suffixes import is_index
+from decoding.registry import DRAFTS, drafts_of
 from pipeline.report.source import Source
 
 
@@ -43,7 +44,8 @@ def describe_models(sources: Sequence[Source]) -> tuple[dict[str, dict], list[st
 
 
 def _shape_at(path: str) -> dict | None:
-    """The architecture of the checkpoint at a path; None for a table or a way of copying."""
-    if path in DRAFTS or is_ngram(path):
+    """The architecture of the checkpoint at a path, of a cascade that of its last; None for a table or a way of copying."""
+    path = drafts_of(path)[-1]
+    if path in DRAFTS or is_ngram(path) or is_index(path):
         return None
     return dataclasses.asdict(find_checkpoint(path).config)

@@ -26,6 +26,7 @@ from apache_beam.options.pipeline_options_validator import PipelineOptionsValida
 from apache_beam.runners.runner import create_runner
 
 from decoding.config import parse_mesh
+from decoding.registry import drafts_of
 from pipeline.job.terminal import warn
 from pipeline.runners import beam_internals, prism
 from pipeline.runners import local as local_processes
@@ -173,7 +174,7 @@ def paths_of(config: JobConfig, output: str) -> dict[str, str]:
         "input.data_dir": config.input.data_dir,
         "input.hint_folder": config.input.hint_folder,
         "model.target": model.target,
-        "model.draft": model.draft,
+        "model.draft": max(drafts_of(model.draft), key=os.path.isabs),
         "model.tokenizer": model.tokenizer,
         "score.generations": config.score.generations,
         **{f"score.drafts.{name}": path for name, path in config.score.drafts.items()},

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 import configs
 from decoding import hub
-from decoding.registry import DRAFTS
+from decoding.registry import DRAFTS, drafts_of
 from pipeline.settings.flags import JOB_FLAGS, refuse_near
 from pipeline.settings.sections import JobConfig
 from pipeline.settings.typed import ConfigError, build, check_names, describe, documented, dotted
@@ -336,7 +336,7 @@ def refuse_placeholders(command: CommandLine) -> None:
 
 def draft_path(draft: str) -> str:
     """A directory made absolute; the name of a draft that has none as it is."""
-    return draft if draft in DRAFTS else model_path(draft)
+    return ",".join(one if one in DRAFTS else model_path(one) for one in drafts_of(draft))
 
 
 def model_path(path: str) -> str:

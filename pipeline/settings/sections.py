@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 
 from decoding.config import DecodingConfig, parse_mesh
-from decoding.registry import DRAFTS, PROMPT_LOOKUP
+from decoding.registry import DRAFTS, PROMPT_LOOKUP, drafts_of
 from decoding.training.recipe import Recipe
 from pipeline.settings.typed import require
 from transforms.inputs import FILE_FORMATS, FORMATS, ending_of, format_of
@@ -171,8 +171,8 @@ class ModelConfig:
     Attributes:
       target: directory of the target model, local or on gs://, a .gguf file, or the id of a model on the Hugging Face hub,
         perhaps with a revision ("google/flan-t5-xl@main"); see docs/models.md.
-      draft: directory or id of the draft model, directory of an n-gram, "prompt_lookup", "uniform", or "" for plain decoding;
-        see docs/drafts.md.
+      draft: directory or id of the draft model, directory of an n-gram or an index, "prompt_lookup", "uniform",
+        several of these with commas between for a cascade, or "" for plain decoding; see docs/drafts.md.
       tokenizer: directory or file of the tokeniser, "" for the target's directory.
       dtype: of the parameters: "float32" or "bfloat16".
       weights: of products on processors: "float32", "bfloat16" or "int8" (one scale per output column), to which they are
@@ -182,6 +182,8 @@ class ModelConfig:
       vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's; 0 for all, or where target
         and draft are padded differently for those that are not padding.
       prompt_lookup_max_ngram, prompt_lookup_min_ngram: how many of the last tokens prompt lookup matches.
+      draft_min_match: how many of the last tokens have to match for an index to propose something, and in a cascade for a
+        draft that copies to be taken.
       draft_vocabulary: folder of an n-gram of the target's texts (`pipeline.fit_ngram`): a draft that is a model guesses the
         tokens that it saw most often alone, and its head is so much cheaper; "" for all tokens. See docs/drafts.md.
       draft_vocabulary_size: how many tokens those are.
@@ -198,6 +200,7 @@ class ModelConfig:
     vocab_size: int = 0
     prompt_lookup_max_ngram: int = 3
     prompt_lookup_min_ngram: int = 1
+    draft_min_match: int = 2
     mesh: str = ""
     draft_vocabulary: str = ""
     draft_vocabulary_size: int = 0
@@ -224,6 +227,7 @@ class ModelConfig:
         require(least >= 1, "model.prompt_lookup_min_ngram", least, "at least 1")
         allowed = f"at least model.prompt_lookup_min_ngram, {least}"
         require(most >= least, "model.prompt_lookup_max_ngram", most, allowed)
+        require(1 <= self.draft_min_match <= 8, "model.draft_min_match", self.draft_min_match, "a whole number from 1 to 8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,8 +361,9 @@ class JobConfig:
         allowed = "0 where there is neither input.hint_field nor input.hint_folder"
         require(bool(hints) or not room, "decoding.hint_tokens", room, allowed)
         if hints:
-            allowed = f'"{PROMPT_LOOKUP}", which "" means here: other drafts look at no hints'
-            require(draft in ("", *DRAFTS.names()) and draft != "uniform", "model.draft", draft, allowed)
+            allowed = f'"{PROMPT_LOOKUP}", which "" means here, alone or first of a cascade: other drafts look at no hints'
+            first = drafts_of(draft)[0]
+            require(first in ("", *DRAFTS.names()) and first != "uniform", "model.draft", draft, allowed)
             object.__setattr__(self, "model", dataclasses.replace(self.model, draft=draft or PROMPT_LOOKUP))
             room = room or hints * (self.decoding.max_decode_tokens + 1) - 1  # one between two
             object.__setattr__(self, "decoding", dataclasses.replace(self.decoding, hint_tokens=room))

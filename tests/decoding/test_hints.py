@@ -144,7 +144,7 @@ def test_after_plain_chunks_the_hint_is_found_again():
     assert result.tokens.tolist() == text and result.num_iterations <= 8
 
 
-def _law(target, inputs: list[int], length: int, text: tuple[int, ...] = ()) -> dict[tuple[int, ...], float]:
+def law(target, inputs: list[int], length: int, text: tuple[int, ...] = ()) -> dict[tuple[int, ...], float]:
     """Probability of every text, cut to so many tokens."""
     if len(text) == length or text[-1:] == (target.eos_id,):
         return {text: 1.0}
@@ -152,7 +152,7 @@ def _law(target, inputs: list[int], length: int, text: tuple[int, ...] = ()) -> 
     return {
         whole: probs[token] * rest
         for token in range(target.vocab_size)
-        for whole, rest in _law(target, inputs, length, (*text, token)).items()
+        for whole, rest in law(target, inputs, length, (*text, token)).items()
     }
 
 
@@ -168,10 +168,12 @@ def _pvalue(hints, verification: str, spoilt: bool = False) -> float:
     texts = [tuple(result.tokens[:3].tolist()) for result in results]
     if spoilt:  # what a rule would do that keeps a hint's guesses once in ten times unasked
         texts[::10] = [tuple(hints[0])] * len(texts[::10])
-    return reference.chi_square(texts, _law(target, [2, 3], 3))[0]
+    return reference.chi_square(texts, law(target, [2, 3], 3))[0]
 
 
-@pytest.mark.parametrize("verification", ["token", "block", "coupled"])
+@pytest.mark.parametrize(
+    "verification", ["token", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("block", "coupled"))]
+)
 def test_sampled_texts_have_the_targets_law(verification):
     assert _pvalue([[2, 3, 2], [3]], verification) > 1e-3
 

@@ -5,8 +5,8 @@ import importlib
 import pytest
 
 COMMANDS = (
-    "analyze", "benchmark", "convert", "distill", "export_tfds", "fit_ngram", "generate", "inspect", "on_slice", "plan",
-    "quickstart", "score",
+    "analyze", "benchmark", "convert", "distill", "export_tfds", "fit_index", "fit_ngram", "generate", "inspect", "on_slice",
+    "plan", "quickstart", "score",
 )  # fmt: skip
 
 

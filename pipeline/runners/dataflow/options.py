@@ -23,7 +23,7 @@ from apache_beam.options.pipeline_options_validator import PipelineOptionsValida
 from apache_beam.runners.runner import create_runner
 
 import decoding
-from decoding.drafts import ngram
+from decoding.drafts import ngram, suffixes
 from decoding.sharding import parse_mesh
 from pipeline.runners.dataflow.accelerators import Accelerator, by_name, by_request
 from pipeline.settings import ConfigError, JobConfig
@@ -244,6 +244,8 @@ def _requests(options: PipelineOptions) -> list[str]:
 
 
 def _weight_files(path: str) -> list[str]:
+    if suffixes.is_index(path):
+        return [storage.join(path, suffixes.FILE)]
     return [storage.join(path, ngram.FILE)] if ngram.is_ngram(path) else list(decoding.inspect_checkpoint(path).weight_files)
 
 
