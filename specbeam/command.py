@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pipeline.settings import version_text
 
 JOBS = (
-    "generate", "score", "distill", "analyze", "benchmark", "plan", "fit_ngram", "fit_index", "convert", "export_tfds", "inspect",
-    "on_slice", "quickstart",
+    "generate", "score", "distill", "analyze", "benchmark", "plan", "fit_ngram", "fit_index", "convert", "export_tfds",
+    "inspect", "on_slice", "quickstart",
 )  # fmt: skip
 SHOW = "show"
 
