@@ -4,6 +4,9 @@ Section 2.2 of Leviathan et al.: every sampling method is plain sampling from an
 adjustment is applied to the target's and the draft's logits, in one order: temperature, top-k, top-p; top-k, which no
 temperature changes, is taken first.
 
+Where a program is traced for a processor (`kernels.logits.used_by`), rows over the vocabulary are those of `decoding.kernels`;
+elsewhere they are XLA's.
+
 Random numbers are derived from (seed, example, sample, position where the iteration starts, stream), so they do not
 know of shards, slots, batches or workers.
 """
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoding.config import DecodingConfig
+from decoding.kernels import logits as own
 
 # Streams of an iteration.  Reusing one for two purposes breaks exactness: acceptance would know the draw.
 DRAFT_STREAM, ACCEPT_STREAM, NEXT_STREAM, COUPLED_STREAM = 0, 1, 2, 3
@@ -46,15 +50,21 @@ def exponentials(keys: jax.Array, positions: jax.Array, stream: int, count: int)
 
     A token of probability p wins one when its time falls below p or so: small times come in steps of 2^-32.
     """
-    return -jnp.log1p(-_fractions(~_words(keys, positions, stream, count)))
+    words = _words(keys, positions, stream, count)
+    return own.times(words) if own.used() else -jnp.log1p(-_fractions(~words))
 
 
 def _words(keys: jax.Array, positions: jax.Array, stream: int, count: int) -> jax.Array:
     """uint32[B, count]."""
+    return jax.vmap(lambda key: jax.random.bits(key, (count,)))(_stream_keys(keys, positions, stream))
+
+
+def _stream_keys(keys: jax.Array, positions: jax.Array, stream: int) -> jax.Array:
+    """JAX's random keys [B]."""
 
     def one(key, position):
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
-        return jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, position), stream), (count,))
+        return jax.random.fold_in(jax.random.fold_in(key, position), stream)
 
     return jax.vmap(one)(keys, positions)
 
@@ -67,12 +77,8 @@ def _fractions(words: jax.Array) -> jax.Array:
 def integers(keys: jax.Array, positions: jax.Array, stream: int, count: int, high: int) -> jax.Array:
     """int32[B, count], each of 0 .. high - 1 equally likely: a float32 uniform times `high` would not be."""
 
-    def one(key, position):
-        key = jax.random.wrap_key_data(key, impl="threefry2x32")
-        key = jax.random.fold_in(jax.random.fold_in(key, position), stream)
-        return jax.random.randint(key, (count,), 0, high, jnp.int32)
-
-    return jax.vmap(one)(keys, positions)
+    one = lambda key: jax.random.randint(key, (count,), 0, high, jnp.int32)
+    return jax.vmap(one)(_stream_keys(keys, positions, stream))
 
 
 def gumbel_noise(keys: jax.Array, positions: jax.Array, vocab_size: int) -> jax.Array:
@@ -89,6 +95,8 @@ def standardize(logits: jax.Array, config: DecodingConfig) -> jax.Array:
 
     Tokens that tie with the last kept one are kept, so the result does not depend on the order of the vocabulary.
     """
+    if own.used():
+        return own.standardize(logits, config.temperature, config.top_k, config.top_p)
     # Relative to the largest, so that no temperature overflows; and what is kept is decided on these, because divided by
     # a high temperature, and as probabilities, logits that differ become equal.
     logits = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -124,12 +132,24 @@ def draw(weights: jax.Array, times: jax.Array) -> jax.Array:
     Returns:
       int32[B].
     """
+    if own.used():
+        return own.draw(weights, times)
     batch, vocab_size = weights.shape
     blocks = draw_times(vocab_size) - _LANES
     weights = jnp.pad(weights, ((0, 0), (0, blocks * _LANES - vocab_size))).reshape(batch, blocks, _LANES)
     block = _first(jnp.sum(weights, axis=-1), times[:, :blocks])
     lanes = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
     return jnp.minimum(block * _LANES + _first(lanes, times[:, blocks:]), vocab_size - 1)  # beyond are rows of NaN only
+
+
+def draw_coupled(probs: jax.Array, keys: jax.Array, positions: jax.Array) -> jax.Array:
+    """argmax(log p + g_t), with the `gumbel_noise` of a row and the position of its token: float32[B, V] -> int32[B].
+
+    The noise is -log of a time, so that it is a race of the whole vocabulary too.
+    """
+    if own.used():
+        return own.draw_coupled(probs, jax.random.key_data(_stream_keys(keys, positions, COUPLED_STREAM)))
+    return argmax(jnp.log(probs) + gumbel_noise(keys, positions, probs.shape[-1]))
 
 
 def draw_times(vocab_size: int) -> int:
@@ -149,10 +169,32 @@ def argmax(values: jax.Array) -> jax.Array:
     Two plain reductions: on CPU XLA does not vectorise the (value, index) reduction that jnp.argmax becomes, which
     made it cost as much as the matrix product before it.  A row of NaN yields V - 1, never an index out of range.
     """
+    if own.used() and values.dtype == jnp.float32:
+        return own.argmax(values)
     size = values.shape[-1]
     indices = jnp.arange(size, dtype=jnp.int32)
     best = jnp.max(values, axis=-1, keepdims=True)
     return jnp.minimum(jnp.min(jnp.where(values == best, indices, size), axis=-1), size - 1)
+
+
+def overlap(p: jax.Array, q: jax.Array, lenience: float = 1.0) -> jax.Array:
+    """Σ min(p / lenience, q): float32[B, M, V] and float32[B, N, V], N at most M, of whose first N rows -> float32[B, N]."""
+    if own.used():
+        return own.overlap(p, q, lenience)
+    return jnp.sum(jnp.minimum(p[:, : q.shape[1]] / lenience, q), axis=-1)
+
+
+def residual(p: jax.Array, q: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """max(scale p - q, 0) and its sum: float32[..., V] twice and float32[...] -> float32[..., V] and float32[...]."""
+    if own.used():
+        return own.residual(p, q, scale)
+    rest = jnp.maximum(scale[..., None] * p - q, 0.0)
+    return rest, jnp.sum(rest, axis=-1)
+
+
+def log_normalizer(logits: jax.Array) -> jax.Array:
+    """log Σ e^x of raw logits float32[..., V]: float32[...]."""
+    return own.log_normalizer(logits) if own.used() else jax.nn.logsumexp(logits, axis=-1)
 
 
 def is_law(logits: jax.Array) -> jax.Array:
@@ -160,10 +202,10 @@ def is_law(logits: jax.Array) -> jax.Array:
 
     A model may ban tokens by -inf.  The sum is the one that `log_prob` takes too, and costs nothing beside it.
     """
-    return jnp.isfinite(jax.nn.logsumexp(logits, axis=-1))
+    return jnp.isfinite(log_normalizer(logits))
 
 
 def log_prob(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """Log-probability of tokens under raw logits: float32[..., V] and int32[...] -> float32[...]."""
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
+    return picked - log_normalizer(logits)

@@ -28,7 +28,8 @@ from decoding.models.base import LanguageModel, install
 from decoding.models.forced import with_forced_tokens, without_first_tokens
 from decoding.models.positions import check_positions
 from decoding.rows import Rows
-from decoding.sampling import argmax, is_law, log_prob, standardize
+from decoding.sampling import argmax, is_law, log_prob, overlap, standardize
+from decoding.sharding import Placement, mesh_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,15 +218,16 @@ class Scorer:
 
     def _compile(self) -> None:
         self._compiler = Compiler()
+        jit = Placement(mesh_of(nnx.merge(*self._target))).jit
         integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
         for size in self.length_classes:
             rows = self._rows(size)
             batch = _Batch(integers((rows, size[0])), integers((rows,)), integers((rows, size[1])))
             target = jax.eval_shape(self._score_target, self._target[1], batch)
-            self._compiler.add(("target", size), jax.jit(self._score_target), self._target[1], batch)
+            self._compiler.add(("target", size), jit(self._score_target), self._target[1], batch)
             for name, (graph, params) in self._drafts.items():
                 program = functools.partial(self._score_draft, graph)
-                self._compiler.add(("draft", name, size), jax.jit(program), params, batch, target)
+                self._compiler.add(("draft", name, size), jit(program), params, batch, target)
         self._programs = self._compiler.compile()
 
     # On device.
@@ -254,7 +256,7 @@ class Scorer:
         else:
             q = standardize(logits, self.config)
             beta, *lenient = (
-                jnp.sum(jnp.minimum(target.measure / value, q), axis=-1) for value in (1.0, *self.lenience)
+                overlap(target.measure, q, value) for value in (1.0, *self.lenience)
             )
             lenient, entropy = _stack(lenient, beta), jnp.sum(entr(q), axis=-1)
         if logits is None:

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from decoding.config import DATA, MODEL
 from decoding.config import parse_mesh as parse_mesh
+from decoding.kernels.logits import used_by
 from decoding.models.base import LanguageModel, Shape, State
 
 RULES = {"slots": DATA, "heads": MODEL, "feed_forward": MODEL, "vocabulary": MODEL}
@@ -218,8 +219,13 @@ class Placement:
             return rows
         return jax.lax.with_sharding_constraint(rows, NamedSharding(self.mesh, PartitionSpec(DATA)))
 
-    def jit(self, function, outputs, **options):
-        """`jax.jit` whose results lie as in `outputs`: shapes as from the methods above, or `everywhere`."""
-        if self.mesh is not None:
+    def jit(self, function, outputs=None, **options):
+        """`jax.jit` whose results lie as in `outputs`: shapes as from the methods above, or `everywhere`.
+
+        None leaves it to JAX. Without a mesh rows over the vocabulary are those of `decoding.kernels`, where this machine has them.
+        """
+        if self.mesh is None:
+            return jax.jit(used_by(function), **options)
+        if outputs is not None:
             options["out_shardings"] = jax.tree.map(lambda x: getattr(x, "sharding", x), outputs)
         return jax.jit(function, **options)

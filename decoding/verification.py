@@ -18,10 +18,12 @@ from decoding.sampling import (
     NEXT_STREAM,
     argmax,
     draw,
+    draw_coupled,
     draw_times,
     exponentials,
-    gumbel_noise,
     integers,
+    overlap,
+    residual,
     standardize,
     uniforms,
 )
@@ -50,6 +52,12 @@ class Proposal(NamedTuple):
     def distribution(self, vocab_size: int) -> jax.Array:
         """q, float32[B, γ, V].  One-hot rows are comparisons that fuse into what reads them, not an array."""
         return jax.nn.one_hot(self.tokens, vocab_size) if self.probs is None else self.probs
+
+    def overlap(self, p: jax.Array, lenience: float = 1.0) -> jax.Array:
+        """β = Σ min(p / lenience, q) of the target's distributions float32[B, γ + 1, V] at drafted positions: float32[B, γ]."""
+        if self.probs is None:
+            return jnp.minimum(_of(p, self.tokens) / lenience, 1.0)
+        return overlap(p, self.probs, lenience)
 
 
 class Noise(NamedTuple):
@@ -161,12 +169,12 @@ class Token(Rule):
     def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
         gamma, lenience = proposal.tokens.shape[1], self.config.lenience
         p = standardize(target_logits, self.config)
-        p_drafted, q = p[:, :-1], proposal.distribution(p.shape[-1])
+        q = proposal.distribution(p.shape[-1])
         r = uniforms(noise.keys, noise.positions, ACCEPT_STREAM, gamma)
-        stays = r * lenience * _of(q, proposal.tokens) < _of(p_drafted, proposal.tokens)
+        stays = r * lenience * _of(q, proposal.tokens) < _of(p, proposal.tokens)
         accepted = _prefix_length(stays, proposal.count)
         next_token = _draw_next(p, q, accepted, proposal.count, jnp.ones(accepted.shape), noise)
-        return Verdict(accepted, next_token, jnp.sum(jnp.minimum(p_drafted / lenience, q), axis=-1))
+        return Verdict(accepted, next_token, proposal.overlap(p, lenience))
 
 
 class Block(Rule):
@@ -181,7 +189,7 @@ class Block(Rule):
         gamma = proposal.tokens.shape[1]
         p = standardize(target_logits, self.config)
         q = proposal.distribution(p.shape[-1])
-        ratio = _of(p[:, :-1], proposal.tokens) / _of(q, proposal.tokens)
+        ratio = _of(p, proposal.tokens) / _of(q, proposal.tokens)
 
         def extend(weight, ratio):
             weight = jnp.minimum(weight * ratio, 1.0)
@@ -189,7 +197,7 @@ class Block(Rule):
 
         first = jnp.ones(ratio.shape[:1])
         weights = jax.lax.scan(extend, first, ratio.T)[1].T  # [B, γ]: p̃_1 .. p̃_γ
-        surplus = jnp.sum(jnp.maximum(weights[:, :-1, None] * p[:, 1:-1] - q[:, 1:], 0.0), axis=-1)
+        surplus = residual(p[:, 1:-1], q[:, 1:], weights[:, :-1])[1]
         rest = surplus + 1.0 - weights[:, :-1]
         partial = jnp.where(rest > 0, surplus / jnp.where(rest > 0, rest, 1.0), 1.0)
         length = jnp.arange(1, gamma + 1)
@@ -199,8 +207,7 @@ class Block(Rule):
         accepted = jnp.max(jnp.where((u < threshold) & (length <= proposal.count[:, None]), length, 0), axis=1)
         scale = _at(jnp.concatenate([first[:, None], weights], axis=1), accepted)
         next_token = _draw_next(p, q, accepted, proposal.count, scale, noise)
-        beta = jnp.sum(jnp.minimum(p[:, :-1], q), axis=-1)
-        return Verdict(accepted.astype(jnp.int32), next_token, beta, proposal.count + 1)
+        return Verdict(accepted.astype(jnp.int32), next_token, proposal.overlap(p), proposal.count + 1)
 
 
 class Coupled(Rule):
@@ -223,22 +230,21 @@ class Coupled(Rule):
         return coupled_choice(probs, randomness), probs
 
     def guess_evenly(self, noise: Noise, gamma: int, vocab_size: int) -> jax.Array:
-        even = jnp.log(jnp.float32(1.0 / vocab_size))
-        gumbel = lambda place: gumbel_noise(noise.keys, noise.positions + place, vocab_size)
-        return jnp.stack([argmax(even + gumbel(place)) for place in range(gamma)], axis=1)
+        even = jnp.full((len(noise.keys), vocab_size), 1.0 / vocab_size)
+        places = [Noise(noise.keys, noise.positions + place) for place in range(gamma)]
+        return jnp.stack([coupled_choice(even, place) for place in places], axis=1)
 
     def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
         p = standardize(target_logits, self.config)
         own = [coupled_choice(p[:, i], Noise(noise.keys, noise.positions + i)) for i in range(p.shape[1])]
         own = jnp.stack(own, axis=1)
         accepted = _prefix_length(proposal.tokens == own[:, :-1], proposal.count)
-        q = proposal.distribution(p.shape[-1])
-        return Verdict(accepted, _at(own, accepted), jnp.sum(jnp.minimum(p[:, :-1], q), axis=-1))
+        return Verdict(accepted, _at(own, accepted), proposal.overlap(p))
 
 
 def coupled_choice(probs: jax.Array, noise: Noise) -> jax.Array:
     """argmax(log probs + g_t) with the noise of positions `noise.positions`: float32[B, V] -> int32[B]."""
-    return argmax(jnp.log(probs) + gumbel_noise(noise.keys, noise.positions, probs.shape[-1]))
+    return draw_coupled(probs, noise.keys, noise.positions)
 
 
 def fresh_draw(weights: jax.Array, noise: Noise) -> jax.Array:
@@ -259,15 +265,15 @@ def _draw_next(p, q, accepted, count, scale, noise) -> jax.Array:
     """
     p_next = _at(p, accepted)
     q_next = _at(q, jnp.minimum(accepted, q.shape[1] - 1))
-    residual = jnp.maximum(scale[:, None] * p_next - q_next, 0.0)
+    rest, mass = residual(p_next, q_next, scale)
     # Rounding can reject where p = q and leave no residual at all; p is then the limit.
-    rejected = (accepted < count) & jnp.any(residual > 0, axis=-1)
-    return fresh_draw(jnp.where(rejected[:, None], residual, p_next), noise)
+    rejected = (accepted < count) & (mass > 0)
+    return fresh_draw(jnp.where(rejected[:, None], rest, p_next), noise)
 
 
 def _of(probs: jax.Array, tokens: jax.Array) -> jax.Array:
-    """probs [B, γ, V] at tokens [B, γ]."""
-    return jnp.take_along_axis(probs, tokens[..., None], axis=-1)[..., 0]
+    """probs [B, γ or more, V] at tokens [B, γ]."""
+    return jnp.take_along_axis(probs[:, : tokens.shape[1]], tokens[..., None], axis=-1)[..., 0]
 
 
 def _at(values: jax.Array, index: jax.Array) -> jax.Array:

@@ -27,6 +27,10 @@ __all__ = [
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")  # in the order of `Activation` in product.h
 VARIABLE = "SPECBEAM_KERNELS"
+_CALLS = (
+    *("product", "columns", "normalize", "attend_cache", "attend_input", "attend_itself"),
+    *("log_normalizer", "standardize", "overlap", "residual", "draw", "draw_coupled", "times", "argmax"),
+)
 _lock = threading.Lock()
 
 
@@ -166,8 +170,7 @@ def targets() -> dict[str, str]:
     if library is None:
         raise RuntimeError("the products are not available on this machine; ask `available()` before packing")
     version = build.sources_key()
-    calls = ("product", "columns", "attend_cache", "attend_input", "attend_itself")
-    names = {name: f"specbeam_{name}_{version}" for name in calls}
+    names = {name: f"specbeam_{name}_{version}" for name in _CALLS}
     for name, registered in names.items():
         handler = jax.ffi.pycapsule(getattr(library, f"specbeam_{name}"))
         jax.ffi.register_ffi_target(registered, handler, platform="cpu")

@@ -67,10 +67,11 @@ def build(compiler: list[str], directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         flags = [*_FLAGS, "-O1", *targets["plain"][zig], f"-I{include}"]
-        commands = [[*flags, "-c", f"{_SOURCES}/dispatch.cc", "-o", f"{scratch}/dispatch.o"]]
+        handlers = ("dispatch", "dispatch_logits")
+        commands = [[*flags, "-c", f"{_SOURCES}/{source}.cc", "-o", f"{scratch}/{source}.o"] for source in handlers]
         for name, flags in targets.items():
             flags = [*_FLAGS, *_PRODUCT_FLAGS, *flags[zig], f"-DTARGET={name}"]
-            for source in ("product", "attention"):
+            for source in ("product", "attention", "logits"):
                 commands.append([*flags, "-c", f"{_SOURCES}/{source}.cc", "-o", f"{scratch}/{source}-{name}.o"])
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda arguments: _run([*compiler, *arguments]), commands))

@@ -1,19 +1,13 @@
 // XLA's side of the products: the instruction set, the threads, and the handlers that custom calls reach.
-#include <atomic>
 #include <cstring>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "attention.h"
-#include "product.h"
-#include "xla/ffi/api/ffi.h"
+#include "parallel.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
-#include <xmmintrin.h>
 #endif
-
-namespace ffi = xla::ffi;
 
 namespace specbeam {
 
@@ -56,52 +50,7 @@ static std::vector<const Target*> targets() {
   return found;
 }
 
-static std::atomic<const Target*> selected{targets().front()};
-
-// Subnormal numbers count, on XLA's threads (which flush them) as on the caller's: a row's bits depend on no thread.
-class KeepSubnormals {
-#if defined(__x86_64__)
- public:
-  KeepSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
-  ~KeepSubnormals() { _mm_setcsr(saved_); }
-
- private:
-  uint32_t saved_;
-#elif defined(__aarch64__)
- public:
-  KeepSubnormals() {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(saved_));
-    __asm__ volatile("msr fpcr, %0" : : "r"(saved_ & ~(uint64_t{1} << 24)));
-  }
-  ~KeepSubnormals() { __asm__ volatile("msr fpcr, %0" : : "r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#endif
-};
-
-// Calls run(i) for i < units on the caller's thread and on those of `pool` that come in time. The caller takes units until
-// none is left and then waits for those that others have begun, never for a task that has not started.
-template <class Run>
-static void parallel(ffi::ThreadPool& pool, int64_t units, int64_t bytes, Run run) {
-  constexpr int64_t kBytesPerThread = 128 << 10;  // less is read sooner than a thread is woken
-  struct Shared { std::atomic<int64_t> next{0}, done{0}; };
-  const int64_t threads = std::min({pool.num_threads(), units, 1 + bytes / kBytesPerThread});
-  const int64_t span = std::max<int64_t>(1, units / (8 * std::max<int64_t>(1, threads)));
-  auto shared = std::make_shared<Shared>();
-  auto work = [=] {
-    KeepSubnormals mode;
-    for (int64_t first; (first = shared->next.fetch_add(span)) < units;) {
-      const int64_t end = std::min(first + span, units);
-      for (int64_t i = first; i < end; ++i) run(i);
-      shared->done.fetch_add(end - first, std::memory_order_release);
-    }
-  };
-  for (int64_t t = 1; t < threads; ++t) pool.Schedule(decltype(work)(work));
-  work();
-  for (int spins = 0; shared->done.load(std::memory_order_acquire) < units; ++spins)
-    if (spins > 1000) std::this_thread::yield();
-}
+std::atomic<const Target*> selected{targets().front()};
 
 static Weight weight(const ffi::Buffer<ffi::U32>& words, int32_t kind, int64_t inputs, int64_t outputs) {
   return {words.typed_data(), words.dimensions()[1] * words.dimensions()[2], inputs, outputs, static_cast<Kind>(kind)};
@@ -156,6 +105,20 @@ static ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
     const int64_t panel = i / blocks, first = i % blocks * kRows, some = std::min(kRows, count - first);
     target.product(call, panel, first, some);
     if (gated) target.product(second, panels + panel, first, some);
+  });
+  return ffi::Error::Success();
+}
+
+// The norm of every row of x, as before a product.
+static ffi::Error normalize(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi::F32> scale,
+                            ffi::Buffer<ffi::F32> shift, ffi::ResultBuffer<ffi::F32> y, float epsilon) {
+  const int64_t width = x.dimensions().back();
+  const Norm norm{scale.typed_data(), given(shift), epsilon};
+  const Target& target = *selected.load();
+  const float* from = x.typed_data();
+  float* to = y->typed_data();
+  parallel(pool, x.element_count() / width, 2 * x.size_bytes(), [=, &target](int64_t row) {
+    target.normalise(from + row * width, width, norm, to + row * width);
   });
   return ffi::Error::Success();
 }
@@ -263,6 +226,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_product, product,
                                   .Attr<float>("epsilon")
                                   .Attr<int32_t>("activation")
                                   .Attr<bool>("gated"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_normalize, normalize,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<float>("epsilon"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_columns, columns,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()

@@ -413,13 +413,16 @@ void column(const Weight& weight, int64_t column, float* out) {
 #define ATTEND_(target) attend_##target
 #define ATTEND(target) ATTEND_(target)
 void ATTEND(TARGET)(const Attention&, int64_t task, float* scratch);  // attention.cc
+#define LOGITS_(target) logits_##target
+#define LOGITS(target) LOGITS_(target)
+extern const Logits LOGITS(TARGET);  // logits.cc
 
 #define NAME(target) NAME_(target)
 #define NAME_(target) #target
 #if defined(__AVX512VNNI__)
-extern const Target TARGET = {NAME(TARGET), true, product, normalise, quantise, column, ATTEND(TARGET)};
+extern const Target TARGET = {NAME(TARGET), true, product, normalise, quantise, column, ATTEND(TARGET), &LOGITS(TARGET)};
 #else
-extern const Target TARGET = {NAME(TARGET), false, product, normalise, quantise, column, ATTEND(TARGET)};
+extern const Target TARGET = {NAME(TARGET), false, product, normalise, quantise, column, ATTEND(TARGET), &LOGITS(TARGET)};
 #endif
 
 }  // namespace specbeam

@@ -46,6 +46,7 @@ struct Call {
 constexpr int64_t quads(int64_t inputs) { return (inputs + 3) / 4; }
 
 struct Attention;
+struct Logits;
 
 struct Target {
   const char* name;
@@ -58,6 +59,7 @@ struct Target {
   void (*column)(const Weight&, int64_t column, float* out);
   // One row's heads that share the g-th of G heads of keys, task = row G + g; see attention.h.
   void (*attend)(const Attention&, int64_t task, float* scratch);
+  const Logits* logits;  // see logits.h
 };
 
 }  // namespace specbeam

@@ -11,6 +11,7 @@ namespace sixteen {
 constexpr int64_t kLanes = 16;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 
 inline Floats load(const float* at) {
   Floats value;
@@ -68,6 +69,23 @@ inline Floats exponential(Floats x) {
   Floats result = p * (Floats)((first + 127) << 23) * (Floats)((second + 127) << 23);
   result = choose(x < low, Floats{}, result);
   return choose(x > high, splat(__builtin_inff()), result);
+}
+
+// The natural logarithm of positive normal numbers within 2 units in the last place, near 1 too (Cephes). NaN stays NaN.
+inline Floats logarithm(Floats x) {
+  const Ints bits = (Ints)x;
+  Floats m = (Floats)((bits & 0x007fffff) | 0x3f000000);  // x = m 2^e, m from 0.5 to 1
+  Floats e = __builtin_convertvector((bits >> 23) - 126, Floats);
+  const Ints small = m < splat(0.707106781f);
+  e = choose(small, e - 1.0f, e);
+  m = choose(small, m + m, m) - 1.0f;
+  Floats y = splat(7.0376836292e-2f);
+  constexpr float next[] = {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+                            -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+  for (float each : next) y = y * m + each;
+  const Floats square = m * m;
+  y = y * m * square - e * 2.12194440e-4f - 0.5f * square;
+  return choose(x == x, m + y + e * 0.693359375f, x);
 }
 
 // The error function within 3e-7, a rational approximation on [-4, 4] (Eigen's).

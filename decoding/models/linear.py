@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from decoding import kernels
-from decoding.kernels import PackedWeight
+from decoding.kernels import PackedWeight, logits
 from decoding.models.base import ACTIVATIONS, rms_norm, split_fused
 
 
@@ -54,6 +54,8 @@ class RowNorm(NamedTuple):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Computed in float32, returned in x's dtype."""
+        if logits.used() and x.dtype == jnp.float32:
+            return logits.normalize(x, *_ends(self))
         if self.bias is None:
             return rms_norm(x, self.scale[...], self.epsilon)
         x32 = x.astype(jnp.float32)
@@ -132,7 +134,12 @@ def tied_logits(x: jax.Array, table: nnx.Param, norm: RowNorm | None, scale: flo
 
 
 def _logits(x, weight, norm, scale, axes) -> jax.Array:
-    x, value = x if norm is None else norm(x), weight.get_value()
+    value = weight.get_value()
+    if isinstance(value, PackedWeight) and norm is not None:
+        gain, shift, epsilon = _ends(norm)
+        scaled = gain * scale, None if shift is None else shift * scale, epsilon
+        return kernels.product(x, value, norm=scaled)
+    x = x if norm is None else norm(x)
     x = x if scale == 1.0 else x * scale
     if isinstance(value, PackedWeight):
         return kernels.product(x, value)

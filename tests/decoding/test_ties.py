@@ -1,4 +1,4 @@
-"""Across num_slots the floats of a real model differ in their last bits: tokens part at ties only, and seldom.
+"""With XLA's products a real model's floats differ in their last bits across num_slots: tokens part at ties, and seldom.
 
 Rows are compared decision by decision. Where two generations of one input first differ, the decision there is computed
 anew from teacher-forced logits, and both outcomes must lie within 1e-4 of where its random number fell: of the largest
@@ -29,7 +29,8 @@ INPUT, OUTPUT = 48, 64
 
 @pytest.fixture(scope="module")
 def pair():
-    return tuple(decoding.load_model(str(EXAMPLES / "models" / "ende_software" / name)) for name in ("target", "draft"))
+    folder = EXAMPLES / "models" / "ende_software"
+    return tuple(decoding.load_model(str(folder / name), weights="plain") for name in ("target", "draft"))
 
 
 @pytest.fixture(scope="module")
