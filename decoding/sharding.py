@@ -222,7 +222,7 @@ class Placement:
     def jit(self, function, outputs=None, **options):
         """`jax.jit` whose results lie as in `outputs`: shapes as from the methods above, or `everywhere`.
 
-        None leaves it to JAX. Without a mesh rows over the vocabulary are those of `decoding.kernels`, where this machine has them.
+        None leaves it to JAX. Without a mesh rows over the vocabulary are those of `decoding.kernels` on a processor.
         """
         if self.mesh is None:
             return jax.jit(used_by(function), **options)
