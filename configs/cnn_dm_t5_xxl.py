@@ -17,12 +17,20 @@ Tables 2 and 4 of 2211.17192, batch 1; c is that of a TPU v4:
 | small | 1 | 5 | 0.53 | 0.02 | 2.3 |
 | base | 1 | 3 | 0.55 | 0.04 | 2.2 |
 | large | 1 | 3 | 0.56 | 0.11 | 1.7 |
+
+`--config=configs/cnn_dm_t5_xxl.py:beams` searches with four beams and a length penalty of 0.6, as the T5 paper did, here with a
+draft: docs/beams.md.
 """
 
 from ml_collections import config_dict
 
+_VARIANTS = ("greedy", "beams")
 
-def get_config() -> config_dict.ConfigDict:
+
+def get_config(variant: str = "greedy") -> config_dict.ConfigDict:
+    """`variant` is "greedy" or "beams"; on the command line it follows the file's name and a colon."""
+    if variant not in _VARIANTS:
+        raise ValueError(f"the variant of configs/cnn_dm_t5_xxl.py is {variant!r}; allowed: {', '.join(_VARIANTS)}")
     config = config_dict.ConfigDict()
 
     config.input = config_dict.ConfigDict()
@@ -43,6 +51,14 @@ def get_config() -> config_dict.ConfigDict:
     config.decoding.max_decode_tokens = 256
     config.decoding.num_slots = 1  # as in the paper; more for throughput, then with gamma = "auto"
     config.decoding.input_buckets = (256, 512, 1024, 2048)  # longer articles are cut, flagged and counted
+
+    if variant == "beams":
+        config.decoding.num_beams = 4
+        config.decoding.draft_beams = 8
+        config.decoding.gamma = 4
+        config.decoding.length_penalty = 0.6
+        config.decoding.length_penalty_form = "t5x"
+        config.decoding.early_stopping = "never"
 
     config.shards = config_dict.ConfigDict()
     config.shards.examples_per_shard = 64

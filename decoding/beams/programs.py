@@ -51,7 +51,7 @@ class BeamPrograms(Programs):
           States and beams, the given ones taken over; `Found`; and int32[2], iterations of the batch and of all rows.
         """
         limits = (np.int32(max_iterations), np.int32(stop_done))
-        return self._compiled["chunk"](self._params, states, beams, prompts, lengths, *limits)
+        return self._compiled["chunk", self.config.gammas[0]](self._params, states, beams, prompts, lengths, *limits)
 
     def _room(self) -> int:
         return search.positions(self.config)
@@ -72,7 +72,7 @@ class BeamPrograms(Programs):
         arguments = (params, states, beams, self._integers(slots, self.prompt_length), self._integers(slots))
         outputs = (states, place.everywhere, place.everywhere, place.everywhere)
         chunk = place.jit(self._chunk_of_beams, outputs, donate_argnums=(1, 2))
-        add("chunk", chunk, *arguments, self._integers(), self._integers())
+        add(("chunk", self.config.gammas[0]), chunk, *arguments, self._integers(), self._integers())
 
     def _chunk_of_beams(self, params, states, beams, prompts, lengths, max_iterations, stop_done):
         models, (gamma,) = self._models(params), self.config.gammas

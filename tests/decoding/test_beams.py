@@ -2,15 +2,19 @@
 
 import dataclasses
 import itertools
+import pathlib
 
+import jax
 import numpy as np
 import pytest
 
 import decoding
 from decoding.beams.programs import BeamPrograms
 from decoding.beams.run import BeamRun
+from pipeline.planning import hlo
 from tests.support.scripted import Scripted, greedy, near, next_logits, random_script
 
+GOLDEN = pathlib.Path(__file__).parents[1] / "testdata" / "golden"
 INPUTS = [[2, 3], [4, 5, 2], [3], [3, 3, 3, 3], [5, 2], [2, 2, 4]]
 NAMES = [f"input {i}" for i in range(len(INPUTS))]
 BASE = decoding.DecodingConfig(
@@ -156,3 +160,18 @@ def test_settings_that_are_refused(settings, message):
     with pytest.raises(ValueError, match="decoding") as caught:
         dataclasses.replace(BASE, **settings)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("gamma", [0, pytest.param(3, marks=pytest.mark.slow)])
+def test_no_cache_is_copied(gamma):
+    """In the loop of the compiled chunk, of XLA's form: what is written or gathered is a block, whatever beams do."""
+    model = decoding.load_model(str(GOLDEN / "t5_v1_1_target"), weights="plain")
+    config = dataclasses.replace(BASE, gamma=gamma, max_decode_tokens=20, input_buckets=(17,))  # as long as no block
+    programs = BeamPrograms(model, model if gamma else None, config, None)
+    chunk = programs.compiler.lowered["chunk", gamma]().compile()
+    states = jax.eval_shape(programs._empty)
+    caches = {("f32", leaf.shape) for leaf in jax.tree.leaves(states) if len(leaf.shape) == 4}
+    text = chunk.as_text()
+    assert all(f"f32[{','.join(map(str, shape))}]" in text for _, shape in caches)
+    assert hlo.Program(text).copies(caches) == ([], 0)
+    assert sum(leaf.size for leaf in jax.tree.leaves(states)) * 4 <= chunk.memory_analysis().alias_size_in_bytes

@@ -37,6 +37,14 @@ def test_settings_are_the_papers(name, gamma, temperature):
     assert (config.model.target, config.model.draft) == ("gs://mine/model.target", "gs://mine/model.draft")
 
 
+@pytest.mark.parametrize("name", ["wmt_ende_t5_xxl", "cnn_dm_t5_xxl"])
+def test_beams_of_the_t5_paper(name):
+    own = [f"--config.{path}=gs://mine/{path}" for path in ("model.target", "model.draft", "input.data_dir")]
+    found = parse_command_line([f"--config=configs/{name}.py:beams", "--output=/x", *own]).config.decoding
+    assert (found.num_beams, found.length_penalty, found.length_penalty_form) == (4, 0.6, "t5x")
+    assert (found.temperature, found.early_stopping, found.num_return_sequences) == (0.0, "never", 1)
+
+
 def test_wmt(tmp_path, models):
     for name, version in (("wmt14", "1.0.0"), ("wmt16", "1.0.0")):
         datasets.prepare(tmp_path / "data", f"{name}_translate/de-en:{version}", datasets.translations(10), num_files=2)
