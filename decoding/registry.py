@@ -95,6 +95,12 @@ FAMILIES = Registry(
         "mistral": f"{_DECODER_ONLY}:LLAMA",
         "qwen2": f"{_DECODER_ONLY}:LLAMA",
         "qwen3": f"{_DECODER_ONLY}:LLAMA",
+        "phi3": f"{_DECODER_ONLY}:PHI3",
+        "gemma": "decoding.checkpoints.hf_gemma:GEMMA",
+        "gemma2": "decoding.checkpoints.hf_gemma:GEMMA",
+        "gemma3_text": "decoding.checkpoints.hf_gemma:GEMMA",
+        "gpt_neox": "decoding.checkpoints.hf_layer_norms:GPT_NEOX",
+        "opt": "decoding.checkpoints.hf_layer_norms:OPT",
         "lamda": f"{_DECODER_ONLY}:LAMDA",
     },
 )

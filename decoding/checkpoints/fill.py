@@ -66,6 +66,11 @@ def vectors(names: Sequence[str], widths: Sequence[int]) -> Source:
     return Source(tuple(names), tuple((width,) for width in widths), lambda *tensors: _of(tensors).concatenate(tensors))
 
 
+def reordered(source: Source, columns: np.ndarray) -> Source:
+    """A source whose last axis is taken in another order."""
+    return source._replace(combine=lambda *tensors: source.combine(*tensors)[..., columns], side_by_side=False)
+
+
 def stacked(names: Sequence[str], *shape: int) -> Source:
     """Equal tensors on a new first axis."""
     return Source(tuple(names), (shape,) * len(names), lambda *tensors: _of(tensors).stack(tensors))

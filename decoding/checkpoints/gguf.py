@@ -248,7 +248,7 @@ def read_config(file: GgufFile) -> dict:
         "eos_token_id": [file.require("tokenizer.ggml.eos_token_id"), *filter(None, [file.get("tokenizer.ggml.eot_token_id")])],
         "max_position_embeddings": file.get(f"{family}.context_length"),
         "sliding_window": window,
-        "layer_types": ["sliding_attention"] if window else None,
+        "layer_types": ["sliding_attention"] * number("block_count") if window else None,
         "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
         "tie_word_embeddings": "output.weight" not in file.shapes,
     }

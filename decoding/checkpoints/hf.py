@@ -13,8 +13,9 @@ from decoding.registry import FAMILIES
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-HEAD = "lm_head.weight"
-_EMBEDDING_NAMES = ("wte.weight", "embed_tokens.weight", "shared.weight")
+HEADS = ("lm_head.weight", "embed_out.weight")
+_EMBEDDING_NAMES = ("wte.weight", "embed_tokens.weight", "shared.weight", "embed_in.weight")
+_BODIES = ("transformer.", "model.", "gpt_neox.")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 
 
@@ -47,8 +48,8 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
     if family.sources is None:
         raise CheckpointError(f"{config_file}: a {raw['model_type']!r} is read from T5X and Orbax checkpoints, not safetensors")
     found, ignored, tables = family.sources(config), frozenset(family.ignored(config)), family.embedding(config)
-    if not any(name.startswith(("transformer.", "model.")) for name in tensors.shapes):  # the body of a model, saved alone
-        plain = lambda names: (name.removeprefix("transformer.").removeprefix("model.") for name in names)
+    if not any(name.startswith(_BODIES) for name in tensors.shapes):  # the body of a model, saved alone
+        plain = lambda names: (next((name.removeprefix(p) for p in _BODIES if name.startswith(p)), name) for name in names)
         found = {ours: _renamed(source, plain) for ours, source in found.items()}
         ignored, tables = frozenset(plain(ignored)), tuple(plain(tables))
     found = {ours: available(source, tensors.shapes) for ours, source in found.items()}
@@ -65,7 +66,7 @@ def find(path: str, names: list[str], given: str | Mapping | None) -> Checkpoint
 
 def _is_tied(shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
     """Whether logits come from the embedding, as far as a file's names tell; None where it has the head only."""
-    if HEAD not in shapes:
+    if not any(head in shapes for head in HEADS):
         return True
     return False if any(name.endswith(_EMBEDDING_NAMES) for name in shapes) else None
 
@@ -84,7 +85,7 @@ def _copies(tables: tuple[str, ...], found: Mapping[str, Source], shapes: Mappin
     if "embedding" not in found:
         return ()
     names = tables or found["embedding"].names
-    return tuple(name for name in (*names, *([HEAD] if "head" not in found else [])) if name in shapes)
+    return tuple(name for name in (*names, *(HEADS if "head" not in found else ())) if name in shapes)
 
 
 def _check_copies(path: str, names: tuple[str, ...], tensors: Tensors) -> None:

@@ -1,25 +1,29 @@
-"""Decoder-only families: GPT-2, Llama with its relatives Mistral, Qwen2 and Qwen3, and the shape of LaMDA.
+"""Decoder-only families: GPT-2, Llama with its relatives Mistral, Qwen2, Qwen3 and Phi-3, and the shape of LaMDA.
+
+What they share with families of their own modules is here too: activations, tying, rotary positions and windows.
 
 LaMDA was never published: its config has keys of our own in Llama's style, and it has no Hugging Face weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from decoding.checkpoints import t5x_names
 from decoding.checkpoints.families import Family
-from decoding.checkpoints.fill import Source, as_is, linear, vectors
+from decoding.checkpoints.fill import Source, as_is, linear, reordered, vectors
 from decoding.checkpoints.special_tokens import special_tokens
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.base import ACTIVATIONS
 from decoding.models.decoder_only import DecoderConfig, Rotary
 
 # Begin and end token of a config that names none, as transformers has them.
-_SPECIAL_DEFAULTS = {"gpt2": (None, 50256), "llama": (1, 2), "mistral": (1, 2)}
+_SPECIAL_DEFAULTS = {"gpt2": (None, 50256), "llama": (1, 2), "mistral": (1, 2), "phi3": (1, 32000)}
 
 _SAME_ACTIVATION = {"gelu_pytorch_tanh": "gelu_new", "swish": "silu"}
 
 
-def _activation(raw: Mapping, shown: str, key: str, default: str) -> str:
+def activation(raw: Mapping, shown: str, key: str, default: str) -> str:
     name = raw.get(key, default)
     name = _SAME_ACTIVATION.get(name, name)
     if name not in ACTIVATIONS:
@@ -28,7 +32,7 @@ def _activation(raw: Mapping, shown: str, key: str, default: str) -> str:
     return name
 
 
-def _tied(raw: Mapping, tied: bool | None, *, default: bool = False) -> bool:
+def tied_by(raw: Mapping, tied: bool | None, *, default: bool = False) -> bool:
     """What the weights say, or where they cannot be asked `tie_word_embeddings`; absent, it is Hugging Face's default."""
     return raw.get("tie_word_embeddings", default) if tied is None else tied
 
@@ -47,9 +51,9 @@ def _gpt2_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
         d_ff=raw.get("n_inner") or 4 * width,
         norm="layer",
         position="learned",
-        activation=_activation(raw, shown, "activation_function", "gelu_new"),
+        activation=activation(raw, shown, "activation_function", "gelu_new"),
         gated=False,
-        tied=_tied(raw, tied, default=True),
+        tied=tied_by(raw, tied, default=True),
         qkv_bias=True,
         out_bias=True,
         feed_forward_bias=True,
@@ -71,9 +75,9 @@ def _lamda_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
         d_ff=raw["intermediate_size"],
         norm="rms",
         position="relative",
-        activation=_activation(raw, shown, "hidden_act", "gelu_new"),
+        activation=activation(raw, shown, "hidden_act", "gelu_new"),
         gated=True,
-        tied=_tied(raw, tied),
+        tied=tied_by(raw, tied),
         scale_attention=False,
         norm_epsilon=raw.get("rms_norm_eps", 1e-6),
         relative_buckets=raw.get("relative_attention_num_buckets", 32),
@@ -84,66 +88,91 @@ def _lamda_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
 
 def _llama_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
     heads, kind = raw["num_attention_heads"], raw["model_type"]
-    rotary = _rotary(raw, shown)
+    head_dim = raw.get("head_dim") or raw["hidden_size"] // heads
+    turning = rotary(raw, shown, head_dim, partly=kind == "phi3")
     trained = raw.get("max_position_embeddings") or 0
-    trained = int(trained * rotary.factor) if rotary.scaling == "linear" else trained
-    limits = [limit for limit in (trained, _window(raw, shown)) if limit]
     return DecoderConfig(
         vocab_size=raw["vocab_size"],
         d_model=raw["hidden_size"],
         num_layers=raw["num_hidden_layers"],
         num_heads=heads,
         num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+        head_dim=head_dim,
         d_ff=raw["intermediate_size"],
         norm="rms",
         position="rotary",
-        activation=_activation(raw, shown, "hidden_act", "silu"),
+        activation=activation(raw, shown, "hidden_act", "silu"),
         gated=True,
-        tied=_tied(raw, tied),
+        tied=tied_by(raw, tied),
         qkv_bias=kind == "qwen2" or raw.get("attention_bias", False),
         out_bias=kind != "qwen2" and raw.get("attention_bias", False),
         feed_forward_bias=raw.get("mlp_bias", False),
         qk_norm=kind == "qwen3",
-        norm_epsilon=raw.get("rms_norm_eps", 1e-6),
-        max_positions=min(limits, default=0),
-        rotary=rotary,
+        norm_epsilon=raw.get("rms_norm_eps", 1e-5 if kind == "phi3" else 1e-6),
+        max_positions=int(trained * turning.factor) if turning.scaling == "linear" else trained,
+        rotary=turning,
+        windows=windows(raw, shown, _layer_types(raw)),
         **special_tokens(raw, shown, start="bos_token_id", defaults=_SPECIAL_DEFAULTS.get(kind, (None, None))),
     )
 
 
-def _window(raw: Mapping, shown: str) -> int | None:
-    """How far back attention reaches, None for all the way. Texts that fit into a window never notice it."""
-    kind, window = raw["model_type"], raw.get("sliding_window", 4096)
-    if kind in ("qwen2", "qwen3"):
-        window = window if raw.get("use_sliding_window") else None
-        layers, first = raw["num_hidden_layers"], raw.get("max_window_layers", 28)
-        types = raw.get("layer_types") or ["sliding_attention" if window and first < layers else "full_attention"]
-    else:
-        types = raw.get("layer_types") or ["sliding_attention" if kind == "mistral" and window else "full_attention"]
+def _layer_types(raw: Mapping) -> list[str]:
+    """Of every layer, as transformers takes it where a config does not say."""
+    kind, layers = raw["model_type"], layers_of(raw)
+    if kind in ("mistral", "phi3"):  # which slide everywhere or nowhere
+        slides = raw.get("sliding_window", 4096 if kind == "mistral" else None)
+        return ["sliding_attention" if slides else "full_attention"] * layers
+    if types := raw.get("layer_types"):
+        return types
+    first = raw.get("max_window_layers", 28) if raw.get("use_sliding_window") and raw.get("sliding_window", 4096) else layers
+    return ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
+
+
+def layers_of(raw: Mapping) -> int:
+    """How many layers there are to list; 0 of a number that is none, which is refused with the rest of the shape."""
+    layers = raw["num_hidden_layers"]
+    return layers if type(layers) is int and 0 < layers <= 1000 else 0
+
+
+def windows(raw: Mapping, shown: str, types: Sequence[str]) -> tuple[int, ...]:
+    """How far back the attention of each layer reaches, from the layers' types; empty where all reach back all the way."""
     if unknown := set(types) - {"full_attention", "sliding_attention"}:
         raise CheckpointError(f"{shown}: layer_types has {sorted(unknown)!r:.100}; supported: full and sliding attention")
+    layers = layers_of(raw)
+    if len(types) < layers:
+        raise CheckpointError(f"{shown}: layer_types has {len(types)} entries for {layers} layers")
     if "sliding_attention" not in types:
-        return None
+        return ()
+    window = raw.get("sliding_window", 4096)
+    if raw["model_type"] in ("qwen2", "qwen3") and not raw.get("use_sliding_window"):
+        window = None
     if type(window) is not int or window < 1:
         raise CheckpointError(f"{shown}: layers slide, and sliding_window is {window!r:.100}; allowed: a whole number from 1")
-    return window
+    return tuple(window if kind == "sliding_attention" else 0 for kind in types[:layers])
 
 
-def _rotary(raw: Mapping, shown: str) -> Rotary:
-    """Both forms: `rope_parameters` of newer configs, `rope_theta` with `rope_scaling` of older ones."""
+def rotary(raw: Mapping, shown: str, head_dim: int, *, partly: bool = False) -> Rotary:
+    """Both forms: `rope_parameters` of newer configs, `rope_theta` with `rope_scaling` of older ones.
+
+    Args:
+      partly: whether a head of this family may rotate in part.
+    """
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = scaling.get("rope_theta", raw.get("rope_theta", 10000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+    share = scaling.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+    if share != 1.0 and not partly:
         raise CheckpointError(f"{shown}: partial_rotary_factor is not 1; supported: heads that rotate whole")
+    if not 0 < share <= 1 or (share != 1.0 and not int(head_dim * share)):
+        raise CheckpointError(f"{shown}: {share!r:.100} of a head rotates; allowed: more than 0, at most 1")
+    some = dict(theta=theta, rotated=int(head_dim * share) if share != 1.0 else 0)
     if kind == "default":
-        return Rotary(theta=theta)
+        return Rotary(**some)
     if kind == "linear":
-        return Rotary(theta=theta, scaling="linear", factor=scaling["factor"])
+        return Rotary(**some, scaling="linear", factor=scaling["factor"])
     if kind == "llama3":
         return Rotary(
-            theta=theta,
+            **some,
             scaling="llama3",
             factor=scaling["factor"],
             low_frequency_factor=scaling["low_freq_factor"],
@@ -151,7 +180,7 @@ def _rotary(raw: Mapping, shown: str) -> Rotary:
             original_positions=scaling["original_max_position_embeddings"],
         )
     if kind == "factors":  # of GGUF files
-        return Rotary(theta=theta, scaling="factors", factors=tuple(scaling["factors"]))
+        return Rotary(**some, scaling="factors", factors=tuple(scaling["factors"]))
     raise CheckpointError(f"{shown}: rotary scaling {kind!r} is not supported; allowed: default, linear, llama3")
 
 
@@ -179,7 +208,30 @@ def _gpt2_sources(config: DecoderConfig) -> dict[str, Source]:
     return found
 
 
-def _llama_sources(config: DecoderConfig) -> dict[str, Source]:
+def _phi3_sources(config: DecoderConfig) -> dict[str, Source]:
+    """Llama's, with queries, keys and values in one tensor, and gate and rest in another."""
+    found, d, dim = rms_sources(config), config.d_model, config.head_dim
+    wide = (config.num_heads + 2 * config.num_kv_heads) * dim
+    for i in range(config.num_layers):
+        theirs = f"model.layers.{i}"
+        qkv = linear([f"{theirs}.self_attn.qkv_proj.weight"], [wide], d)
+        found[f"blocks.{i}.qkv.kernel"] = in_our_order(qkv, config)
+        found[f"blocks.{i}.wi.kernel"] = linear([f"{theirs}.mlp.gate_up_proj.weight"], [2 * config.d_ff], d)
+    return found
+
+
+def in_our_order(qkv: Source, config: DecoderConfig) -> Source:
+    """A source of [q k v], or of its bias, whose queries' and keys' dimensions lie as `Rotary.order` has them."""
+    if not config.rotary.rotated:
+        return qkv
+    heads = np.arange(config.num_heads + config.num_kv_heads)[:, None] * config.head_dim
+    turned = (heads + config.rotary.order(config.head_dim)).reshape(-1)
+    values = len(turned) + np.arange(config.num_kv_heads * config.head_dim)
+    return reordered(qkv, np.concatenate([turned, values]))
+
+
+def rms_sources(config: DecoderConfig) -> dict[str, Source]:
+    """Of the Llama family, and of those that have more to each of its layers."""
     d, d_ff, dim = config.d_model, config.d_ff, config.head_dim
     inner, kv = config.num_heads * dim, config.num_kv_heads * dim
     found = {
@@ -218,5 +270,6 @@ def _ignored(config: DecoderConfig) -> list[str]:
 
 
 GPT2 = Family(DecoderConfig, _gpt2_config, _gpt2_sources, _ignored, t5x_names.read_decoder_only)
-LLAMA = Family(DecoderConfig, _llama_config, _llama_sources, _ignored, t5x_names.read_decoder_only)
+LLAMA = Family(DecoderConfig, _llama_config, rms_sources, _ignored, t5x_names.read_decoder_only)
+PHI3 = Family(DecoderConfig, _llama_config, _phi3_sources, _ignored)
 LAMDA = Family(DecoderConfig, _lamda_config, t5x=t5x_names.read_decoder_only)

@@ -21,21 +21,24 @@ template <class T> constexpr T min(T a, T b) { return a < b ? a : b; }
 template <class T> constexpr T max(T a, T b) { return a > b ? a : b; }
 
 struct Query {
-  const float* bias;  // of key 0; null where there is none
-  int64_t keys;       // it sees the first so many
+  const float* bias;    // of key 0; null where there is none
+  int64_t first, keys;  // it sees those from the first on, before this number
   float* out;         // [D]
 };
 
 // `scores` has room for kQueries rows of `stride`, and may be written up to the next multiple of kKeys.
 template <int R>
 void tile(const float* q, const Query* queries, const float* key, int64_t key_stride, const float* value, int64_t D,
-          float* scores, int64_t stride) {
-  int64_t most = 0, fewest = queries[0].keys;
-  for (int r = 0; r < R; r++) most = max(most, queries[r].keys), fewest = min(fewest, queries[r].keys);
+          float cap, float* scores, int64_t stride) {
+  int64_t most = 0, fewest = queries[0].keys, least = queries[0].first, from = 0;  // all see those from `from` to `fewest`
+  for (int r = 0; r < R; r++) {
+    most = max(most, queries[r].keys), fewest = min(fewest, queries[r].keys);
+    least = min(least, queries[r].first), from = max(from, queries[r].first);
+  }
 
   Floats peak[R], total[R];
   for (int r = 0; r < R; r++) peak[r] = splat(-__builtin_inff()), total[r] = Floats{};
-  for (int64_t t = 0; t < most; t += kKeys) {
+  for (int64_t t = least / kKeys * kKeys; t < most; t += kKeys) {
     Floats sums[R][2] = {};
     for (int64_t d = 0; d < D; d++) {
       const Floats first = load(key + d * key_stride + t), second = load(key + d * key_stride + t + kLanes);
@@ -45,9 +48,12 @@ void tile(const float* q, const Query* queries, const float* key, int64_t key_st
       for (int half = 0; half < 2; half++) {
         const int64_t at = t + half * kLanes, left = queries[r].keys - at;
         Floats score = sums[r][half];
+        if (cap) score = cap - 2 * cap / (exponential(2 / cap * score) + 1.0f);  // tanh
         if (queries[r].bias && left >= kLanes) score += load(queries[r].bias + at);
         if (queries[r].bias && left > 0 && left < kLanes) score += load_some(queries[r].bias + at, left, 0);
-        score = choose(lanes() < int32_t(min(max<int64_t>(left, 0), kLanes)), score, splat(-__builtin_inff()));
+        const Ints before = lanes() < int32_t(min(max(queries[r].first - at, int64_t{0}), kLanes));
+        const Ints seen = lanes() < int32_t(min(max(left, int64_t{0}), kLanes));
+        score = choose(seen & ~before, score, splat(-__builtin_inff()));
         peak[r] = choose(score > peak[r], score, peak[r]);
         store(scores + r * stride + at, score);
       }
@@ -55,7 +61,7 @@ void tile(const float* q, const Query* queries, const float* key, int64_t key_st
   float inverse[R];
   for (int r = 0; r < R; r++) {
     const Floats best = splat(highest(peak[r]));
-    for (int64_t t = 0; t < queries[r].keys; t += kLanes) {
+    for (int64_t t = queries[r].first / kLanes * kLanes; t < queries[r].keys; t += kLanes) {
       const Floats weight = exponential(load(scores + r * stride + t) - best);
       total[r] += weight;
       store(scores + r * stride + t, weight);
@@ -65,18 +71,20 @@ void tile(const float* q, const Query* queries, const float* key, int64_t key_st
   for (int64_t d = 0; d < D; d += kKeys) {
     const int64_t width = min(kKeys, D - d), low = min(width, kLanes), high = width - low;
     Floats sums[R][2] = {};
-    const auto add = [&](int64_t t, int from, int to) {
+    const auto add = [&](int64_t t, int begin, int end) {
       const float* at = value + t * D + d;
       const Floats first = low == kLanes ? load(at) : load_some(at, low, 0);
       const Floats second = high == kLanes ? load(at + kLanes) : load_some(at + low, high, 0);
-      for (int r = from; r < to; r++) {
+      for (int r = begin; r < end; r++) {
         const float weight = scores[r * stride + t];
         sums[r][0] += weight * first, sums[r][1] += weight * second;
       }
     };
-    for (int64_t t = 0; t < fewest; t++) add(t, 0, R);
+    for (int r = 0; r < R; r++)
+      for (int64_t t = queries[r].first; t < min(from, queries[r].keys); t++) add(t, r, r + 1);
+    for (int64_t t = from; t < fewest; t++) add(t, 0, R);
     for (int r = 0; r < R; r++) {
-      for (int64_t t = fewest; t < queries[r].keys; t++) add(t, r, r + 1);
+      for (int64_t t = max(from, fewest); t < queries[r].keys; t++) add(t, r, r + 1);
       const Floats first = sums[r][0] * inverse[r], second = sums[r][1] * inverse[r];
       std::memcpy(queries[r].out + d, &first, sizeof(float) * low);
       std::memcpy(queries[r].out + d + low, &second, sizeof(float) * high);
@@ -130,11 +138,12 @@ void ATTEND(TARGET)(const Attention& a, int64_t task, float* scratch) {
     for (int64_t r = 0; r < rows; r++) {
       const int64_t head = g * shared + (i + r) / S, s = (i + r) % S;
       queries[r].keys = a.lengths ? a.lengths[b] : position + s + 1;
+      queries[r].first = a.window ? max(queries[r].keys - a.window, int64_t{0}) : 0;
       queries[r].bias = a.bias ? a.bias + (head + 1) * a.bias_width - 1 - a.bias_ahead - (position + s) : nullptr;
       queries[r].out = a.out + ((first + s) * a.H + head) * D;
     }
     constexpr decltype(&tile<1>) tiles[] = {tile<1>, tile<2>, tile<3>, tile<4>};
-    tiles[rows - 1](q + i * D, queries, key, T, value, D, scores, T);
+    tiles[rows - 1](q + i * D, queries, key, T, value, D, a.cap, scores, T);
   }
 }
 

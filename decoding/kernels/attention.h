@@ -24,6 +24,8 @@ struct Attention {
   int64_t bias_width, bias_ahead;
   const float *turns, *query_norm, *key_norm;
   float scale, epsilon;
+  int64_t window;  // a query sees so many keys at most, the last ones; 0 for all
+  float cap;       // scores lie between it and its opposite: s is cap tanh(s / cap); 0 for none
   float* out;  // as the queries, of width H D
   // Where rows have different numbers of queries, at most S, and lie one behind the other: how many, and where each begins. Else
   // null.

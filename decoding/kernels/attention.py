@@ -30,6 +30,8 @@ def attend_cache(
     query_norm: jax.Array | None = None,
     key_norm: jax.Array | None = None,
     epsilon: float = 0.0,
+    window: int = 0,
+    cap: float = 0.0,
     counts: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Causal attention of S new positions, whose keys and values are written into the cache, in place, first.
@@ -43,6 +45,8 @@ def attend_cache(
       bias: float32[H, T], added to the score of a key at distance T - 1 - i: the farthest first.
       turns: float32[T, D], cosines and sines of every position's angles, half and half: queries and keys are rotated.
       query_norm, key_norm: float32[D], scales of an RMS norm with `epsilon` over each head, before it is rotated.
+      window: how many keys a query sees at most, the last ones, its own among them; 0 for all.
+      cap: scores s become cap tanh(s / cap), before the bias; 0 for none.
       counts: int32[B], how many new positions each row has where they differ; qkv is then float32[N, (H + 2 G) D], the
         positions of all rows one behind the other, and what is beyond the last of them is not computed.
 
@@ -56,7 +60,8 @@ def attend_cache(
     call = jax.ffi.ffi_call(targets()["attend_cache"], results, input_output_aliases={1: 1, 2: 2})
     extras = [optional(array) for array in (bias, turns, query_norm, key_norm)]
     extras.append(jnp.zeros((0,), jnp.int32) if counts is None else counts)
-    return tuple(call(qkv, key, value, positions, *extras, scale=np.float32(scale), epsilon=np.float32(epsilon)))
+    static = dict(scale=np.float32(scale), epsilon=np.float32(epsilon), window=np.int32(window), cap=np.float32(cap))
+    return tuple(call(qkv, key, value, positions, *extras, **static))
 
 
 def attend_input(query: jax.Array, key: jax.Array, value: jax.Array, lengths: jax.Array, *, scale: float = 1.0) -> jax.Array:

@@ -156,7 +156,7 @@ static ffi::Error attend_cache(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> qkv, 
                                ffi::Buffer<ffi::S32> positions, ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> turns,
                                ffi::Buffer<ffi::F32> query_norm, ffi::Buffer<ffi::F32> key_norm, ffi::Buffer<ffi::S32> counts,
                                ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> key,
-                               ffi::ResultBuffer<ffi::F32> value, float scale, float epsilon) {
+                               ffi::ResultBuffer<ffi::F32> value, float scale, float epsilon, int32_t window, float cap) {
   const int64_t B = key->dimensions()[0], width = qkv.dimensions().back();
   Attention a{};
   if (counts.element_count()) a.counts = counts.typed_data();
@@ -169,7 +169,7 @@ static ffi::Error attend_cache(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> qkv, 
   a.positions = positions.typed_data();
   a.bias = given(bias), a.bias_width = bias.dimensions()[1];
   a.turns = given(turns), a.query_norm = given(query_norm), a.key_norm = given(key_norm);
-  a.scale = scale, a.epsilon = epsilon;
+  a.scale = scale, a.epsilon = epsilon, a.window = window, a.cap = cap;
   a.out = out->typed_data();
   const int64_t furthest = *std::max_element(a.positions, a.positions + B);
   attend(pool, a, B, std::min(a.T, furthest + a.S));
@@ -258,7 +258,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_attend_cache, attend_cache,
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<float>("scale")
-                                  .Attr<float>("epsilon"));
+                                  .Attr<float>("epsilon")
+                                  .Attr<int32_t>("window")
+                                  .Attr<float>("cap"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_attend_input, attend_input,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()

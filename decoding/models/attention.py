@@ -131,7 +131,8 @@ def _transposed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Where(NamedTuple):
-    """Where the S new positions of rows stand, made once for all layers by `where`; which fields there are, is the cache's.
+    """Where the S new positions of rows stand, made by `where` once for all layers of a kind; which fields there are, is the
+    cache's.
 
     Attributes:
       positions: int32[B], of the first.
@@ -139,6 +140,7 @@ class Where(NamedTuple):
       turns: float32[T, D] or, of XLA's form, [B, 1, S, D]: cosines and sines of rotary positions, or None.
       compact: where rows have different numbers of new positions, which lie one behind the other; else None.
       tree: whether the new positions are nodes of a tree: bias and turns are then of XLA's form, whichever the cache's is.
+      window: how many keys a position sees at most, the last ones; 0 for all.
     """
 
     positions: jax.Array
@@ -146,6 +148,7 @@ class Where(NamedTuple):
     turns: jax.Array | None
     compact: "Compact | None" = None
     tree: bool = False
+    window: int = 0
 
     @property
     def real(self) -> jax.Array | None:
@@ -190,6 +193,7 @@ def where(
     frequencies: np.ndarray | None = None,
     compact: Compact | None = None,
     tree: Tree | None = None,
+    window: int = 0,
 ) -> Where:
     """
     Args:
@@ -200,33 +204,39 @@ def where(
       frequencies: float32[D / 2] of rotary positions, radians per position.
       compact: of new inputs without padding, which only `decoding.kernels` attends to.
       tree: where the new positions are its nodes.
+      window: how many keys a position sees at most, the last ones, its own among them; 0 for all.
     """
     length = cache.length
     if tree is not None:
-        return _where_in_tree(tree, positions, length, table, max_distance, frequencies)
+        return _where_in_tree(tree, positions, length, table, max_distance, frequencies, window)
     if cache.own:
         bias = None if table is None else distance_table(table, length, max_distance=max_distance)
         turns = None
         if frequencies is not None:
             turns = jnp.asarray(_turns(np, np.arange(length, dtype=np.float32)[:, None] * frequencies))
-        return Where(positions, bias, turns, compact)
+        return Where(positions, bias, turns, compact, window)
     places = positions[:, None] + np.arange(steps)
     if table is not None:
         bias = causal_bias(table, positions, steps, length, max_distance=max_distance)
     else:
-        bias = jnp.where(np.arange(length) <= places[:, :, None], 0.0, MASKED)[:, None]
+        seen = np.arange(length) <= places[:, :, None]
+        seen = seen & (np.arange(length) > places[:, :, None] - window) if window else seen
+        bias = jnp.where(seen, 0.0, MASKED)[:, None]
     turns = None
     if frequencies is not None:
         turns = _turns(jnp, places[:, None, :, None].astype(jnp.float32) * frequencies)
-    return Where(positions, bias, turns)
+    return Where(positions, bias, turns, window=window)
 
 
-def _where_in_tree(tree: Tree, positions: jax.Array, length: int, table, max_distance: int, frequencies) -> Where:
+def _where_in_tree(
+    tree: Tree, positions: jax.Array, length: int, table, max_distance: int, frequencies, window: int
+) -> Where:
     room = length - tree.mask.shape[2]  # caches are a little longer than asked for
     mask = jnp.pad(tree.mask, ((0, 0), (0, 0), (0, room)))[:, None]
+    distances = tree.depths[:, :, None] - jnp.pad(tree.key_depths, ((0, 0), (0, room)))[:, None, :]
+    mask = mask & (distances < window)[:, None] if window else mask
     bias = jnp.where(mask, 0.0, MASKED)
     if table is not None:
-        distances = tree.depths[:, :, None] - jnp.pad(tree.key_depths, ((0, 0), (0, room)))[:, None, :]
         by_distance = distance_table(table, length, max_distance=max_distance)
         far = by_distance[:, length - 1 - jnp.clip(distances, 0, length - 1)]
         bias = jnp.where(mask, far.transpose(1, 0, 2, 3), MASKED)
@@ -250,6 +260,7 @@ def attend_cache(
     query_norm: jax.Array | None = None,
     key_norm: jax.Array | None = None,
     epsilon: float = 0.0,
+    cap: float = 0.0,
 ) -> tuple[jax.Array, Cache]:
     """Causal attention of the newest positions.
 
@@ -259,12 +270,13 @@ def attend_cache(
       place: from `where`.
       scale: of the scores.
       query_norm, key_norm: [D], scales of RMS norms over each head, before it is rotated.
+      cap: scores s become cap tanh(s / cap), before bias and mask; 0 for none.
 
     Returns:
       [B, S, H D] and the cache with the S positions written.
     """
     if cache.own and not place.tree:
-        norms = dict(query_norm=query_norm, key_norm=key_norm, epsilon=epsilon)
+        norms = dict(query_norm=query_norm, key_norm=key_norm, epsilon=epsilon, window=place.window, cap=cap)
         norms["counts"] = place.compact and place.compact.lengths
         operands = (qkv, cache.key, cache.value, place.positions)
         attended, key, value = kernels.attend_cache(*operands, scale=scale, bias=place.bias, turns=place.turns, **norms)
@@ -279,7 +291,7 @@ def attend_cache(
     query = query if scale == 1.0 else query * scale
     cache = cache.with_entries(key, value, place.positions)
     existing = jnp.max(place.positions) + qkv.shape[1]
-    attend_ = attend_transposed if cache.own else attend_existing
+    attend_ = functools.partial(attend_transposed if cache.own else attend_existing, cap=cap)
     return merge_heads(grouped_attend(query, cache.key, cache.value, place.bias, existing, attend_)), cache
 
 

@@ -268,7 +268,12 @@ def state_length(length: int) -> int:
     return length if length <= KEY_BLOCK else -(-length // KEY_BLOCK) * KEY_BLOCK
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> jax.Array:
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """cap tanh(x / cap), between cap and its opposite; x where cap is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, cap: float = 0.0) -> jax.Array:
     """Softmax attention with an additive bias, the softmax in float32.
 
     Args:
@@ -276,24 +281,27 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) 
       key: [B, H, T, D].
       value: [B, H, T, D].
       bias: float32, broadcastable to [B, H, S, T]; carries the mask.
+      cap: of scores, before the bias, see `soft_cap`.
 
     Returns:
       [B, H, S, D] in value's dtype.
     """
-    scores = jnp.einsum("bhsd,bhtd->bhst", query, key, preferred_element_type=jnp.float32) + bias
+    scores = soft_cap(jnp.einsum("bhsd,bhtd->bhst", query, key, preferred_element_type=jnp.float32), cap) + bias
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bhst,bhtd->bhsd", weights, value, preferred_element_type=jnp.float32).astype(value.dtype)
 
 
-def attend_transposed(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing) -> jax.Array:
+def attend_transposed(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing, cap: float = 0.0
+) -> jax.Array:
     """`attend` over keys [B, H, D, T], for operands in the form of `decoding.kernels`."""
-    scores = jnp.einsum("bhsd,bhdt->bhst", query, key, preferred_element_type=jnp.float32) + bias
+    scores = soft_cap(jnp.einsum("bhsd,bhdt->bhst", query, key, preferred_element_type=jnp.float32), cap) + bias
     weights = jax.nn.softmax(scores, axis=-1)
     return jnp.einsum("bhst,bhtd->bhsd", weights, value, preferred_element_type=jnp.float32)
 
 
 def attend_existing(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array, cap: float = 0.0
 ) -> jax.Array:
     """`attend`, with work that follows how many keys there are instead of how many there could be.
 
@@ -301,30 +309,31 @@ def attend_existing(
     known on device only.
 
     Args:
-      query, key, value, bias: as in `attend`.  Blocks are skipped where T is a multiple of KEY_BLOCK, as
+      query, key, value, bias, cap: as in `attend`.  Blocks are skipped where T is a multiple of KEY_BLOCK, as
         `state_length` makes it; a shorter or odd T, as of a prefill that was never inserted, is attended to whole.
       existing: int32[], every row's keys at or beyond it are masked by the bias.
     """
+    attend_blocks = functools.partial(_attend_blocks, cap)
     if query.shape[2] > 1:
-        return _attend_blocks(query, key, value, bias, existing)
+        return attend_blocks(query, key, value, bias, existing)
     # A TPU turns a product with one row into a sum, for which it wants caches laid out otherwise than for products with
     # several: a draft's first step has two, its others one, and every iteration would lay its caches out anew.
-    twice = lambda query, *rest: _attend_blocks(jnp.repeat(query, 2, axis=2), *rest)[:, :, :1]
-    return jax.lax.platform_dependent(query, key, value, bias, existing, tpu=twice, default=_attend_blocks)
+    twice = lambda query, *rest: attend_blocks(jnp.repeat(query, 2, axis=2), *rest)[:, :, :1]
+    return jax.lax.platform_dependent(query, key, value, bias, existing, tpu=twice, default=attend_blocks)
 
 
-@jax.custom_vjp
-def _attend_blocks(query, key, value, bias, existing) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_blocks(cap, query, key, value, bias, existing) -> jax.Array:
     length = key.shape[2]
     if length <= KEY_BLOCK or length % KEY_BLOCK:
-        return attend(query, key, value, bias)
+        return attend(query, key, value, bias, cap)
     rows, heads, steps, width = query.shape
 
     def add_block(i, carry):
         peak, total, mixed = carry
         block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i * KEY_BLOCK, slice_size=KEY_BLOCK)
         scores = jnp.einsum("bhsd,bhtd->bhst", query, block(key, axis=2), preferred_element_type=jnp.float32)
-        scores = scores + block(bias, axis=3)
+        scores = soft_cap(scores, cap) + block(bias, axis=3)
         new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1, keepdims=True))
         weights, kept = jnp.exp(scores - new_peak), jnp.exp(peak - new_peak)
         values = block(value, axis=2)
@@ -338,14 +347,14 @@ def _attend_blocks(query, key, value, bias, existing) -> jax.Array:
     return (mixed / total).astype(value.dtype)
 
 
-def _attend_forward(*operands):
-    return _attend_blocks(*operands), operands
+def _attend_forward(cap, *operands):
+    return _attend_blocks(cap, *operands), operands
 
 
-def _attend_backward(operands, gradient):
+def _attend_backward(cap, operands, gradient):
     """Of `attend`, which computes the same: a loop whose trip count is known on device only has no transpose."""
     *arrays, existing = operands
-    return (*jax.vjp(attend, *arrays)[1](gradient), np.zeros(existing.shape, jax.dtypes.float0))
+    return (*jax.vjp(functools.partial(attend, cap=cap), *arrays)[1](gradient), np.zeros(existing.shape, jax.dtypes.float0))
 
 
 _attend_blocks.defvjp(_attend_forward, _attend_backward)

@@ -1,8 +1,8 @@
-"""Decoder-only transformers: GPT-2, the paper's GPT-like pair, the Llama family, LaMDA's shape.
+"""Decoder-only transformers: GPT-2, GPT-NeoX, OPT, the paper's GPT-like pair, the Llama family, Gemma, LaMDA's shape.
 
 One pre-norm block with a few choices, which `DecoderConfig` names: the norm (layer norm or RMS), where positions enter
 (a learned table, rotary, or T5's relative bias), the feed-forward (plain or gated), how many heads share a key
-(grouped-query attention), and which projections have a bias.
+(grouped-query attention), which projections have a bias, how far back each layer sees, and what is capped.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from flax import nnx
 
 from decoding import compilation
 from decoding.models.attention import Cache, Compact, Heads, Where, attend_cache, where, with_moved_entries
-from decoding.models.base import Shape, State
+from decoding.models.base import Shape, State, soft_cap
 from decoding.models.linear import Linear, RowNorm, embed, head_logits, is_packed, tied_logits, weight
 from decoding.models.tree import Tree
 
@@ -27,6 +27,7 @@ class Rotary:
 
     Attributes:
       theta: base of the frequencies.
+      rotated: how many dimensions of a head rotate, 0 for all; where others stand still, `order` is how a head lies.
       scaling: "none", "linear" (all frequencies divided by `factor`), "llama3" (low frequencies divided, high ones
         kept, a ramp between) or "factors" (each divided by its own of `factors`).
       factors: one per frequency, as GGUF files hold them.
@@ -34,6 +35,7 @@ class Rotary:
     """
 
     theta: float = 10000.0
+    rotated: int = 0
     scaling: str = "none"
     factor: float = 1.0
     low_frequency_factor: float = 1.0
@@ -43,7 +45,8 @@ class Rotary:
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """float32[head_dim / 2], radians per position."""
-        base = 1.0 / self.theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        width = self.rotated or head_dim
+        base = 1.0 / self.theta ** (np.arange(0, width, 2, dtype=np.float64) / width)
         if self.scaling == "linear":
             base = base / self.factor
         elif self.scaling == "llama3":
@@ -53,7 +56,18 @@ class Rotary:
             base = base * (keep + (1 - keep) / self.factor)
         elif self.scaling == "factors":
             base = base / np.asarray(self.factors, np.float64)
-        return base.astype(np.float32)
+        still = max(head_dim // 2 - len(base), 0) if self.rotated else 0
+        return np.pad(base, (0, still)).astype(np.float32)
+
+    def order(self, head_dim: int) -> np.ndarray:
+        """int[head_dim]: of each of our dimensions the one of checkpoints, where those that rotate come first, half and half.
+
+        Here every dimension of a head's first half has its partner in the second, and those that stand still theirs too.
+        """
+        turning = -(-(self.rotated or head_dim) // 2)
+        still = head_dim // 2 - turning
+        turned, rest = np.arange(2 * turning).reshape(2, -1), 2 * turning + np.arange(2 * still).reshape(2, -1)
+        return np.concatenate([turned, rest], axis=1).reshape(-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,14 +77,21 @@ class DecoderConfig(Shape):
     Attributes:
       norm: "layer" (with bias) or "rms".
       position: "learned" (a table of `max_positions` rows), "rotary" or "relative" (T5's buckets).
-      max_positions: of inputs and outputs together: beyond it there is no row of the table, rotary positions that were
-        never trained, or a window that attention would have to slide; 0 for no limit.
+      max_positions: of inputs and outputs together: beyond it there is no row of the table, or rotary positions that were
+        never trained; 0 for no limit.
       activation: of the feed-forward: "relu", "gelu", "gelu_new" or "silu".
       gated: two input projections, `act(gate x) * up x`.
       qkv_bias, out_bias, feed_forward_bias: which projections have one.
       qk_norm: RMS norm of every query and key head (Qwen3).
       scale_attention: divide scores by sqrt(head_dim); T5's convention, which LaMDA follows, does not.
+      scale_width: what they are divided by the square root of in place of head_dim; 0 for head_dim.
       tied: logits come from the input embedding.
+      unit_offset: RMS norms multiply by 1 + their parameter, and embeddings are multiplied by sqrt(d_model) (Gemma).
+      post_norms: what attention and feed-forward add is normed too.
+      parallel: the feed-forward reads what attention does, and not its result (GPT-NeoX).
+      attention_cap, logits_cap: of scores and logits, see `base.soft_cap`; 0 for none.
+      windows: of each layer, how many positions a position sees, the last ones; 0 for all. Empty where all layers see all.
+      local_rotary: of layers with a window; None for the same.
     """
 
     num_layers: int
@@ -86,6 +107,14 @@ class DecoderConfig(Shape):
     feed_forward_bias: bool = False
     qk_norm: bool = False
     scale_attention: bool = True
+    scale_width: float = 0.0
+    unit_offset: bool = False
+    post_norms: bool = False
+    parallel: bool = False
+    attention_cap: float = 0.0
+    logits_cap: float = 0.0
+    windows: tuple[int, ...] = ()
+    local_rotary: Rotary | None = None
     norm_epsilon: float = 1e-6
     max_positions: int = 0
     rotary: Rotary = Rotary()
@@ -101,17 +130,20 @@ class DecoderConfig(Shape):
         super().check()
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} heads cannot share {self.num_kv_heads} key heads evenly")
+        if len(self.windows) not in (0, self.num_layers):
+            raise ValueError(f"{len(self.windows)} layers have a kind of attention, and there are {self.num_layers}")
         if self.position != "rotary":
             return
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; allowed with rotary positions: even ones")
-        try:
-            with np.errstate(all="ignore"):
-                frequencies = self.rotary.frequencies(self.head_dim)
-        except (ArithmeticError, TypeError) as error:
-            raise ValueError(f"the rotary positions cannot be used: {error}") from error
-        if frequencies.shape != (self.head_dim // 2,) or not np.isfinite(frequencies).all():
-            raise ValueError(f"{self.rotary!r:.300} gives no finite frequency for each pair of {self.head_dim}")
+        for rotary in filter(None, (self.rotary, self.local_rotary)):
+            try:
+                with np.errstate(all="ignore"):
+                    frequencies = rotary.frequencies(self.head_dim)
+            except (ArithmeticError, TypeError) as error:
+                raise ValueError(f"the rotary positions cannot be used: {error}") from error
+            if frequencies.shape != (self.head_dim // 2,) or not np.isfinite(frequencies).all():
+                raise ValueError(f"{rotary!r:.300} gives no finite frequency for each pair of {self.head_dim}")
 
     def divided(self, ways: int) -> "DecoderConfig":
         """Keys' heads are repeated until there is one for every device."""
@@ -121,6 +153,20 @@ class DecoderConfig(Shape):
     @property
     def decoder_layers(self) -> int:
         return self.num_layers
+
+    @property
+    def score_scale(self) -> float:
+        """What scores are multiplied by."""
+        return (self.scale_width or self.head_dim) ** -0.5 if self.scale_attention else 1.0
+
+    def window(self, layer: int) -> int:
+        """How many positions a position sees there; 0 for all."""
+        return self.windows[layer] if self.windows else 0
+
+    def frequencies(self, window: int) -> np.ndarray | None:
+        """Of the rotary positions of layers with this window; None where positions are not rotary."""
+        rotary = self.local_rotary if window and self.local_rotary else self.rotary
+        return rotary.frequencies(self.head_dim) if self.position == "rotary" else None
 
     @property
     def operations_per_token(self) -> float:
@@ -133,27 +179,29 @@ class DecoderConfig(Shape):
 
 
 class Norm(nnx.Module):
-    """Layer norm with bias, or RMS norm, in float32."""
+    """Layer norm with bias, or RMS norm, in float32; of a head's width, where that is given."""
 
-    def __init__(self, kind: str, width: int, epsilon: float, dtype):
-        self.kind, self.epsilon = kind, epsilon
-        self.scale = nnx.Param(jnp.ones((width,), dtype))
-        if kind == "layer":
+    def __init__(self, config: DecoderConfig, dtype, head_dim: int = 0):
+        self.kind, self.epsilon = "rms" if head_dim else config.norm, config.norm_epsilon
+        self.offset = float(config.unit_offset)
+        width = head_dim or config.d_model
+        self.scale = nnx.Param(jnp.full((width,), 1 - self.offset, dtype))
+        if self.kind == "layer":
             self.bias = nnx.Param(jnp.zeros((width,), dtype))
 
     @property
     def row_norm(self) -> RowNorm:
-        return RowNorm(self.scale, self.bias if self.kind == "layer" else None, self.epsilon)
+        return RowNorm(self.scale, self.bias if self.kind == "layer" else None, self.epsilon, self.offset)
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each with its norm before and its residual around."""
+    """Attention and feed-forward, each with its norm before, perhaps one after, and its residual around."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, dtype):
         self.config = config
         width, heads, kv_heads, dim = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
         fans = 2 if config.gated else 1
-        self.attention_norm = Norm(config.norm, width, config.norm_epsilon, dtype)
+        self.attention_norm = Norm(config, dtype)
         self.qkv = Linear(
             rngs,
             width,
@@ -165,9 +213,12 @@ class Block(nnx.Module):
         )
         self.out = Linear(rngs, heads * dim, width, bias=config.out_bias, dtype=dtype, axes=("heads", None))
         if config.qk_norm:
-            self.query_norm = Norm("rms", dim, config.norm_epsilon, dtype)
-            self.key_norm = Norm("rms", dim, config.norm_epsilon, dtype)
-        self.feed_forward_norm = Norm(config.norm, width, config.norm_epsilon, dtype)
+            self.query_norm = Norm(config, dtype, dim)
+            self.key_norm = Norm(config, dtype, dim)
+        if config.post_norms:
+            self.after_attention = Norm(config, dtype)
+            self.after_feed_forward = Norm(config, dtype)
+        self.feed_forward_norm = Norm(config, dtype)
         self.wi = Linear(
             rngs,
             width,
@@ -187,21 +238,28 @@ class Block(nnx.Module):
         config = self.config
         norms = {}
         if config.qk_norm:
-            scales = dict(query_norm=self.query_norm.scale[...], key_norm=self.key_norm.scale[...])
+            scales = dict(query_norm=self.query_norm.row_norm.factor, key_norm=self.key_norm.row_norm.factor)
             norms = dict(**scales, epsilon=config.norm_epsilon)
         heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim, config.attention_shards)
         real = place.real
         qkv = self.qkv(x, norm=self.attention_norm.row_norm, real=real)
-        scale = config.head_dim**-0.5 if config.scale_attention else 1.0
-        attended, cache = attend_cache(qkv, cache, place, heads, scale=scale, **norms)
-        x = self.out(attended, residual=x, real=real)
+        attended, cache = attend_cache(
+            qkv, cache, place, heads, scale=config.score_scale, cap=config.attention_cap, **norms
+        )
+        if config.post_norms:
+            x = read = x + self.after_attention.row_norm(self.out(attended, real=real))
+        else:
+            read, x = x, self.out(attended, residual=x, real=real)
+            read = read if config.parallel else x
         hidden = self.wi(
-            x,
+            read,
             norm=self.feed_forward_norm.row_norm,
             activation=config.activation,
             gate_pieces=config.feed_forward_shards if config.gated else 0,
             real=real,
         )
+        if config.post_norms:
+            return x + self.after_feed_forward.row_norm(self.wo(hidden, real=real)), cache
         return self.wo(hidden, residual=x, real=real), cache
 
 
@@ -225,7 +283,7 @@ class DecoderOnly(nnx.Module):
         if config.position == "relative":
             self.relative = new(config.relative_buckets, config.num_heads, axes=("heads",))
         self.blocks = nnx.List([Block(config, rngs, dtype) for _ in range(config.num_layers)])
-        self.norm = Norm(config.norm, config.d_model, config.norm_epsilon, dtype)
+        self.norm = Norm(config, dtype)
         if not config.tied:
             self.head = new(config.d_model, config.head_size, axes=("vocabulary",), role="product")
 
@@ -249,7 +307,7 @@ class DecoderOnly(nnx.Module):
             x = jnp.take_along_axis(x, at[:, None, None], axis=1)
         norm = self.norm.row_norm
         logits = tied_logits(x, self.embedding, norm) if self.config.tied else head_logits(x, self.head, norm)
-        return logits, state
+        return soft_cap(logits, self.config.logits_cap), state
 
     def _run(
         self,
@@ -270,20 +328,25 @@ class DecoderOnly(nnx.Module):
         if compact:
             tokens, places = (array.reshape(-1)[compact.order] for array in (tokens, places))
         x = embed(tokens, self.embedding)
+        x = x * config.d_model**0.5 if config.unit_offset else x
         if config.position == "learned":
             x = x + embed(places, self.positions)
-        caches, place = [], where(
-            state["self"][0],
-            positions,
-            steps,
-            table=self.relative[...] if config.position == "relative" else None,
-            max_distance=config.relative_max_distance,
-            frequencies=config.rotary.frequencies(config.head_dim) if config.position == "rotary" else None,
-            compact=compact,
-            tree=tree,
-        )
-        for block, cache in zip(self.blocks, state["self"]):
-            x, cache = block(x, cache, place)
+        caches, kinds = [], {
+            window: where(
+                state["self"][0],
+                positions,
+                steps,
+                table=self.relative[...] if config.position == "relative" else None,
+                max_distance=config.relative_max_distance,
+                frequencies=config.frequencies(window),
+                compact=compact,
+                tree=tree,
+                window=window,
+            )
+            for window in dict.fromkeys(map(config.window, range(config.num_layers)))
+        }
+        for layer, (block, cache) in enumerate(zip(self.blocks, state["self"])):
+            x, cache = block(x, cache, kinds[config.window(layer)])
             caches.append(cache)
         return x, {"self": caches}
 

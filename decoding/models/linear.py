@@ -46,22 +46,30 @@ class RowNorm(NamedTuple):
       scale: of the features.
       bias: added after it, which makes it a layer norm; None for an RMS norm.
       epsilon: added to the variance or mean square.
+      offset: added to the scale.
     """
 
     scale: nnx.Param
     bias: nnx.Param | None
     epsilon: float
+    offset: float = 0.0
+
+    @property
+    def factor(self) -> jax.Array:
+        """What features are multiplied by."""
+        scale = self.scale[...]
+        return scale.astype(jnp.float32) + self.offset if self.offset else scale
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Computed in float32, returned in x's dtype."""
         if logits.used() and x.dtype == jnp.float32:
             return logits.normalize(x, *_ends(self))
         if self.bias is None:
-            return rms_norm(x, self.scale[...], self.epsilon)
+            return rms_norm(x, self.factor, self.epsilon)
         x32 = x.astype(jnp.float32)
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.epsilon)
-        normed = centred * inverse * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        normed = centred * inverse * self.factor.astype(jnp.float32) + self.bias[...].astype(jnp.float32)
         return normed.astype(x.dtype)
 
 
@@ -114,7 +122,7 @@ def project(
 
 
 def _ends(norm: RowNorm | None) -> tuple | None:
-    return norm and (norm.scale[...], None if norm.bias is None else norm.bias[...], norm.epsilon)
+    return norm and (norm.factor, None if norm.bias is None else norm.bias[...], norm.epsilon)
 
 
 def embed(tokens: jax.Array, table: nnx.Param) -> jax.Array:

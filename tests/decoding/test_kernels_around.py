@@ -14,6 +14,7 @@ import decoding
 from decoding import kernels
 from decoding.checkpoints.load import form_of
 from decoding.kernels import attention
+from decoding.models.attention import Cache, Heads, attend_cache, where
 from decoding.models.base import ACTIVATIONS
 from decoding.models.resident import pack_model
 from tests.support import tiny_gguf
@@ -96,6 +97,28 @@ def test_attention_over_a_cache_and_the_same_bits_step_by_step(instruction_set, 
     alone = []
     for s in range(steps):
         step, key, value = attend(qkv[:, s : s + 1], key, value, positions + s)
+        alone.append(step)
+    np.testing.assert_array_equal(np.concatenate(alone, axis=1), out)
+
+
+@pytest.mark.parametrize("window", [1, 3, 33, 200])
+def test_windows_and_caps(instruction_set, window):
+    """Against XLA's form, over tiles of queries whose windows begin apart; the same bits step by step."""
+    steps, positions = 9, np.array([0, 40, T - 9], np.int32)
+    heads, turns = Heads(H, G, D), _turns()
+    qkv, key, value = _random(0, 3, steps, (H + 2 * G) * D), _random(2, 3, G, D, T), _random(3, 3, G, T, D)
+    given = dict(scale=0.3, turns=turns, window=window, cap=2.5)
+    out, *_ = attention.attend_cache(qkv, key, value, positions, **given)
+    place = where(Cache(key.swapaxes(2, 3), value, own=False), positions, steps, window=window)
+    angles = np.stack([turns[at : at + steps] for at in positions])[:, None]
+    plain = Cache(jnp.asarray(key.swapaxes(2, 3)), jnp.asarray(value), own=False)
+    exact, _ = attend_cache(qkv, plain, place._replace(turns=angles), heads, scale=0.3, cap=2.5)
+    np.testing.assert_allclose(out, exact, atol=2e-5)
+    blind = attention.attend_cache(qkv, key, value, positions, **given | dict(cap=0.0))[0]
+    assert window == 1 or np.abs(blind - out).max() > 0.01
+    alone = []
+    for s in range(steps):
+        step, key, value = attention.attend_cache(qkv[:, s : s + 1], key, value, positions + s, **given)
         alone.append(step)
     np.testing.assert_array_equal(np.concatenate(alone, axis=1), out)
 

@@ -48,10 +48,14 @@ def sequence_law(model, inputs, *, length: int, temperature: float, top_k: int, 
     """
     letters = [token for token in range(model.vocab_size) if token != model.eos_id]
     prefixes = list(itertools.product(letters, repeat=length - 1))
-    fed = np.array([(model.start_id, *prefix) for prefix in prefixes], np.int32)
-    encoder = np.repeat(np.asarray([inputs], np.int32), len(prefixes), axis=0)
-    lengths = np.full((len(prefixes),), len(inputs), np.int32)
-    logits = np.asarray(model.logits(fed, encoder, lengths))
+    if model.encoder_decoder:
+        fed = np.array([(model.start_id, *prefix) for prefix in prefixes], np.int32)
+        encoder = np.repeat(np.asarray([inputs], np.int32), len(prefixes), axis=0)
+        lengths = np.full((len(prefixes),), len(inputs), np.int32)
+        logits = np.asarray(model.logits(fed, encoder, lengths))
+    else:
+        fed = np.array([(*inputs, *prefix) for prefix in prefixes], np.int32)
+        logits = np.asarray(model.logits(fed))[:, len(inputs) - 1 :]
     if top_p < 1.0:
         assert nucleus_margin(logits, temperature, top_k, top_p).min() > 1e-5, "choose weights without nucleus edges"
     probs = standardize(logits, temperature, top_k, top_p)
