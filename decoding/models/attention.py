@@ -214,7 +214,7 @@ def where(
         turns = None
         if frequencies is not None:
             turns = jnp.asarray(_turns(np, np.arange(length, dtype=np.float32)[:, None] * frequencies))
-        return Where(positions, bias, turns, compact, window)
+        return Where(positions, bias, turns, compact, window=window)
     places = positions[:, None] + np.arange(steps)
     if table is not None:
         bias = causal_bias(table, positions, steps, length, max_distance=max_distance)

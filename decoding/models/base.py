@@ -1,9 +1,9 @@
 """The contract between a model and the decoder, and the arithmetic every model shares.
 
-A model is an `nnx.Module` with the attributes and methods of `LanguageModel`.  Everything per row is an
-array over the batch: rows stand at different positions and move by different amounts, so a position is an
-argument of `step`, never part of the state.  A state is therefore rolled back by calling `step` with an
-earlier position: what lies at or beyond a row's position is garbage by definition and is never attended to.
+A model is an `nnx.Module` with the attributes and methods of `LanguageModel`. Everything per row is an array over the batch:
+rows stand at different positions and move by different amounts, so a position is an argument of `step`, never part of the
+state. So a state is rolled back by calling `step` with an earlier position: what lies at or beyond a row's position is
+garbage by definition and is never attended to.
 """
 
 import dataclasses
@@ -291,9 +291,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, 
     return jnp.einsum("bhst,bhtd->bhsd", weights, value, preferred_element_type=jnp.float32).astype(value.dtype)
 
 
-def attend_transposed(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing, cap: float = 0.0
-) -> jax.Array:
+def attend_transposed(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing, cap=0.0) -> jax.Array:
     """`attend` over keys [B, H, D, T], for operands in the form of `decoding.kernels`."""
     scores = soft_cap(jnp.einsum("bhsd,bhdt->bhst", query, key, preferred_element_type=jnp.float32), cap) + bias
     weights = jax.nn.softmax(scores, axis=-1)

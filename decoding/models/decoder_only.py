@@ -27,21 +27,21 @@ class Rotary:
 
     Attributes:
       theta: base of the frequencies.
-      rotated: how many dimensions of a head rotate, 0 for all; where others stand still, `order` is how a head lies.
       scaling: "none", "linear" (all frequencies divided by `factor`), "llama3" (low frequencies divided, high ones
         kept, a ramp between) or "factors" (each divided by its own of `factors`).
       factors: one per frequency, as GGUF files hold them.
       factor, low_frequency_factor, high_frequency_factor, original_positions: of the scaling.
+      rotated: how many dimensions of a head rotate, 0 for all; where others stand still, `order` is how a head lies.
     """
 
     theta: float = 10000.0
-    rotated: int = 0
     scaling: str = "none"
     factor: float = 1.0
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_positions: int = 8192
     factors: tuple[float, ...] = ()
+    rotated: int = 0
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """float32[head_dim / 2], radians per position."""
