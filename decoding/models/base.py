@@ -345,17 +345,13 @@ def _attend_blocks(cap, query, key, value, bias, existing) -> jax.Array:
     return (mixed / total).astype(value.dtype)
 
 
-def _attend_forward(cap, *operands):
-    return _attend_blocks(cap, *operands), operands
-
-
 def _attend_backward(cap, operands, gradient):
     """Of `attend`, which computes the same: a loop whose trip count is known on device only has no transpose."""
     *arrays, existing = operands
     return (*jax.vjp(functools.partial(attend, cap=cap), *arrays)[1](gradient), np.zeros(existing.shape, jax.dtypes.float0))
 
 
-_attend_blocks.defvjp(_attend_forward, _attend_backward)
+_attend_blocks.defvjp(lambda cap, *operands: (_attend_blocks(cap, *operands), operands), _attend_backward)
 
 
 def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
