@@ -60,7 +60,7 @@ def main() -> None:
     ids = list(map(str, range(len(inputs))))
     base = decoding.DecodingConfig(
         gamma=0, temperature=0.0, max_decode_tokens=NEW_TOKENS, num_slots=options.slots, input_buckets=(INPUT_TOKENS,),
-        num_beams=options.beams, num_return_sequences=options.beams, length_penalty=0.6, early_stopping="never",
+        num_beams=options.beams, num_return_sequences=options.beams, length_penalty=0.6,
     )  # fmt: skip
     settings = [PLAIN, *((width, gamma) for width in options.widths for gamma in options.gammas)]
     make = lambda width, gamma: decoding.Generator(

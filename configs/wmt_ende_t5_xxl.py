@@ -55,7 +55,7 @@ def get_config(variant: str = "greedy") -> config_dict.ConfigDict:
 
     if variant == "beams":
         config.decoding.num_beams = 4
-        config.decoding.draft_beams = 8
+        config.decoding.draft_beams = 16
         config.decoding.gamma = 4
         config.decoding.length_penalty = 0.6
         config.decoding.length_penalty_form = "t5x"

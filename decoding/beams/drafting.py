@@ -1,7 +1,8 @@
 """What is drafted for beams: a forest, whose roots are the newest tokens of the running beams.
 
-A language model searches on with u beams of its own, in a tree cache like the target's (section A.4 of Leviathan et al.); a
-draft that copies follows every beam with one guess. Texts that end are not drafted: they leave the search whatever follows.
+A language model searches on as the target would, in a tree cache like its own, with w beams and with u - w more extensions at
+each step that hedge them (section A.4 of Leviathan et al. has one search of u beams); a draft that copies follows every beam
+with one guess.  Texts that end are not drafted: they leave the search whatever follows.
 """
 
 from typing import NamedTuple
@@ -60,11 +61,17 @@ def _searched(model: LanguageModel, state: State, beams: Beams, gamma: int, rule
     logits, state = model.step(tokens, beams.used - roots, state, tree=Tree(depths, key_depths, mask))
 
     def level(logits, texts, scores, depth):
-        """The u best extensions: parents, tokens, texts, scores."""
+        """u extensions, those of the search first: parents, tokens, texts, scores."""
         size = logits.shape[2]
         logp = rules.apply(jax.nn.log_softmax(logits), texts, depth, beams.start)
         logp = jnp.where(np.isin(np.arange(size), rules.eos), -jnp.inf, logp) + scores[..., None]
-        scores, index = jax.lax.top_k(logp.reshape(slots, -1), width)
+        # The search itself, of w beams; then what comes next, of all. A search of u beams would lose some of the w best: what
+        # follows its other beams may be likelier than what the search comes to next.
+        scores, index = jax.lax.top_k(logp[:, :roots].reshape(slots, -1), roots)
+        if width > roots:
+            taken = logp.reshape(slots, -1).at[np.arange(slots)[:, None], index].set(-jnp.inf)
+            others = jax.lax.top_k(taken, width - roots)
+            scores, index = (jnp.concatenate(pair, axis=1) for pair in zip((scores, index), others))
         parents, tokens = index // size, index % size
         at = np.arange(rules.texts_length) == (depth + 1)[:, None, None]
         return parents, tokens, jnp.where(at, tokens[..., None], among(texts, parents)), scores
