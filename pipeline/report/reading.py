@@ -26,8 +26,9 @@ def read_tokens(path: str, column: str) -> np.ndarray:
 
 def read_generations(path: str) -> Texts:
     """A part of a generations folder."""
-    copied = {"origin", "match"} <= set(read_schema(path).names)
-    table = read_rows(path, _GENERATED + (("origin", "match") if copied else ()))
+    copied = ("origin", "match") if {"origin", "match"} <= set(read_schema(path).names) else ()
+    table = read_rows(path, _GENERATED + copied)
+    copied = copied if not any(table[name].null_count for name in copied) else ()  # as of what does not tell
     lengths, calls = _lengths(table, "output_tokens"), _lengths(table, "gammas")
     row = np.repeat(np.arange(len(lengths)), lengths)
     iteration = _flat(table, "iteration").astype(np.int64)
@@ -44,7 +45,7 @@ def read_generations(path: str) -> Texts:
         gammas=_flat(table, "gammas").astype(np.int64),
         accepted=_flat(table, "accepted").astype(np.int64),
         calls=calls,
-        **{name: _flat(table, name).astype(np.int64) for name in ("origin", "match") if copied},
+        **{name: _flat(table, name).astype(np.int64) for name in copied},
     )
 
 
