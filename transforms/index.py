@@ -24,7 +24,7 @@ BUILDING = "building"
 """The folder of what is on its way."""
 
 _PLACES_PER_PIECE = 1 << 21
-_TOKENS = "tokens.npy"
+_JOINED, _TOKENS = "joined", "tokens.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +80,17 @@ class WriteTokens(beam.DoFn):
 
 def join(settings: IndexSettings, written: Sequence[Tokens]) -> Iterator[tuple[int, int]]:
     """Joins the pieces of the tokens. Yields the ranges of first tokens whose places are sorted together."""
-    pieces = [_load(settings.path(f"tokens-{one.number:06d}.npy")) for one in sorted(written, key=lambda one: one.number)]
-    tokens = np.concatenate([np.zeros(0, suffixes.token_type(settings.vocab_size)), *pieces])
-    _save(settings.path(_TOKENS), tokens)
-    yield from itertools.pairwise(
-        suffixes.cut_points(suffixes.count_places(tokens, settings.vocab_size), _PLACES_PER_PIECE).tolist()
-    )
+    counts, kind = np.zeros(settings.vocab_size, np.int64), suffixes.token_type(settings.vocab_size)
+    header = {"descr": kind.str, "fortran_order": False, "shape": (sum(one.size for one in written),)}
+    with storage.written_locally(settings.path(_JOINED)) as local:
+        os.makedirs(local, exist_ok=True)
+        with open(os.path.join(local, _TOKENS), "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for one in sorted(written, key=lambda one: one.number):
+                tokens = _load(settings.path(f"tokens-{one.number:06d}.npy"))
+                counts += suffixes.count_places(tokens, settings.vocab_size)  # no place reaches over a piece's end
+                file.write(tokens.tobytes())
+    yield from itertools.pairwise(suffixes.cut_points(counts, _PLACES_PER_PIECE).tolist())
 
 
 class SortPlaces(beam.DoFn):
@@ -95,7 +100,7 @@ class SortPlaces(beam.DoFn):
         self._settings = settings
 
     def process(self, element: tuple[int, int]):
-        with storage.local_file(self._settings.path(_TOKENS)) as local:
+        with storage.local_file(storage.join(self._settings.path(_JOINED), _TOKENS)) as local:
             tokens = np.load(local, mmap_mode="r")
             places = suffixes.sorted_places(tokens, self._settings.vocab_size, *element)
         _save(self._settings.path(f"places-{element[0]:09d}.npy"), places)
