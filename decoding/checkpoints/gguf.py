@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from decoding.checkpoints.storage import CheckpointError
 from decoding.models.decoder_only import DecoderConfig
 from decoding.registry import FAMILIES
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's files say "llama"
+# By the file's name of a family, transformers'. Mistral's files say "llama".
+ARCHITECTURES = {name: name for name in ("llama", "qwen2", "qwen3", "phi3", "gemma", "gemma2")} | {"gemma3": "gemma3_text"}
 ROPE_FACTORS = "rope_freqs.weight"
 IGNORED = frozenset([ROPE_FACTORS])
 
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _HEAD_BYTES = 64 << 20  # of a remote file, for its metadata: vocabularies with their merges take up to 10 MB
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -43,7 +46,16 @@ _NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
 }
+_GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+# What Gemma's files leave out: how many layers have the models whose scores are divided by the root of d_model / heads.
+_GEMMA_WIDE_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
 class GgufFile:
@@ -51,13 +63,14 @@ class GgufFile:
 
     Attributes:
       path: as the user named it, for messages.
+      parts: how many files it is split over.
       shapes: of the tensors by name, outermost axis first.
     """
 
-    def __init__(self, path: str, reader):
-        self.path = path
-        self._fields = reader.fields
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+    def __init__(self, path: str, readers: Sequence):
+        self.path, self.parts = path, len(readers)
+        self._fields = readers[0].fields
+        self._tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
         self.shapes = {name: tuple(reversed(t.shape.tolist())) for name, t in self._tensors.items()}
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -119,11 +132,21 @@ def open_file(path: str, *, weights: bool = True) -> Iterator[GgufFile]:
     Raises:
       CheckpointError: no such file, not a whole GGUF file, or the `gguf` package is not installed.
     """
+    head = None if weights else _HEAD_BYTES
     try:
-        with storage.local_file(path, None if weights else _HEAD_BYTES) as local:
-            yield GgufFile(path, _open(path, local))
+        with contextlib.ExitStack() as stack:
+            parts = [(part, stack.enter_context(storage.local_file(part, head))) for part in parts_of(path)]
+            yield GgufFile(path, [_open(part, local) for part, local in parts])
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def parts_of(path: str) -> tuple[str, ...]:
+    """All files of a model that is split over several, by the name of any; the first has the metadata. Else the file."""
+    named = _PART.fullmatch(path)
+    if named is None:
+        return (path,)
+    return tuple(f"{named[1]}-{number:05d}-of-{named[2]}.gguf" for number in range(1, int(named[2]) + 1))
 
 
 def _open(path: str, local: str):
@@ -142,7 +165,7 @@ def _open(path: str, local: str):
         raise CheckpointError(f"{path} is not a whole GGUF file: {error}") from error
 
 
-@functools.lru_cache(maxsize=1)  # a job opens its file for the model, the tokeniser and the chat template
+@functools.lru_cache(maxsize=8)  # a job opens its file for the model, the tokeniser and the chat template
 def _read_header(local: str, size: int, modified_ns: int):
     """The package's reader; a vocabulary of 50,000 pieces takes it two seconds."""
     import gguf
@@ -194,7 +217,7 @@ def find(path: str, given: str | Mapping | None) -> Checkpoint:
                 else:
                     yield ours, np.asarray(source.combine(*(file.read(name) for name in source.names)))
 
-    return Checkpoint(raw, config, (path,), parameters)
+    return Checkpoint(raw, config, parts_of(path), parameters)
 
 
 def read_config(file: GgufFile) -> dict:
@@ -209,9 +232,9 @@ def read_config(file: GgufFile) -> dict:
             f"{file.path}: general.architecture is {family!r}; supported: {', '.join(ARCHITECTURES)}"
         )
     parts = file.get("split.count")
-    if parts and parts > 1:
+    if parts and parts != file.parts:
         raise CheckpointError(
-            f"{file.path} is one of the {parts} parts of a model; name a file that is whole (llama-gguf-split --merge makes it)"
+            f"{file.path} is one of the {parts} parts of a model; allowed: their own names, NAME-00001-of-{parts:05d}.gguf"
         )
     if value := file.get(f"{family}.expert_count"):
         raise CheckpointError(f"{file.path}: {family}.expert_count is {value!r}, which is not supported")
@@ -225,13 +248,25 @@ def read_config(file: GgufFile) -> dict:
             raise CheckpointError(f"{file.path}: {family}.{key} is {value!r:.100}; supported: one whole number")
         return value
 
+    if "rope_factors_long.weight" in file.shapes:
+        raise CheckpointError(f"{file.path}: rotary scaling 'longrope' is not supported; allowed: default, linear, llama3")
     width, heads = number("embedding_length"), number("attention.head_count")
     head_dim = file.get(f"{family}.attention.key_length") or width // heads
     rotated = file.get(f"{family}.rope.dimension_count", head_dim)
     if rotated != head_dim:
         raise CheckpointError(f"{file.path}: {rotated} of a head's {head_dim} dimensions rotate; supported: all of them")
+    of_family = {}
+    if family in _GEMMA_WIDE_LAYERS:
+        wide = number("block_count") == _GEMMA_WIDE_LAYERS[family]
+        of_family = {
+            "query_pre_attn_scalar": width / heads if wide else head_dim,
+            "attn_logit_softcapping": file.get(f"{family}.attn_logit_softcapping"),
+            "final_logit_softcapping": file.get(f"{family}.final_logit_softcapping"),
+        }
+    kinds = ["sliding_attention"] * number("block_count") if window and family not in _GEMMA_WIDE_LAYERS else None
     return {
-        "model_type": family,
+        "model_type": ARCHITECTURES[family],
+        **of_family,
         "vocab_size": file.shapes["token_embd.weight"][0],
         "hidden_size": width,
         "intermediate_size": number("feed_forward_length"),
@@ -242,13 +277,13 @@ def read_config(file: GgufFile) -> dict:
         "attention_bias": "blk.0.attn_output.bias" in file.shapes,
         "mlp_bias": "blk.0.ffn_up.bias" in file.shapes,
         "rms_norm_eps": file.require(f"{family}.attention.layer_norm_rms_epsilon"),
-        "rope_theta": file.get(f"{family}.rope.freq_base", 10000.0),
+        "rope_theta": file.get(f"{family}.rope.freq_base", 1e6 if family == "gemma3" else 10000.0),
         "rope_scaling": _scaling(file, family),
         "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": [file.require("tokenizer.ggml.eos_token_id"), *filter(None, [file.get("tokenizer.ggml.eot_token_id")])],
         "max_position_embeddings": file.get(f"{family}.context_length"),
         "sliding_window": window,
-        "layer_types": ["sliding_attention"] * number("block_count") if window else None,
+        "layer_types": kinds,
         "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
         "tie_word_embeddings": "output.weight" not in file.shapes,
     }
@@ -276,14 +311,17 @@ def sources(config: DecoderConfig, family: str) -> dict[str, Source]:
 
 def _renamed(source: Source, config: DecoderConfig, family: str) -> Source:
     names = []
+    known = _NAMES | (_GEMMA_NAMES if config.post_norms else {})
     for name in source.names:
-        for theirs, here in _NAMES.items():
+        for theirs, here in known.items():
             name = name.replace(f"{theirs}.", f"{here}.")
         names.append(name)
 
     def combine(*tensors: np.ndarray) -> np.ndarray:
         if family == "llama":
             tensors = [_halves_apart(name, tensor, config) for name, tensor in zip(names, tensors)]
+        if config.unit_offset:  # the converter has added the 1
+            tensors = [tensor - 1 if "norm" in name else tensor for name, tensor in zip(names, tensors)]
         return source.combine(*tensors)
 
     return Source(tuple(names), source.shapes, combine, source.side_by_side)
