@@ -168,16 +168,11 @@ def decode(folder, bucket: int, tokens: int):
     [
         {"max_position_embeddings": 12},
         {"max_position_embeddings": 6, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-        {"model_type": "mistral", "sliding_window": 12},
-        {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 12},
-        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
+        {"model_type": "mistral", "max_position_embeddings": 12, "sliding_window": 4},
     ],
 )
 def test_inputs_and_outputs_have_to_fit_and_nothing_more(llama, keys):
     change(llama, **keys)
-    if keys.get("model_type") == "qwen2":
-        assert decoding.inspect_checkpoint(str(llama)).max_positions == 12
-        return
     decode(llama, 4, 8)
     with pytest.raises(ValueError, match="of up to 5 tokens and .* of 8 need 13 positions; the model has 12"):
         decode(llama, 5, 8)
@@ -201,20 +196,22 @@ def test_a_position_table_is_used_to_its_end(tmp_path):
         decode(tmp_path / "cut", 4, 9)
 
 
-def test_windows_that_no_layer_has():
+def test_which_layers_have_a_window():
     qwen = {
         "model_type": "qwen2", "vocab_size": 10, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2,
         "num_attention_heads": 2, "eos_token_id": 1, "sliding_window": 4,
     }  # fmt: skip
-    for keys, limit in (
-        ({"use_sliding_window": False}, 0),
-        ({"use_sliding_window": True}, 0),  # max_window_layers is 28 by default: the first 28 layers have none
-        ({"use_sliding_window": True, "max_window_layers": 2}, 0),
-        ({"use_sliding_window": True, "max_window_layers": 1}, 4),
-        ({"use_sliding_window": True, "layer_types": ["full_attention"] * 2, "max_window_layers": 0}, 0),
-        ({"use_sliding_window": True, "max_window_layers": 0, "max_position_embeddings": 3}, 3),
-        ({"model_type": "mistral", "sliding_window": None}, 0),
-        ({"model_type": "mistral"}, 4),
-        ({"model_type": "llama"}, 0),
+    for keys, windows in (
+        ({"use_sliding_window": False}, ()),
+        ({"use_sliding_window": True}, ()),  # max_window_layers is 28 by default: the first 28 layers have none
+        ({"use_sliding_window": True, "max_window_layers": 2}, ()),
+        ({"use_sliding_window": True, "max_window_layers": 1}, (0, 4)),
+        ({"use_sliding_window": True, "layer_types": ["full_attention"] * 2, "max_window_layers": 0}, ()),
+        ({"use_sliding_window": True, "max_window_layers": 0}, (4, 4)),
+        ({"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}, (0, 4)),
+        ({"model_type": "mistral", "sliding_window": None}, ()),
+        ({"model_type": "mistral"}, (4, 4)),
+        ({"model_type": "llama"}, ()),
     ):
-        assert parse_config(qwen | keys, "").max_positions == limit, keys
+        config = parse_config(qwen | keys, "")
+        assert config.windows == windows and config.max_positions == 0, keys
