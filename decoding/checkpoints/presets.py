@@ -92,6 +92,37 @@ def _nllb(width: int, inner: int, layers: int) -> dict:
     return _translator("m2m_100", 256206, width, inner, (layers, layers), max_position_embeddings=1024)
 
 
+def _pythia(width: int, layers: int, heads: int, vocabulary: int) -> dict:
+    return {
+        "model_type": "gpt_neox",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 2048,
+        "rotary_pct": 0.25,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+
+
+def _gemma2(width: int, inner: int, layers: int, heads: int, kv_heads: int, head_dim: int, divisor: int) -> dict:
+    return {
+        "model_type": "gemma2",
+        "vocab_size": 256000,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "query_pre_attn_scalar": divisor,
+        "sliding_window": 4096,
+        "max_position_embeddings": 8192,
+    }
+
+
 PRESETS: dict[str, dict] = {
     "t5-v1.1-small": _t5(512, 1024, 8, 6),
     "t5-v1.1-base": _t5(768, 2048, 12, 12),
@@ -111,5 +142,9 @@ PRESETS: dict[str, dict] = {
     "nllb-200-600m": _nllb(1024, 4096, 12),
     "bart-large": _translator("bart", 50265, 1024, 4096, (12, 12)),
     "distilbart-6-6": _translator("bart", 50265, 1024, 4096, (6, 6)),
+    "pythia-12b": _pythia(5120, 36, 40, 50688),
+    "pythia-410m": _pythia(1024, 24, 16, 50304),
+    "gemma-2-27b": _gemma2(4608, 36864, 46, 32, 16, 128, 144),
+    "gemma-2-2b": _gemma2(2304, 9216, 26, 8, 4, 256, 256),
     "llama-2-70b": _llama(32000, 8192, 28672, 80, 64, 8, rope_theta=10000.0, tie_word_embeddings=False),
 }

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from decoding import hub
 from pipeline import generate
 from pipeline.settings import ConfigError, parse_command_line, refuse_placeholders
 from tests.pipeline import fakes
@@ -105,3 +106,11 @@ def test_lm1b(tmp_path, golden, spiece_model):
     whole = {" ".join(row["text"].split()) for row in datasets.sentences()}
     assert {f"{given} {rest}".strip() for given, rest in zip(frame["inputs"], frame["targets"])} == whole
     assert summary(tmp_path / "prompted")["alpha"]["mean"] > 0.99  # target and draft are the same
+
+
+@pytest.mark.parametrize("pair", ["pythia", "gemma2", "bart"])
+def test_pairs_by_their_ids(pair, tmp_path):
+    args = [f"--config=configs/pairs.py:{pair}", "--output=/x", f"--config.input.pattern={tmp_path}/in.jsonl"]
+    config = parse_command_line(args).config
+    assert hub.is_id(config.model.target) and hub.is_id(config.model.draft)
+    refuse_placeholders(parse_command_line(args))
