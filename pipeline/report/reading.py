@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from decoding.config import ACCEPTED, CORRECTED
 from transforms.parts import read_rows, read_schema
 from transforms.statistics.analysis import Texts
 
@@ -26,7 +27,10 @@ def read_tokens(path: str, column: str) -> np.ndarray:
 
 def read_generations(path: str) -> Texts:
     """A part of a generations folder."""
-    copied = ("origin", "match") if {"origin", "match"} <= set(read_schema(path).names) else ()
+    names = set(read_schema(path).names)
+    if "steps" in names:
+        return _read_searches(path)
+    copied = ("origin", "match") if {"origin", "match"} <= names else ()
     table = read_rows(path, _GENERATED + copied)
     copied = copied if not any(table[name].null_count for name in copied) else ()  # as of what does not tell
     lengths, calls = _lengths(table, "output_tokens"), _lengths(table, "gammas")
@@ -46,6 +50,33 @@ def read_generations(path: str) -> Texts:
         accepted=_flat(table, "accepted").astype(np.int64),
         calls=calls,
         **{name: _flat(table, name).astype(np.int64) for name in copied},
+    )
+
+
+def _read_searches(path: str) -> Texts:
+    """A part of beam searches, each as a text of its steps: β of one for which something was drafted is 1 where it was covered,
+    else 0. So all that is told of α is told of coverage. Steps beyond the end of the best text have its last token."""
+    columns = ("example_id", "sample", "output_tokens", "steps", "gammas", "accepted")
+    table = read_rows(path, columns)
+    table = table.filter(pa.array(np.asarray(table["sample"]) == 0))
+    lengths, calls = _lengths(table, "steps"), _lengths(table, "gammas")
+    steps = _flat(table, "steps").astype(np.int64)
+    texts = [np.asarray(tokens, np.int64) for tokens in table["output_tokens"].to_pylist()]
+    tokens = [text[np.minimum(np.arange(size), len(text) - 1)] for text, size in zip(texts, lengths)]
+    first = np.ones(len(steps), bool)  # of the steps of a target call, which ends with one that is not covered
+    first[1:] = steps[:-1] != ACCEPTED
+    first[np.cumsum(lengths)[:-1]] = True
+    numbers = np.arange(len(steps))
+    return Texts(
+        example_ids=table["example_id"].to_pylist(),
+        lengths=lengths,
+        tokens=np.concatenate([np.zeros(0, np.int64), *tokens]),
+        beta=np.where(steps == ACCEPTED, 1.0, np.where(steps == CORRECTED, 0.0, np.nan)),
+        place=numbers - np.maximum.accumulate(np.where(first, numbers, 0)),
+        source=steps,
+        gammas=_flat(table, "gammas").astype(np.int64),
+        accepted=_flat(table, "accepted").astype(np.int64),
+        calls=calls,
     )
 
 

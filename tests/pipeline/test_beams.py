@@ -1,8 +1,9 @@
 """Jobs with beams: what is in their parts and summaries."""
 
 import numpy as np
+import pytest
 
-from pipeline import generate
+from pipeline import analyze, generate
 from tests.pipeline.helpers import rows, summary
 from tests.pipeline.test_generate_t5 import SMALL, sentences  # noqa: F401  a fixture
 
@@ -43,3 +44,10 @@ def test_speculative_beams_are_plain_beams(command, tmp_path):
 def test_settings_that_beams_refuse_stop_the_job(command, capsys):
     assert generate.main(command(*BEAMS[:-1], "--config.decoding.num_samples=2")) == 2
     assert "decoding.num_samples is 2; allowed: 1 with num_beams above 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_report_reads_beams(command, tmp_path):
+    assert generate.main(command(*BEAMS)) == 0
+    assert analyze.main([f"--inputs={tmp_path / 'out'}", f"--output={tmp_path / 'report'}"]) == 0
+    assert (tmp_path / "report" / "report.html").exists()
