@@ -83,6 +83,8 @@ def finish_shard(
         num_examples=len(decoded),
         input_tokens=sum(len(example.tokens) for example in decoded),
         truncated=sum(example.truncated for example in decoded),
+        hinted=sum(bool(example.hints) for example in decoded),
+        hints_cut=sum(example.hints_cut for example in decoded),
     ).merge(Statistics(compiled=shard.compiled, **dataclasses.asdict(shard.counters)))
     number = shard.place.shard
     footer = Footer(

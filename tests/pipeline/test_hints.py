@@ -75,6 +75,8 @@ def test_hints_reach_the_engine_and_the_fingerprint(command, finished_run, tmp_p
     identity = json.loads((tmp_path / "out/manifest.json").read_text())["identity"]
     fingerprint = json.loads((finished_run / "manifest.json").read_text())["fingerprint"]
     assert identity["input"]["hint_fields"] == ["de"] and identity["input"]["hint_folder"] == fingerprint
+    # Every reference is longer than its share of the room, and so is no earlier output.
+    assert summary(tmp_path / "out")["hints"] == {"inputs": 30, "cut": 30} and "hints" not in summary(finished_run)
     run(hinted)  # the same command finds it finished
     run(command("--config.model.draft=", "--config.input.hint_field=de"), expect=2)
     # A job without hints says nothing of them, so that folders begun before there were any are continued.

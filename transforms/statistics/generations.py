@@ -17,6 +17,7 @@ from transforms.statistics.sums import FIXED_BITS, ZEROS, Columns, Sums, Totals,
 ALPHA_DEFINITION = "on policy: mean of sum_x min(p(x), q(x)) over the positions examined in this run"
 SOURCES = ("resampled", "accepted", "bonus", "plain")
 
+_OF_HINTS = ("hinted", "hints_cut")  # not there where there are none, as in parts of earlier versions
 _FOOTER_BITS = 30  # of β in fixed point in a part's footer, which earlier versions of the code have written too
 _BLEU_ORDERS = 4
 
@@ -36,6 +37,7 @@ class Statistics(Totals):
       sources: tokens by source, int[4], ordered as SOURCES.
       finish_reasons: generations by finish reason.
       truncated: inputs that were cut.
+      hinted: inputs that had a hint; hints_cut: hints that were cut.
       references: generations that have one.
       bleu_matches, bleu_totals: int[4] n-gram counts; bleu_length, bleu_reference_length: in BLEU's tokens.
       slot_iterations, row_iterations: iterations times slots, and those of them that decoded a row.
@@ -57,6 +59,8 @@ class Statistics(Totals):
     sources: tuple[int, ...] = (0,) * len(SOURCES)
     finish_reasons: dict[str, int] = dataclasses.field(default_factory=dict)
     truncated: int = 0
+    hinted: int = 0
+    hints_cut: int = 0
     references: int = 0
     bleu_matches: tuple[int, ...] = (0,) * _BLEU_ORDERS
     bleu_totals: tuple[int, ...] = (0,) * _BLEU_ORDERS
@@ -73,8 +77,9 @@ class Statistics(Totals):
         counts = self.sums.counts.get("beta#", ZEROS).tolist()
         betas = (self.sums.fractions.get("beta", ZEROS) << _FOOTER_BITS - FIXED_BITS).tolist()
         searches = {"searches": self.searches.to_json()} if self.searches.counts else {}
+        nothing = _OF_HINTS if not self.hinted else ()
         return {
-            **{name: value for name, value in vars(self).items() if name not in ("sums", "searches")},
+            **{name: value for name, value in vars(self).items() if name not in ("sums", "searches", *nothing)},
             **searches,
             "beta_sum": betas[0],
             "beta_count": counts[0],
@@ -141,6 +146,7 @@ class Statistics(Totals):
             "sources": dict(zip(SOURCES, self.sources)),
             "finish_reasons": dict(sorted(self.finish_reasons.items())),
             "truncated_inputs": self.truncated,
+            **({"hints": {"inputs": self.hinted, "cut": self.hints_cut}} if self.hinted else {}),
             "errors": {"total": self.num_errors, **dict(sorted(self.errors.items()))},
             "bleu": self.bleu(),
             **({"beam_search": beams.summary(self.searches)} if self.searches.counts else {}),
@@ -172,13 +178,15 @@ def shard_statistics(
     num_examples: int,
     input_tokens: int,
     truncated: int,
+    hinted: int = 0,
+    hints_cut: int = 0,
 ) -> Statistics:
     """Statistics of one shard, its engine's counters and times aside.
 
     Args:
       decoded: its generations.
       errors: its failed records.
-      num_examples, input_tokens, truncated: of the inputs that were decoded.
+      num_examples, input_tokens, truncated, hinted, hints_cut: of the inputs that were decoded.
     """
     generations = [one.generation for one in decoded]
     joined = lambda field, dtype: np.concatenate([np.zeros(0, dtype), *(getattr(one, field) for one in generations)])
@@ -207,6 +215,8 @@ def shard_statistics(
         sources=tuple(np.bincount(joined("source", np.int64), minlength=len(SOURCES)).tolist()),
         finish_reasons=dict(collections.Counter(one.finish_reason for one in generations)),
         truncated=truncated,
+        hinted=hinted,
+        hints_cut=hints_cut,
         errors=dict(collections.Counter(error.stage for error in errors)),
         row_seconds=float(sum(one.decode_seconds for one in generations)),
         **_bleu_counts([(one.prediction, one.targets) for one in searches or decoded if one.targets is not None]),
