@@ -304,3 +304,12 @@ def test_pypis_compiler_builds_the_same_products(tmp_path):
     )
     ours, zigs = (_python(code.replace("PATH", repr(p))) for p in ("", str(path)))
     assert zigs.stdout == ours.stdout and ours.stdout.count("\n") == 3 * len(INSTRUCTION_SETS), zigs.stderr
+
+
+@pytest.mark.slow
+def test_another_kind_of_processor_can_be_compiled_for(tmp_path, monkeypatch):
+    """AArch64, with NEON, by PyPI's compiler: that the sources are its C++ too, not that they run there."""
+    pytest.importorskip("ziglang")
+    monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
+    path = build.build([sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu"], tmp_path)
+    assert path.read_bytes()[18:20] == (183).to_bytes(2, "little")  # ELF's e_machine
