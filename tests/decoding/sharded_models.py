@@ -40,6 +40,14 @@ MODELS = {
         "n_head": 8, "activation_function": "gelu_new", "tie_word_embeddings": True,
     } | _IDS,
     "llama": _LLAMA,
+    "gemma2": {
+        "model_type": "gemma2", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 10, "sliding_window": 3,
+    } | _IDS,
+    "gpt_neox": {
+        "model_type": "gpt_neox", "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "rotary_pct": 0.5,
+    } | _IDS,
     "lamda": {
         "model_type": "lamda", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 256,
         "num_hidden_layers": 2, "num_attention_heads": 8, "head_dim": 8, "hidden_act": "gelu_new",

@@ -46,7 +46,7 @@ def test_logits_and_speculative_greedy_tokens_are_those_of_one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["t5", "gpt2", "llama", "lamda", "m2m_100", "bart"])
+@pytest.mark.parametrize("family", ["t5", "gpt2", "llama", "gemma2", "gpt_neox", "lamda", "m2m_100", "bart"])
 def test_every_family_on_every_mesh(family):
     cases = [f"{family}:{data}:{ways}" for data, ways in MESHES]
     results = measure(*cases)
