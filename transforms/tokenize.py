@@ -158,7 +158,9 @@ def _from_merges(path: str, data: bytes, surroundings: Surroundings) -> LibraryT
     numbers = renumbered.read_numbers(path)
     spaced = bool(surroundings.config.get("add_prefix_space"))
     mask = {numbers[text]: AddedToken(text) for text in ("<mask>",) if text in numbers}  # BART's, whatever the files say
-    return from_merges(data, storage.read_bytes(merges), numbers, mask | read_added(surroundings, path, numbers), spaced)
+    first = surroundings.named().get("bos_token", "<s>") if surroundings.config.get("add_bos_token") else "<s>"  # OPT's is </s>
+    added = mask | read_added(surroundings, path, numbers)
+    return from_merges(data, storage.read_bytes(merges), numbers, added, spaced, first)
 
 
 def _prefix(surroundings: Surroundings) -> str:

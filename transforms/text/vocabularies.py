@@ -113,7 +113,7 @@ def from_json(data: bytes, added: Iterable = (), special: Iterable[str] = ()) ->
 
 
 def from_merges(
-    data: bytes, merges: bytes, numbers: Mapping[str, int], added: Mapping[int, NamedTuple], spaced: bool
+    data: bytes, merges: bytes, numbers: Mapping[str, int], added: Mapping[int, NamedTuple], spaced: bool, first: str = "<s>"
 ) -> LibraryTokenizer:
     """A byte-level tokeniser of pairs, GPT-2's and BART's, over vocab.json and merges.txt.
 
@@ -122,6 +122,7 @@ def from_merges(
       numbers: id by piece, of the former.
       added: `AddedToken`s by id.
       spaced: whether a space is put before a text.
+      first: what texts begin with, where there are BART's special tokens.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
@@ -136,7 +137,7 @@ def from_merges(
     for _, token in sorted(added.items()):
         new = [tokenizers.AddedToken(**token._asdict(), normalized=False)]
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)(new)
-    begin = (numbers["<s>"],) if {"<s>", "</s>"} <= set(numbers) else ()
+    begin = (numbers[first],) if {"<s>", "</s>", first} <= set(numbers) else ()
     digest = hashlib.sha256(data + merges + repr((sorted(added.items()), spaced)).encode())
     return LibraryTokenizer(tokenizer, digest.hexdigest(), begin)
 
