@@ -28,14 +28,22 @@ def found(model, draft, settings: dict, **more) -> list[list[decoding.Generation
     return [results[i * each : (i + 1) * each] for i in range(len(INPUTS))]
 
 
+def _slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def _soak(*values):
+    return pytest.param(*values, marks=pytest.mark.soak)
+
+
 @pytest.fixture(
-    scope="module", params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+    scope="module", params=[name if name in FAST else _slow(name) for name in FAMILIES]
 )
 def family(request):
     return request.param, decoding.load_model(str(GOLDEN / request.param))
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 5))])
+@pytest.mark.parametrize("number", [0, _slow(1), *map(_soak, range(2, 5))])
 def test_texts_and_scores_are_transformers(family, number):
     name, model = family
     wanted = [one for one in FOUND if one["family"] == name][number]
@@ -45,7 +53,7 @@ def test_texts_and_scores_are_transformers(family, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width, gamma", [(4, 1), (4, 4), (8, 3)])
+@pytest.mark.parametrize("width, gamma", [_soak(4, 1), (4, 4), _soak(8, 3)])
 def test_speculative_is_plain(family, width, gamma):
     """A draft of the same weights with noise; copied guesses; the same texts, and scores but for the last bits."""
     _, model = family

@@ -25,7 +25,7 @@ FORMS = ["float32", pytest.param("plain", marks=pytest.mark.slow)] if kernels.av
 # Every family, and one that has most of what is new for the others.
 ONE = [pytest.param(name, marks=[] if name == "gemma2" else pytest.mark.slow) for name in FAMILIES]
 WITH_WINDOWS = [one for one in ONE if one.values[0] in ("gemma2", "gemma3", "mistral", "phi3")]
-TABLES = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("bigram", "prompt_lookup")]
+TABLES = [pytest.param("bigram", marks=pytest.mark.soak), pytest.param("prompt_lookup", marks=pytest.mark.slow)]
 
 
 def tolerance(name: str) -> float:
@@ -78,7 +78,7 @@ def test_windows_are_noticed(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [1, 8])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.soak), 8])
 def test_steps_are_one_pass(loaded, steps):
     """Rows that stand at different positions, several of them fed again after they were rolled back."""
     name, model, arrays = loaded
@@ -98,7 +98,7 @@ def test_steps_are_one_pass(loaded, steps):
         at = np.minimum(at + np.array(moved, np.int32), length - 1).astype(np.int32)
 
 
-@pytest.mark.parametrize("gamma", [pytest.param(0, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("gamma", [pytest.param(0, marks=pytest.mark.soak), 3])
 @pytest.mark.parametrize("name", ONE)
 def test_greedy_tokens_are_transformers(name, gamma):
     """From ragged prompts over two slots; the draft is the target."""
