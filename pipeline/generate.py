@@ -20,7 +20,6 @@ from pipeline.job.launch import Job, run_job
 from pipeline.job.terminal import print_summary
 from pipeline.runners.supervise import Launch, supervise
 from pipeline.settings import CommandLine
-from transforms import columns
 from transforms.folder import GENERATE
 
 if typing.TYPE_CHECKING:
@@ -66,6 +65,7 @@ def build_pipeline(root: beam.Pipeline, *, run: Run, factory: GeneratorFactory |
     from pipeline.job.steps import finish, input_reader
     from pipeline.runners import options as runners
     from pipeline.runners.dataflow import options as dataflow
+    from transforms import columns
     from transforms.decode import ShardModelHandler
     from transforms.shards import FAILED, CommitShards, ReadShards, RunShards
     from transforms.write import WriteGenerations

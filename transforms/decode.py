@@ -131,7 +131,7 @@ def decode_batch(
         return [], EngineCounters()
     faults: Mapping[int, str] = {}
     try:
-        flat, report = generator.generate_with_report(tokens, example_ids, hints)
+        flat, report = generator.generate_with_report(tokens, example_ids, *([] if hints is None else [hints]))
     except decoding.NonFiniteLogits as error:
         faults, flat, report = error.faults, error.results, error.report
     except Exception as error:
