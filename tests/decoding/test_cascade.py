@@ -72,7 +72,7 @@ def test_what_a_cascade_may_be(target, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "verification", ["token", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("block", "coupled"))]
+    "verification", [pytest.param(rule, marks=pytest.mark.slow) for rule in ("token", "block", "coupled")]
 )
 def test_sampled_texts_have_the_targets_law(target, verification):
     assert _pvalue(target, verification) > 1e-3

@@ -72,6 +72,7 @@ def test_the_longest_match_and_its_most_frequent_continuation(tmp_path):
     assert propose(draft, [0, 9, 6, 7], 3).count.tolist() != [0]
 
 
+@pytest.mark.slow
 def test_matches_against_brute_force(tmp_path):
     texts = texts_of(3, 5)
     draft = decoding.CorpusDraft.load(save(tmp_path, texts, 5), min_match=1)

@@ -278,6 +278,7 @@ def test_without_a_compiler_that_works_one_line_says_so(tmp_path):
     assert len(done.stderr.splitlines()) == 1 and "products of the processor's own are not used: false" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_library_is_built_once_and_whole(tmp_path):
     compiler = build.compilers()[0]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:  # both at once

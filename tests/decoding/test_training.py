@@ -149,7 +149,7 @@ def test_new_embeddings_are_the_targets_principal_components():
     np.testing.assert_array_equal(same.tensors["lm_head.weight"], target.tensors["lm_head.weight"])
 
 
-@pytest.mark.parametrize("name", ["t5_v1_0", "t5_v1_1_draft", "llama"])
+@pytest.mark.parametrize("name", ["t5_v1_0", pytest.param("t5_v1_1_draft", marks=pytest.mark.slow), "llama"])
 def test_a_draft_grows_without_changing_its_logits(name):
     draft = Weights.read(str(GOLDEN / name))
     if name == "llama":

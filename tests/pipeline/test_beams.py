@@ -17,6 +17,7 @@ BEAMS = (
 )
 
 
+@pytest.mark.slow
 def test_speculative_beams_are_plain_beams(command, tmp_path):
     assert generate.main(command(*BEAMS)) == 0
     plain = ("--config.model.draft=", "--config.decoding.gamma=0")
