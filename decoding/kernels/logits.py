@@ -28,7 +28,6 @@ def used_by(function: Callable) -> Callable:
     It has no derivatives then, and is for programs of one device: XLA would gather the rows of a mesh for every call.
     """
 
-    @functools.wraps(function)
     def inside(*args, **kwargs):
         own = jax.default_backend() == "cpu" and jax.config.jax_threefry_partitionable and available() is not None
         token = _used.set(own)
@@ -37,6 +36,8 @@ def used_by(function: Callable) -> Callable:
         finally:
             _used.reset(token)
 
+    # What the program is called, in traces and in JAX's cache.
+    inside.__name__ = getattr(function, "func", function).__name__
     return inside
 
 

@@ -1,5 +1,6 @@
 """Launching a job with a fake generator as a user does, and looking at its processes."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -15,7 +16,14 @@ _PROGRAM = (
 def launch(args, settings="") -> subprocess.Popen:
     """Starts `pipeline.generate` under its supervisor. `settings` are those of `fakes.make_fake`."""
     program = _PROGRAM.format(settings=settings)
-    return subprocess.Popen([sys.executable, "-c", program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}  # libtpu, where it is installed without a TPU, has much to say
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def children(process: int) -> list[int]:
