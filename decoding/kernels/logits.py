@@ -5,7 +5,6 @@ are. `decoding.sampling` is the door to these functions; they are used inside `u
 """
 
 import contextvars
-import functools
 from collections.abc import Callable
 
 import jax
