@@ -21,9 +21,8 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pipeline.job.command import command, run_pipeline
+from pipeline.job.fitting import fit_parser, read_command
 from pipeline.job.terminal import facts, make_console
-from pipeline.settings import ConfigError, absolute, parse_command_line, refuse_placeholders
-from pipeline.settings.flags import Parser
 from transforms import storage
 
 if typing.TYPE_CHECKING:
@@ -49,33 +48,12 @@ def parse(args: Sequence[str]) -> Job:
     Raises:
       ConfigError, FolderError: with the setting, its value and what is allowed.
     """
-    parser = Parser(
-        prog="python -m pipeline.fit_index",
-        usage="%(prog)s --config=FILE --output=DIR [--config.path.to.setting=value] [options] [Beam options]",
-        description=__doc__.splitlines()[0],
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--generations", default="", help="a finished output folder of pipeline.generate, instead of the config's input")
-    add("--text_field", default="", help="field of the input's records (default: its reference, else its text)")
-    own, others = parser.parse_known_args(list(args))
-    # The config's own draft plays no part, and may be the very folder that is to be written.
-    parsed = parse_command_line([*others, "--config.model.draft=", "--config.decoding.gamma=0"])
-    refuse_placeholders(parsed)
-    if own.generations and own.text_field:
-        raise ConfigError(f"--text_field is {own.text_field!r}; allowed with --generations: nothing")
-    generations = absolute(own.generations)
-    # Only now: what is wrong with the command itself is said without waiting for Beam.
+    fitting = read_command(fit_parser("fit_index", __doc__.splitlines()[0]), args)
     from decoding.drafts import suffixes
-    from pipeline.job.corpus import find_corpus, refuse_foreign
-    from pipeline.runners.options import beam_options, paths_of
     from transforms.index import BUILDING, IndexSettings
 
-    paths = paths_of(parsed.config, parsed.output) | ({"--generations": generations} if generations else {})
-    options = beam_options(parsed.beam_args, paths)
-    refuse_foreign(parsed.output, suffixes.FILE, f".{suffixes.FILE}", BUILDING)
-    corpus = find_corpus(parsed.config, parsed.output, generations, own.text_field)
-    return Job(corpus, IndexSettings(parsed.output, **corpus.model, about=corpus.about), options)
+    corpus, options = fitting.corpus(suffixes.FILE, f".{suffixes.FILE}", BUILDING)
+    return Job(corpus, IndexSettings(fitting.parsed.output, **corpus.model, about=corpus.about), options)
 
 
 def build_pipeline(root: beam.Pipeline, job: Job) -> None:

@@ -21,32 +21,24 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pipeline.job.command import command, run_pipeline
+from pipeline.job.fitting import fit_parser, read_command
 from pipeline.job.terminal import facts, make_console
-from pipeline.settings import ConfigError, absolute, parse_command_line, refuse_placeholders
-from pipeline.settings.flags import Parser, number
+from pipeline.settings.flags import number
 from transforms import storage
 
 if typing.TYPE_CHECKING:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
+    from pipeline.job.corpus import Corpus
     from transforms.ngram import FitSettings
-
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is to be done.
+    """What is to be done: of which texts, what, and Beam's options."""
 
-    Attributes:
-      items: shard numbers, or paths of parts.
-      reader: makes `transforms.ngram.Texts` of them.
-      settings: of the fit.
-      options: Beam's.
-    """
-
-    items: tuple
-    reader: beam.DoFn
+    corpus: Corpus
     settings: FitSettings
     options: PipelineOptions
 
@@ -57,40 +49,24 @@ def parse(args: Sequence[str]) -> Job:
     Raises:
       ConfigError, FolderError: with the setting, its value and what is allowed.
     """
-    parser = Parser(
-        prog="python -m pipeline.fit_ngram",
-        usage="%(prog)s --config=FILE --output=DIR [--config.path.to.setting=value] [options] [Beam options]",
-        description=__doc__.splitlines()[0],
-        allow_abbrev=False,
-    )
+    parser = fit_parser("fit_ngram", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--generations", default="", help="a finished output folder of pipeline.generate, instead of the config's input")
-    add("--text_field", default="", help="field of the input's records (default: its reference, else its text)")
     add("--order", default="2", help="2 for a bigram, 1 for a unigram (default: %(default)s)")
     add("--min_count", default="1", help="pairs seen less often are not stored (default: %(default)s)")
     add("--held_out", default="0.01", help="share of the texts kept apart for a perplexity (default: %(default)s)")
-    own, others = parser.parse_known_args(list(args))
-    # The config's own draft plays no part, and may be the very folder that is to be written.
-    command = parse_command_line([*others, "--config.model.draft=", "--config.decoding.gamma=0"])
-    refuse_placeholders(command)
-    if own.generations and own.text_field:
-        raise ConfigError(f"--text_field is {own.text_field!r}; allowed with --generations: nothing")
-    order, min_count = number("order", own.order, int, 1, 2), number("min_count", own.min_count, int, 1)
-    held_out = number("held_out", own.held_out, float, 0, 0.5)
-    generations = absolute(own.generations)
-    # Only now: what is wrong with the command itself is said without waiting for Beam.
+    fitting = read_command(parser, args)
+    own = fitting.own
+    fitted = {
+        "order": number("order", own.order, int, 1, 2),
+        "min_count": number("min_count", own.min_count, int, 1),
+        "held_out": number("held_out", own.held_out, float, 0, 0.5),
+    }
     from decoding.drafts import ngram
-    from pipeline.job.corpus import find_corpus, refuse_foreign
-    from pipeline.runners.options import beam_options, paths_of
     from transforms.ngram import FitSettings
 
-    paths = paths_of(command.config, command.output) | ({"--generations": generations} if generations else {})
-    options = beam_options(command.beam_args, paths)
-    refuse_foreign(command.output, ngram.FILE)
-    corpus = find_corpus(command.config, command.output, generations, own.text_field)
-    fitted = {"order": order, "min_count": min_count, "held_out": held_out}
-    settings = FitSettings(output=command.output, **corpus.model, **fitted, about=corpus.about)
-    return Job(corpus.items, corpus.reader, settings, options)
+    corpus, options = fitting.corpus(ngram.FILE)
+    settings = FitSettings(output=fitting.parsed.output, **corpus.model, **fitted, about=corpus.about)
+    return Job(corpus, settings, options)
 
 
 def build_pipeline(root: beam.Pipeline, job: Job) -> None:
@@ -99,7 +75,7 @@ def build_pipeline(root: beam.Pipeline, job: Job) -> None:
 
     from transforms.ngram import FitNGram
 
-    texts = root | beam.Create(job.items) | beam.Reshuffle() | "Read" >> beam.ParDo(job.reader)
+    texts = root | beam.Create(job.corpus.items) | beam.Reshuffle() | "Read" >> beam.ParDo(job.corpus.reader)
     _ = texts | FitNGram(job.settings)
 
 

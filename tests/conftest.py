@@ -19,3 +19,12 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 def golden() -> pathlib.Path:
     """Folder of the reference models; see its README."""
     return _ROOT / "tests" / "testdata" / "golden"
+
+
+@pytest.fixture
+def hub():
+    """A hub of models on localhost, empty."""
+    from tests.support.hub import running
+
+    with running() as server:
+        yield server

@@ -37,6 +37,19 @@ def tied_by(raw: Mapping, tied: bool | None, *, default: bool = False) -> bool:
     return raw.get("tie_word_embeddings", default) if tied is None else tied
 
 
+def sizes(raw: Mapping) -> dict[str, int]:
+    """The fields of `DecoderConfig` that the configs of most families name alike, each head with a key and value of its own."""
+    width, heads = raw["hidden_size"], raw["num_attention_heads"]
+    return {
+        "vocab_size": raw["vocab_size"],
+        "d_model": width,
+        "num_layers": raw["num_hidden_layers"],
+        "num_heads": heads,
+        "num_kv_heads": heads,
+        "head_dim": width // heads,
+    }
+
+
 def _gpt2_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
     width, heads = raw["n_embd"], raw["n_head"]
     if raw.get("scale_attn_by_inverse_layer_idx") or not raw.get("scale_attn_weights", True):
@@ -66,12 +79,7 @@ def _gpt2_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
 def _lamda_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
     """Section 3 and appendix D of Thoppilan et al., 2201.08239: T5's relative positions and gated GELU."""
     return DecoderConfig(
-        vocab_size=raw["vocab_size"],
-        d_model=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_heads=raw["num_attention_heads"],
-        num_kv_heads=raw["num_attention_heads"],
-        head_dim=raw["head_dim"],
+        **sizes(raw) | {"head_dim": raw["head_dim"]},
         d_ff=raw["intermediate_size"],
         norm="rms",
         position="relative",
@@ -87,17 +95,13 @@ def _lamda_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
 
 
 def _llama_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
-    heads, kind = raw["num_attention_heads"], raw["model_type"]
-    head_dim = raw.get("head_dim") or raw["hidden_size"] // heads
-    turning = rotary(raw, shown, head_dim, partly=kind == "phi3")
+    kind, found = raw["model_type"], sizes(raw)
+    for name, key in (("head_dim", "head_dim"), ("num_kv_heads", "num_key_value_heads")):
+        found[name] = raw.get(key) or found[name]
+    turning = rotary(raw, shown, found["head_dim"], partly=kind == "phi3")
     trained = raw.get("max_position_embeddings") or 0
     return DecoderConfig(
-        vocab_size=raw["vocab_size"],
-        d_model=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
+        **found,
         d_ff=raw["intermediate_size"],
         norm="rms",
         position="rotary",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from decoding.checkpoints.families import Family
 from decoding.checkpoints.fill import Source, as_is
-from decoding.checkpoints.hf_decoder_only import activation, layers_of, rms_sources, rotary, tied_by, windows
+from decoding.checkpoints.hf_decoder_only import activation, layers_of, rms_sources, rotary, sizes, tied_by, windows
 from decoding.checkpoints.special_tokens import special_tokens
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.decoder_only import DecoderConfig
@@ -17,15 +17,10 @@ def _gemma_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
     kind, head_dim = raw["model_type"], raw.get("head_dim", 256)
     if raw.get("use_bidirectional_attention"):
         raise CheckpointError(f"{shown}: use_bidirectional_attention is set; supported: attention to what came before")
-    heads, first = raw["num_attention_heads"], kind == "gemma"
+    first, found = kind == "gemma", sizes(raw)
     act = activation(raw, shown, "hidden_act" if first else "hidden_activation", "gelu_pytorch_tanh")
     config = DecoderConfig(
-        vocab_size=raw["vocab_size"],
-        d_model=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
+        **found | {"head_dim": head_dim, "num_kv_heads": raw.get("num_key_value_heads") or found["num_kv_heads"]},
         d_ff=raw["intermediate_size"],
         norm="rms",
         position="rotary",

@@ -6,7 +6,7 @@ import numpy as np
 
 from decoding.checkpoints.families import Family
 from decoding.checkpoints.fill import Source, as_is, linear, reordered, vectors
-from decoding.checkpoints.hf_decoder_only import activation, in_our_order, rotary, tied_by
+from decoding.checkpoints.hf_decoder_only import activation, in_our_order, rotary, sizes, tied_by
 from decoding.checkpoints.special_tokens import special_tokens
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models.decoder_only import DecoderConfig
@@ -15,16 +15,10 @@ _OPT_OFFSET = 2  # rows of its table of positions that no text meets
 
 
 def _gpt_neox_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
-    width, heads = raw["hidden_size"], raw["num_attention_heads"]
     names = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
     renamed = {"partial_rotary_factor": 0.25} | {names[key]: raw[key] for key in names if raw.get(key) is not None} | dict(raw)
     return DecoderConfig(
-        vocab_size=raw["vocab_size"],
-        d_model=width,
-        num_layers=raw["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=width // heads,
+        **sizes(raw),
         d_ff=raw["intermediate_size"],
         norm="layer",
         position="rotary",
@@ -37,7 +31,7 @@ def _gpt_neox_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConf
         parallel=raw.get("use_parallel_residual", True),
         norm_epsilon=raw.get("layer_norm_eps", 1e-5),
         max_positions=raw.get("max_position_embeddings") or 0,
-        rotary=rotary(renamed, shown, width // heads, partly=True),
+        rotary=rotary(renamed, shown, sizes(raw)["head_dim"], partly=True),
         **special_tokens(raw, shown, start="bos_token_id", defaults=(0, 2)),
     )
 
@@ -70,19 +64,13 @@ def _gpt_neox_ignored(config: DecoderConfig) -> list[str]:
 
 
 def _opt_config(raw: Mapping, shown: str, tied: bool | None) -> DecoderConfig:
-    width, heads = raw["hidden_size"], raw["num_attention_heads"]
     only = {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True}
-    for key, wanted in {**only, "word_embed_proj_dim": width}.items():
+    for key, wanted in {**only, "word_embed_proj_dim": raw["hidden_size"]}.items():
         if (value := raw.get(key, wanted)) not in (wanted, None):
             raise CheckpointError(f"{shown}: {key} is {value!r:.100}; supported: {wanted!r} (OPT 350M is the exception)")
     bias = raw.get("enable_bias", True)
     return DecoderConfig(
-        vocab_size=raw["vocab_size"],
-        d_model=width,
-        num_layers=raw["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=width // heads,
+        **sizes(raw),
         d_ff=raw["ffn_dim"],
         norm="layer",
         position="learned",

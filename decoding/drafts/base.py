@@ -95,13 +95,13 @@ class ModelDraft(Draft):
     ) -> tuple[Proposal, State]:
         """The first step feeds the last *two* tokens.
 
-        Args:
-          instead: bool[B] and int32[B, γ]: rows for which these tokens are proposed by another draft, and so are what this
-            one is fed in place of its own.
-
         After full acceptance the draft has never seen its own last token: with inputs a b | x y accepted and bonus z,
         its cache holds a b x, and the next iteration must feed y z.  Where the cache holds y already it is written
         again with the same values.
+
+        Args:
+          instead: bool[B] and int32[B, γ]: rows for which these tokens are proposed by another draft, and so are what this
+            one is fed in place of its own.
         """
         rule = rule_for(config)
         randomness = rule.randomness(rows.noise, gamma, self.vocab_size)

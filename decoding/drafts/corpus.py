@@ -9,8 +9,9 @@ from decoding.checkpoints.storage import CheckpointError, join
 from decoding.config import INDEX, DecodingConfig
 from decoding.drafts import suffixes
 from decoding.drafts.base import Draft
-from decoding.drafts.text import empty_text, last_tokens, with_last, written
+from decoding.drafts.text import empty_text, last_tokens, with_last
 from decoding.models.base import LanguageModel, State
+from decoding.models.tree import written
 from decoding.rows import Rows
 from decoding.sampling import argmax
 from decoding.verification import Proposal, rule_for

@@ -6,8 +6,9 @@ import numpy as np
 
 from decoding.config import HINT, INPUT, OUTPUT, DecodingConfig
 from decoding.drafts.base import Draft
-from decoding.drafts.text import empty_text, last_tokens, with_last, written
+from decoding.drafts.text import empty_text, last_tokens, with_last
 from decoding.models.base import LanguageModel, State
+from decoding.models.tree import written
 from decoding.rows import Rows
 from decoding.sampling import argmax
 from decoding.verification import Proposal

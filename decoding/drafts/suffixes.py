@@ -77,10 +77,9 @@ def cut_points(counts: np.ndarray, most: int) -> np.ndarray:
 def count_places(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     """int64[V], places by the token that stands there."""
     counts = np.zeros(vocab_size, np.int64)
-    for start, block in _blocks(tokens):
+    for _, block in _blocks(tokens):
         here = block[: len(block) - 1][block[1:] < vocab_size]
         counts += np.bincount(here[here < vocab_size], minlength=vocab_size)[:vocab_size]
-        del start
     return counts
 
 

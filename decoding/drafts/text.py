@@ -5,17 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoding.models.base import state_length
+from decoding.models.tree import written
 from decoding.rows import Rows
 
 
 def empty_text(batch: int, input_length: int, max_positions: int, encoder_decoder: bool) -> jax.Array:
     """int32[B, T], zeros. A decoder-only model's prompt is part of the text."""
     return jnp.zeros((batch, state_length(max_positions + (0 if encoder_decoder else input_length))), jnp.int32)
-
-
-def written(text: jax.Array, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-    """The text with int32[B, K] tokens from `positions` on."""
-    return jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at,)))(text, tokens, positions)
 
 
 def with_last(text: jax.Array, rows: Rows) -> jax.Array:

@@ -17,6 +17,7 @@ from decoding.checkpoints.architecture import parse_config
 from decoding.models.base import install
 from decoding.models.decoder_only import Rotary
 from tests.support import hf_models, reference
+from tests.support.golden import greedy, inputs_of
 
 GOLDEN = hf_models.GOLDEN_DIRECTORY
 FAMILIES = tuple(hf_models.DECODER_ONLY)
@@ -26,6 +27,8 @@ FORMS = ["float32", pytest.param("plain", marks=pytest.mark.slow)] if kernels.av
 ONE = [pytest.param(name, marks=[] if name == "gemma2" else pytest.mark.slow) for name in FAMILIES]
 WITH_WINDOWS = [one for one in ONE if one.values[0] in ("gemma2", "gemma3", "mistral", "phi3")]
 TABLES = [pytest.param("bigram", marks=pytest.mark.soak), pytest.param("prompt_lookup", marks=pytest.mark.slow)]
+
+BUCKETS = (4, 24)
 
 
 def tolerance(name: str) -> float:
@@ -41,18 +44,6 @@ def family(request):
 def loaded(request, family):
     name, arrays = family
     return name, decoding.load_model(str(GOLDEN / name), weights=request.param), arrays
-
-
-def prompts_of(arrays) -> list[list[int]]:
-    return [row[:length].tolist() for row, length in zip(arrays["inputs"], arrays["lengths"])]
-
-
-def greedy(target, draft, prompts, gamma: int, **settings) -> list[list[int]]:
-    defaults = dict(max_decode_tokens=24, num_slots=2, input_buckets=(4, 24))
-    config = decoding.DecodingConfig(gamma=gamma, temperature=0.0, **(defaults | settings))
-    found, report = decoding.Generator(target, draft, config).generate_with_report(prompts, list(map(str, range(len(prompts)))))
-    assert report.compilations == 0
-    return [one.tokens.tolist() for one in found]
 
 
 def references(arrays) -> list[list[int]]:
@@ -104,7 +95,7 @@ def test_greedy_tokens_are_transformers(name, gamma):
     """From ragged prompts over two slots; the draft is the target."""
     arrays = np.load(GOLDEN / name / "golden.npz")
     model = decoding.load_model(str(GOLDEN / name))
-    assert greedy(model, model if gamma else None, prompts_of(arrays), gamma) == references(arrays)
+    assert greedy(model, model if gamma else None, inputs_of(arrays), gamma, input_buckets=BUCKETS) == references(arrays)
 
 
 @pytest.mark.parametrize("kind", ["transformer", *TABLES])
@@ -119,7 +110,7 @@ def test_speculative_is_plain(name, kind, tmp_path):
         draft = decoding.NGramDraft.fit(references(arrays), target.vocab_size, order=2, **special)
     else:
         draft = decoding.load_draft(kind)
-    assert greedy(target, draft, prompts_of(arrays), 3) == references(arrays)
+    assert greedy(target, draft, inputs_of(arrays), 3, input_buckets=BUCKETS) == references(arrays)
 
 
 def small(folder, name: str):
@@ -262,4 +253,4 @@ def test_other_shapes(name, seed, tmp_path):
     for form in ("plain", *(["float32"] if kernels.available() else [])):
         model = decoding.load_model(str(tmp_path), weights=form)
         np.testing.assert_allclose(model.logits(arrays["inputs"]), arrays["logits"], atol=5e-4)
-        assert greedy(model, model, prompts_of(arrays), 3) == references(arrays)
+        assert greedy(model, model, inputs_of(arrays), 3, input_buckets=BUCKETS) == references(arrays)

@@ -13,6 +13,7 @@ import decoding
 from decoding import kernels
 from decoding.checkpoints.architecture import parse_config
 from tests.support import hf_models, reference
+from tests.support.golden import greedy, inputs_of
 
 GOLDEN = hf_models.GOLDEN_DIRECTORY
 FAMILIES = tuple(hf_models.ENCODER_DECODERS)
@@ -34,18 +35,6 @@ def family(request):
 def loaded(request, family):
     name, arrays = family
     return decoding.load_model(str(GOLDEN / name), weights=request.param), arrays
-
-
-def inputs_of(arrays) -> list[list[int]]:
-    return [row[:length].tolist() for row, length in zip(arrays["inputs"], arrays["lengths"])]
-
-
-def greedy(target, draft, inputs, gamma: int, **settings) -> list[list[int]]:
-    defaults = dict(max_decode_tokens=24, num_slots=2, input_buckets=(8, 24))
-    config = decoding.DecodingConfig(gamma=gamma, temperature=0.0, **(defaults | settings))
-    results, report = decoding.Generator(target, draft, config).generate_with_report(inputs, list(map(str, range(len(inputs)))))
-    assert report.compilations == 0
-    return [result.tokens.tolist() for result in results]
 
 
 def test_logits_are_transformers(loaded):

@@ -15,16 +15,9 @@ import pytest
 
 import decoding
 from decoding import hub as ids
-from tests.support import hub as hubs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAME = "someone/tiny-model"
-
-
-@pytest.fixture
-def hub():
-    with hubs.running() as running:
-        yield running
 
 
 @pytest.fixture

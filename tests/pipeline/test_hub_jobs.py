@@ -11,7 +11,6 @@ import pytest
 import tokenizers
 
 from tests.pipeline.helpers import rows
-from tests.support import hub as hubs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -23,12 +22,6 @@ def get_config():
         shards=dict(examples_per_shard=1),
     ))
 """
-
-
-@pytest.fixture
-def hub():
-    with hubs.running() as running:
-        yield running
 
 
 @pytest.fixture
