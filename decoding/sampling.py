@@ -197,6 +197,11 @@ def log_normalizer(logits: jax.Array) -> jax.Array:
     return own.log_normalizer(logits) if own.used() else jax.nn.logsumexp(logits, axis=-1)
 
 
+def log_probs(logits: jax.Array) -> jax.Array:
+    """Log-probabilities of all tokens: raw logits float32[..., V] -> float32[..., V], those of `log_prob`."""
+    return logits - log_normalizer(logits)[..., None]
+
+
 def is_law(logits: jax.Array) -> jax.Array:
     """Whether raw logits float32[..., V] are of a distribution: bool[...], False where one is NaN or +inf, or all are -inf.
 

@@ -16,6 +16,7 @@ from decoding.drafts.base import Draft, ModelDraft
 from decoding.models.base import LanguageModel, State
 from decoding.models.tree import Tree, among, entries, written
 from decoding.rows import Rows
+from decoding.sampling import log_probs
 
 
 class Forest(NamedTuple):
@@ -63,7 +64,7 @@ def _searched(model: LanguageModel, state: State, beams: Beams, gamma: int, rule
     def level(logits, texts, scores, depth):
         """u extensions, those of the search first: parents, tokens, texts, scores."""
         size = logits.shape[2]
-        logp = rules.apply(jax.nn.log_softmax(logits), texts, depth, beams.start)
+        logp = rules.apply(log_probs(logits), texts, depth, beams.start)
         logp = jnp.where(np.isin(np.arange(size), rules.eos), -jnp.inf, logp) + scores[..., None]
         # The search itself, of w beams; then what comes next, of all. A search of u beams would lose some of the w best: what
         # follows its other beams may be likelier than what the search comes to next.

@@ -22,7 +22,7 @@ from decoding.faults import TARGET_FAULT
 from decoding.models.base import LanguageModel, State, eos_ids
 from decoding.models.forced import ForcedTokens
 from decoding.models.tree import Tree, among, entries, written
-from decoding.sampling import is_law
+from decoding.sampling import is_law, log_probs
 
 # Below every score of a text, and far above -inf, so that what is added to it still orders.
 _NEVER = -1.0e9
@@ -246,7 +246,7 @@ def advance(beams: Beams, logits: jax.Array, rules: Rules) -> tuple[Beams, jax.A
     """
     config, (slots, width, size) = rules.config, logits.shape
     length = beams.depth + 1 - beams.start
-    raw = jax.nn.log_softmax(logits)
+    raw = log_probs(logits)
     total = rules.apply(raw, beams.texts, beams.depth, beams.start) + beams.scores[..., None]
     keep = min(max(2, 1 + len(rules.eos)) * width, width * size)
     top, index = jax.lax.top_k(total.reshape(slots, width * size), keep)

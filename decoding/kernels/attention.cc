@@ -2,7 +2,8 @@
 //
 // A tile is up to four queries that share a head of keys: they share every load of a key and of a value, and sixteen keys are
 // scored at once. Each score is a sum over D and each output a sum over keys, both in rising order, one query independent of the
-// others, so that its bits depend neither on S nor on the rows beside it.
+// others, so that its bits depend neither on S nor on the rows beside it. A node of a tree sees the keys of its path one behind
+// the other, wherever they lie: its bits are those of a text's position.
 //
 // Compiled once for each instruction set, as product.cc is and under the same rule: no templates of the standard library.
 #include "attention.h"
@@ -23,6 +24,7 @@ template <class T> constexpr T max(T a, T b) { return a > b ? a : b; }
 struct Query {
   const float* bias;    // of key 0; null where there is none
   int64_t first, keys;  // it sees those from the first on, before this number
+  const int32_t* path;  // where each of them lies; null where they are the first ones of the row
   float* out;         // [D]
 };
 
@@ -30,33 +32,44 @@ struct Query {
 template <int R>
 void tile(const float* q, const Query* queries, const float* key, int64_t key_stride, const float* value, int64_t D,
           float cap, float* scores, int64_t stride) {
-  int64_t most = 0, fewest = queries[0].keys, least = queries[0].first, from = 0;  // all see those from `from` to `fewest`
+  const bool tree = queries[0].path;
+  const auto place = [=](int r, int64_t t) { return tree ? queries[r].path[t] : t; };
+  int64_t begin = key_stride, end = 0, from = 0, fewest = queries[0].keys;  // all see those from `from` to `fewest`
   for (int r = 0; r < R; r++) {
-    most = max(most, queries[r].keys), fewest = min(fewest, queries[r].keys);
-    least = min(least, queries[r].first), from = max(from, queries[r].first);
+    begin = min(begin, place(r, queries[r].first)), end = max(end, place(r, queries[r].keys - 1) + 1);
+    from = max(from, queries[r].first), fewest = min(fewest, queries[r].keys);
+    for (int64_t t = from; tree && t < fewest; t++)
+      if (place(r, t) != place(0, t)) fewest = t;
   }
 
   Floats peak[R], total[R];
   for (int r = 0; r < R; r++) peak[r] = splat(-__builtin_inff()), total[r] = Floats{};
-  for (int64_t t = least / kKeys * kKeys; t < most; t += kKeys) {
+  const auto finish = [&](int r, int64_t at, Floats score) {
+    const int64_t left = queries[r].keys - at;
+    if (cap) score = cap - 2 * cap / (exponential(2 / cap * score) + 1.0f);  // tanh
+    if (queries[r].bias && left >= kLanes) score += load(queries[r].bias + at);
+    if (queries[r].bias && left > 0 && left < kLanes) score += load_some(queries[r].bias + at, left, 0);
+    const Ints before = lanes() < int32_t(min(max(queries[r].first - at, int64_t{0}), kLanes));
+    const Ints seen = lanes() < int32_t(min(max(left, int64_t{0}), kLanes));
+    score = choose(seen & ~before, score, splat(-__builtin_inff()));
+    peak[r] = choose(score > peak[r], score, peak[r]);
+    store(scores + r * stride + at, score);
+  };
+  for (int64_t t = begin / kKeys * kKeys; t < end; t += kKeys) {
     Floats sums[R][2] = {};
     for (int64_t d = 0; d < D; d++) {
       const Floats first = load(key + d * key_stride + t), second = load(key + d * key_stride + t + kLanes);
       for (int r = 0; r < R; r++) sums[r][0] += q[r * D + d] * first, sums[r][1] += q[r * D + d] * second;
     }
     for (int r = 0; r < R; r++)
-      for (int half = 0; half < 2; half++) {
-        const int64_t at = t + half * kLanes, left = queries[r].keys - at;
-        Floats score = sums[r][half];
-        if (cap) score = cap - 2 * cap / (exponential(2 / cap * score) + 1.0f);  // tanh
-        if (queries[r].bias && left >= kLanes) score += load(queries[r].bias + at);
-        if (queries[r].bias && left > 0 && left < kLanes) score += load_some(queries[r].bias + at, left, 0);
-        const Ints before = lanes() < int32_t(min(max(queries[r].first - at, int64_t{0}), kLanes));
-        const Ints seen = lanes() < int32_t(min(max(left, int64_t{0}), kLanes));
-        score = choose(seen & ~before, score, splat(-__builtin_inff()));
-        peak[r] = choose(score > peak[r], score, peak[r]);
-        store(scores + r * stride + at, score);
-      }
+      for (int half = 0; half < 2; half++)
+        if (tree) store(scores + r * stride + t + half * kLanes, sums[r][half]);
+        else finish(r, t + half * kLanes, sums[r][half]);
+  }
+  for (int r = 0; tree && r < R; r++) {  // a path rises, so nothing is overwritten before it is read
+    float* mine = scores + r * stride;
+    for (int64_t t = queries[r].first; t < queries[r].keys; t++) mine[t] = mine[queries[r].path[t]];
+    for (int64_t t = queries[r].first / kLanes * kLanes; t < queries[r].keys; t += kLanes) finish(r, t, load(mine + t));
   }
   float inverse[R];
   for (int r = 0; r < R; r++) {
@@ -71,8 +84,8 @@ void tile(const float* q, const Query* queries, const float* key, int64_t key_st
   for (int64_t d = 0; d < D; d += kKeys) {
     const int64_t width = min(kKeys, D - d), low = min(width, kLanes), high = width - low;
     Floats sums[R][2] = {};
-    const auto add = [&](int64_t t, int begin, int end) {
-      const float* at = value + t * D + d;
+    const auto add = [&](int64_t t, int begin, int end) {  // a key that these queries see
+      const float* at = value + place(begin, t) * D + d;
       const Floats first = low == kLanes ? load(at) : load_some(at, low, 0);
       const Floats second = high == kLanes ? load(at + kLanes) : load_some(at + low, high, 0);
       for (int r = begin; r < end; r++) {
@@ -119,17 +132,18 @@ void ATTEND(TARGET)(const Attention& a, int64_t task, float* scratch) {
   const int64_t D = a.D, T = a.T, shared = a.H / a.G, b = task / a.G, g = task % a.G;
   const int64_t S = a.counts ? a.counts[b] : a.S, first = a.first(b);
   const int64_t position = a.positions ? min<int64_t>(max<int64_t>(a.positions[b], 0), T - S) : 0;  // as XLA clamps
+  const auto place = [&](int64_t s) { return a.seen ? a.seen[b * S + s] - 1 : position + s; };
   float *key = a.key + task * D * T, *value = a.value + task * T * D;
   float *q = scratch, *turned = q + shared * S * D, *scores = turned + D;
   for (int64_t s = 0; a.new_key && s < S; s++) {
     const int64_t at = (first + s) * a.new_width + g * D, t = position + s;
-    prepare(a.new_key + at, D, a.key_norm, a.epsilon, a.turns ? a.turns + t * D : nullptr, 1.0f, turned);
+    prepare(a.new_key + at, D, a.key_norm, a.epsilon, a.turns ? a.turns + place(s) * D : nullptr, 1.0f, turned);
     for (int64_t d = 0; d < D; d++) key[d * T + t] = turned[d];
     memcpy(value + t * D, a.new_value + at, D * sizeof(float));
   }
   for (int64_t i = 0; i < shared * S; i++) {
     const int64_t head = g * shared + i / S, s = i % S;
-    const float* turn = a.turns ? a.turns + (position + s) * D : nullptr;
+    const float* turn = a.turns ? a.turns + place(s) * D : nullptr;
     prepare(a.query + (first + s) * a.query_width + head * D, D, a.query_norm, a.epsilon, turn, a.scale, q + i * D);
   }
   for (int64_t i = 0; i < shared * S; i += kQueries) {
@@ -137,9 +151,10 @@ void ATTEND(TARGET)(const Attention& a, int64_t task, float* scratch) {
     const int64_t rows = min<int64_t>(kQueries, shared * S - i);
     for (int64_t r = 0; r < rows; r++) {
       const int64_t head = g * shared + (i + r) / S, s = (i + r) % S;
-      queries[r].keys = a.lengths ? a.lengths[b] : position + s + 1;
+      queries[r].keys = a.lengths ? a.lengths[b] : place(s) + 1;
+      queries[r].path = a.paths ? a.paths + (b * S + s) * T : nullptr;
       queries[r].first = a.window ? max(queries[r].keys - a.window, int64_t{0}) : 0;
-      queries[r].bias = a.bias ? a.bias + (head + 1) * a.bias_width - 1 - a.bias_ahead - (position + s) : nullptr;
+      queries[r].bias = a.bias ? a.bias + (head + 1) * a.bias_width - 1 - a.bias_ahead - place(s) : nullptr;
       queries[r].out = a.out + ((first + s) * a.H + head) * D;
     }
     constexpr decltype(&tile<1>) tiles[] = {tile<1>, tile<2>, tile<3>, tile<4>};

@@ -31,6 +31,10 @@ struct Attention {
   // null.
   const int32_t* counts;
   const int64_t* starts;
+  // Where the S positions are nodes of a tree, else null: which keys each sees, paths [B, S, T], in rising order, and how many, at
+  // least one, seen [B, S]. A node's position, to bias and turns, is the number of keys before it; it is written at
+  // positions[b] + s all the same.
+  const int32_t *paths, *seen;
   int64_t first(int64_t b) const { return starts ? starts[b] : b * S; }
 };
 

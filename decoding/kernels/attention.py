@@ -1,7 +1,7 @@
 """Attention on processors, called through `jax.ffi`: attention.cc.
 
 Keys lie transposed, [B, G, D, T], and T is a multiple of KEYS. What a row's queries see ends where the row ends, so that work
-follows what exists, and there are no masks. H / G query heads share a head of keys.
+follows what exists; nodes of a tree alone have masks. H / G query heads share a head of keys.
 """
 
 import jax
@@ -33,6 +33,7 @@ def attend_cache(
     window: int = 0,
     cap: float = 0.0,
     counts: jax.Array | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Causal attention of S new positions, whose keys and values are written into the cache, in place, first.
 
@@ -49,6 +50,9 @@ def attend_cache(
       cap: scores s become cap tanh(s / cap), before the bias; 0 for none.
       counts: int32[B], how many new positions each row has where they differ; qkv is then float32[N, (H + 2 G) D], the
         positions of all rows one behind the other, and what is beyond the last of them is not computed.
+      mask: bool[B, S, at most T], where the new positions are nodes of a tree: the entries of the cache that each sees, its own
+        among them. Bits are those that it would have as a position of a text of these entries: to bias, turns and window its
+        position is the number of entries before it.
 
     Returns:
       float32[B, S, H D], or [N, H D] with `counts`, and the cache.
@@ -60,6 +64,7 @@ def attend_cache(
     call = jax.ffi.ffi_call(targets()["attend_cache"], results, input_output_aliases={1: 1, 2: 2})
     extras = [optional(array) for array in (bias, turns, query_norm, key_norm)]
     extras.append(jnp.zeros((0,), jnp.int32) if counts is None else counts)
+    extras.append(jnp.zeros((0, 0, 0), bool) if mask is None else mask)
     static = dict(scale=np.float32(scale), epsilon=np.float32(epsilon), window=np.int32(window), cap=np.float32(cap))
     return tuple(call(qkv, key, value, positions, *extras, **static))
 

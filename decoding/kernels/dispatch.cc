@@ -150,13 +150,33 @@ static void attend(ffi::ThreadPool& pool, Attention a, int64_t B, int64_t keys) 
   });
 }
 
+// Attention::paths and seen of a mask [B, S, keys]; a node that sees nothing sees itself.
+struct Paths {
+  std::unique_ptr<int32_t[]> paths, seen;
+
+  Paths(const bool* mask, int64_t keys, int64_t B, const Attention& a)
+      : paths(new int32_t[B * a.S * a.T]), seen(new int32_t[B * a.S]) {
+    for (int64_t node = 0; node < B * a.S; node++) {
+      int32_t *path = &paths[node * a.T], count = 0;
+      for (int64_t t = 0; t < keys; t += 8) {
+        uint64_t eight = 0;
+        memcpy(&eight, mask + node * keys + t, std::min<int64_t>(8, keys - t));
+        for (; eight; eight &= eight - 1) path[count++] = t + __builtin_ctzll(eight) / 8;
+      }
+      if (!count) path[count++] = std::min<int64_t>(std::max(a.positions[node / a.S], 0), a.T - a.S) + node % a.S;
+      seen[node] = count;
+    }
+  }
+};
+
 // Causal attention over a cache, into which the keys and values of the S positions are written first. qkv is
-// [B, S, (H + 2 G) D] or, with counts [B], [N, (H + 2 G) D]; the caches are the results' memory.
+// [B, S, (H + 2 G) D] or, with counts [B], [N, (H + 2 G) D]; the caches are the results' memory. With a mask [B, S, keys], the
+// positions are nodes of a tree.
 static ffi::Error attend_cache(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> qkv, ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
                                ffi::Buffer<ffi::S32> positions, ffi::Buffer<ffi::F32> bias, ffi::Buffer<ffi::F32> turns,
                                ffi::Buffer<ffi::F32> query_norm, ffi::Buffer<ffi::F32> key_norm, ffi::Buffer<ffi::S32> counts,
-                               ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::F32> key,
-                               ffi::ResultBuffer<ffi::F32> value, float scale, float epsilon, int32_t window, float cap) {
+                               ffi::Buffer<ffi::PRED> mask, ffi::ResultBuffer<ffi::F32> out,
+                               ffi::ResultBuffer<ffi::F32> key, ffi::ResultBuffer<ffi::F32> value, float scale, float epsilon, int32_t window, float cap) {
   const int64_t B = key->dimensions()[0], width = qkv.dimensions().back();
   Attention a{};
   if (counts.element_count()) a.counts = counts.typed_data();
@@ -171,6 +191,11 @@ static ffi::Error attend_cache(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> qkv, 
   a.turns = given(turns), a.query_norm = given(query_norm), a.key_norm = given(key_norm);
   a.scale = scale, a.epsilon = epsilon, a.window = window, a.cap = cap;
   a.out = out->typed_data();
+  std::unique_ptr<Paths> tree;
+  if (mask.element_count()) {
+    tree = std::make_unique<Paths>(mask.typed_data(), mask.dimensions()[2], B, a);
+    a.paths = tree->paths.get(), a.seen = tree->seen.get();
+  }
   const int64_t furthest = *std::max_element(a.positions, a.positions + B);
   attend(pool, a, B, std::min(a.T, furthest + a.S));
   return ffi::Error::Success();
@@ -254,6 +279,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(specbeam_attend_cache, attend_cache,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::PRED>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()

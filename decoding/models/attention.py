@@ -17,7 +17,6 @@ from decoding.models.base import (
     MASKED,
     attend,
     attend_existing,
-    attend_transposed,
     merge_heads,
     rms_norm,
     split_fused,
@@ -139,7 +138,7 @@ class Where(NamedTuple):
       bias: as an operand of the cache's form, or None.
       turns: float32[T, D] or, of XLA's form, [B, 1, S, D]: cosines and sines of rotary positions, or None.
       compact: where rows have different numbers of new positions, which lie one behind the other; else None.
-      tree: whether the new positions are nodes of a tree: bias and turns are then of XLA's form, whichever the cache's is.
+      mask: bool[B, S, T], of the kernels' form, where the new positions are nodes of a tree; else None.
       window: how many keys a position sees at most, the last ones; 0 for all.
     """
 
@@ -147,7 +146,7 @@ class Where(NamedTuple):
     bias: jax.Array | None
     turns: jax.Array | None
     compact: "Compact | None" = None
-    tree: bool = False
+    mask: jax.Array | None = None
     window: int = 0
 
     @property
@@ -207,14 +206,14 @@ def where(
       window: how many keys a position sees at most, the last ones, its own among them; 0 for all.
     """
     length = cache.length
-    if tree is not None:
-        return _where_in_tree(tree, positions, length, table, max_distance, frequencies, window)
     if cache.own:
         bias = None if table is None else distance_table(table, length, max_distance=max_distance)
         turns = None
         if frequencies is not None:
             turns = jnp.asarray(_turns(np, np.arange(length, dtype=np.float32)[:, None] * frequencies))
-        return Where(positions, bias, turns, compact, window=window)
+        return Where(positions, bias, turns, compact, tree and tree.mask, window)
+    if tree is not None:
+        return _where_in_tree(tree, positions, length, table, max_distance, frequencies, window)
     places = positions[:, None] + np.arange(steps)
     if table is not None:
         bias = causal_bias(table, positions, steps, length, max_distance=max_distance)
@@ -243,7 +242,7 @@ def _where_in_tree(
     turns = None
     if frequencies is not None:
         turns = _turns(jnp, tree.depths[:, None, :, None].astype(jnp.float32) * frequencies)
-    return Where(positions, bias, turns, tree=True)
+    return Where(positions, bias, turns)
 
 
 def _turns(xp, angles):
@@ -275,8 +274,8 @@ def attend_cache(
     Returns:
       [B, S, H D] and the cache with the S positions written.
     """
-    if cache.own and not place.tree:
-        norms = dict(query_norm=query_norm, key_norm=key_norm, epsilon=epsilon, window=place.window, cap=cap)
+    if cache.own:
+        norms = dict(query_norm=query_norm, key_norm=key_norm, epsilon=epsilon, window=place.window, cap=cap, mask=place.mask)
         norms["counts"] = place.compact and place.compact.lengths
         operands = (qkv, cache.key, cache.value, place.positions)
         attended, key, value = kernels.attend_cache(*operands, scale=scale, bias=place.bias, turns=place.turns, **norms)
@@ -291,8 +290,7 @@ def attend_cache(
     query = query if scale == 1.0 else query * scale
     cache = cache.with_entries(key, value, place.positions)
     existing = jnp.max(place.positions) + qkv.shape[1]
-    attend_ = functools.partial(attend_transposed if cache.own else attend_existing, cap=cap)
-    return merge_heads(grouped_attend(query, cache.key, cache.value, place.bias, existing, attend_)), cache
+    return merge_heads(grouped_attend(query, cache.key, cache.value, place.bias, existing, cap)), cache
 
 
 def attend_input(query: jax.Array, cache: Cache, lengths: jax.Array, heads: Heads, *, scale: float = 1.0) -> jax.Array:
@@ -336,7 +334,7 @@ def rotate(heads: jax.Array, turns: jax.Array) -> jax.Array:
 
 
 def grouped_attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array, attend_=attend_existing
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array, cap: float = 0.0
 ) -> jax.Array:
     """Attention in which H / G query heads share a key head: the sharing heads are folded into the query's length.
 
@@ -345,7 +343,7 @@ def grouped_attend(
       key, value: [B, G, T, D].
       bias: float32[B, 1 or H, S, T].
       existing: int32[], see `attend_existing`.
-      attend_: what attends; keys are as it takes them.
+      cap: as in `attend`.
 
     Returns:
       [B, H, S, D].
@@ -353,8 +351,8 @@ def grouped_attend(
     batch, heads, steps, width = query.shape
     groups, length = value.shape[1], value.shape[2]
     if groups == heads:
-        return attend_(query, key, value, bias, existing)
+        return attend_existing(query, key, value, bias, existing, cap)
     shared = heads // groups
     bias = jnp.broadcast_to(bias, (batch, heads, steps, length)).reshape(batch, groups, shared * steps, length)
     folded = query.reshape(batch, groups, shared * steps, width)
-    return attend_(folded, key, value, bias, existing).reshape(batch, heads, steps, width)
+    return attend_existing(folded, key, value, bias, existing, cap).reshape(batch, heads, steps, width)

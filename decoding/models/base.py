@@ -291,13 +291,6 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, 
     return jnp.einsum("bhst,bhtd->bhsd", weights, value, preferred_element_type=jnp.float32).astype(value.dtype)
 
 
-def attend_transposed(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing, cap=0.0) -> jax.Array:
-    """`attend` over keys [B, H, D, T], for operands in the form of `decoding.kernels`."""
-    scores = soft_cap(jnp.einsum("bhsd,bhdt->bhst", query, key, preferred_element_type=jnp.float32), cap) + bias
-    weights = jax.nn.softmax(scores, axis=-1)
-    return jnp.einsum("bhst,bhtd->bhsd", weights, value, preferred_element_type=jnp.float32)
-
-
 def attend_existing(
     query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, existing: jax.Array, cap: float = 0.0
 ) -> jax.Array:

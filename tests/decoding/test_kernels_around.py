@@ -123,6 +123,35 @@ def test_windows_and_caps(instruction_set, window):
     np.testing.assert_array_equal(np.concatenate(alone, axis=1), out)
 
 
+@pytest.mark.parametrize("window", [0, 7])
+def test_a_node_of_a_tree_has_the_bits_of_its_path(instruction_set, window):
+    """Two prompts, branches that part and interleave, entries of others NaN: as if each path had been a text of its own."""
+    prompts, parents = np.array([37, 3], np.int32), [-1, -1, 0, 1, 0, 2, 3, 3, 5, 4]
+    nodes, depths, chains = len(parents), [], []
+    for node, parent in enumerate(parents):
+        chains.append([*(chains[parent] if parent >= 0 else []), node])
+        depths.append(len(chains[node]) - 1)
+    given = dict(scale=0.3, bias=_random(1, H, T), turns=_turns(), window=window, cap=2.5)
+    qkv, key, value = _random(0, 2, nodes, (H + 2 * G) * D), _random(2, 2, G, D, T), _random(3, 2, G, T, D)
+    length, gap = T - 3, 5  # entries between prompt and nodes, which are nobody's
+    mask = np.zeros((2, nodes, length), bool)
+    for row, prompt in enumerate(prompts):
+        key[row, :, :, prompt : prompt + gap] = np.nan
+        for node in range(nodes):
+            mask[row, node, :prompt] = mask[row, node, prompt + gap + np.array(chains[node])] = True
+    text = jax.jit(lambda *operands: attention.attend_cache(*operands, **given))
+    out, new_key, new_value = jax.jit(lambda mask, *operands: attention.attend_cache(*operands, mask=mask, **given))(
+        mask, qkv, key, value, prompts + gap
+    )
+    for node, chain in enumerate(chains):
+        alone, key_alone, value_alone = text(qkv[:, chain], key, value, prompts)
+        np.testing.assert_array_equal(out[:, node], alone[:, -1])
+        for row, prompt in enumerate(prompts):
+            at, own = prompt + gap + node, prompt + len(chain) - 1
+            np.testing.assert_array_equal(new_key[row, :, :, at], key_alone[row, :, :, own])
+            np.testing.assert_array_equal(new_value[row, :, at], value_alone[row, :, own])
+
+
 def test_nothing_beyond_a_row_reaches_it():
     """Garbage in the cache, NaN too, is not there for a row that ends before it."""
     qkv, bias, turns = _random(0, 1, 1, (H + 2 * G) * D), _random(1, H, T), _turns()

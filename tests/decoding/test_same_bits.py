@@ -4,7 +4,6 @@ Products, norms, attention and rows over the vocabulary are those of `decoding.k
 is recorded (β, log-probabilities) is compared bit for bit too.
 """
 
-import dataclasses
 import pathlib
 
 import numpy as np
@@ -14,75 +13,12 @@ from flax import nnx
 import decoding
 from decoding import kernels
 from decoding.kernels import logits
-from decoding.models.decoder_only import DecoderConfig
-from decoding.models.resident import pack_model
-from decoding.models.t5 import T5Config
+from tests.support.noisy import SHAPES, random_inputs, random_pair
 
 if kernels.available() is None:
     pytest.skip("the products cannot be built on this machine", allow_module_level=True)
 
 PAIR = pathlib.Path(__file__).parents[2] / "examples" / "models" / "ende_software"
-_DECODER = DecoderConfig(
-    vocab_size=1003,
-    d_model=40,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=12,
-    d_ff=100,
-    norm="rms",
-    position="rotary",
-    activation="silu",
-    gated=True,
-    tied=True,
-)
-SHAPES = {
-    "t5": T5Config(
-        vocab_size=1003,
-        d_model=40,
-        d_kv=12,
-        d_ff=100,
-        num_layers=1,
-        num_decoder_layers=2,
-        num_heads=4,
-        gated=True,
-        activation="gelu_new",
-        tied=False,
-        scale_decoder_outputs=False,
-    ),
-    "gpt2": dataclasses.replace(
-        _DECODER,
-        num_kv_heads=4,
-        norm="layer",
-        position="learned",
-        activation="gelu",
-        gated=False,
-        max_positions=128,
-        qkv_bias=True,
-        out_bias=True,
-        feed_forward_bias=True,
-    ),
-    "llama": _DECODER,
-}
-
-
-def _models(family: str, form: str):
-    """A target and a draft that is the target with a little noise, so that some guesses are kept and some are not."""
-    shape = SHAPES[family]
-    target, draft = (shape.build(rngs=nnx.Rngs(0), dtype=np.float32) for _ in range(2))
-    state = nnx.state(draft)
-    rng = np.random.default_rng(1)
-    noisy = [
-        (path, leaf.replace(np.asarray(leaf.get_value()) * (1 + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32))))
-        for path, leaf in nnx.to_flat_state(state)
-    ]
-    nnx.update(draft, nnx.from_flat_state(noisy))
-    return pack_model(target, form), pack_model(draft, form)
-
-
-def _inputs(vocab_size: int, count: int) -> list[list[int]]:
-    rng = np.random.default_rng(2)
-    return [rng.integers(3, vocab_size, rng.integers(1, 13)).tolist() for _ in range(count)]
 
 
 def _run(target, draft, inputs, **settings) -> list[decoding.Generation]:
@@ -128,15 +64,15 @@ CASES = [
 
 @pytest.mark.parametrize("family, law, form", CASES)
 def test_tokens_are_the_same_bits_for_any_slots_and_gamma(family, law, form):
-    target, draft = _models(family, form)
-    inputs = _inputs(target.vocab_size, 35)
+    target, draft = random_pair(SHAPES[family], form)
+    inputs = random_inputs(target.vocab_size, 35)
     _check_same_bits(target, draft, inputs, [(1, 0), (3, 7), (8, 2), (32, 7)], max_decode_tokens=24, **LAWS[law])
 
 
 @pytest.mark.parametrize("verification", ["token", pytest.param("block", marks=pytest.mark.slow)])
 def test_sampled_tokens_are_the_same_bits_for_any_slots(verification):
-    target, draft = _models("llama", "float32")
-    inputs = _inputs(target.vocab_size, 20)
+    target, draft = random_pair(SHAPES["llama"])
+    inputs = random_inputs(target.vocab_size, 20)
     settings = dict(gamma=3, temperature=1.0, verification=verification, max_decode_tokens=16)
     runs = [_run(target, draft, inputs, num_slots=slots, **settings) for slots in (1, 3, 16)]
     accepted, guesses = (sum(int(np.sum(getattr(result, name))) for result in runs[0]) for name in ("accepted", "gammas"))
@@ -148,9 +84,9 @@ def test_sampled_tokens_are_the_same_bits_for_any_slots(verification):
 
 def test_arrays_of_xla_do_not_promise_it(monkeypatch):
     """Negative control: the same comparison sees the rounding of XLA's sums."""
-    target, _ = _models("t5", "float32")
+    target, _ = random_pair(SHAPES["t5"])
     plain = SHAPES["t5"].build(rngs=nnx.Rngs(0), dtype=np.float32)
-    inputs = _inputs(target.vocab_size, 35)
+    inputs = random_inputs(target.vocab_size, 35)
     settings = dict(gamma=0, max_decode_tokens=24, temperature=0.0)
     same = lambda model: [
         _bits(one) == _bits(other)
