@@ -124,7 +124,7 @@ def _load(path: str) -> Tokenizer:
     surroundings, name, data = read_surroundings(path), path.rpartition("/")[2], storage.read_bytes(path)
     if data.startswith(LFS_POINTER):
         raise TokenizerError("it is Git LFS's pointer to one (git lfs pull)")
-    if path.endswith(".spm"):
+    if path.endswith(".spm") or (name == renumbered.NUMBERS and renumbered.is_marian(path, surroundings)):
         return renumbered.from_marian(beside(path, renumbered.MARIAN), surroundings)
     if name == renumbered.FAIRSEQ:
         return renumbered.from_fairseq(path, surroundings)

@@ -51,9 +51,14 @@ def launch(hub, tmp_path):
 def test_a_job_by_ids(hub, folder, launch, tmp_path):
     target, draft = hub.publish("someone/target", folder), hub.publish("someone/draft", folder, branch="v1")
     hub.gated["someone/target"] = "a-secret"
-    refused = launch("generate", "--output=out")
-    assert refused.returncode == 2 and refused.stderr.strip().count("\n") == 0
-    assert "error: model.target: 'someone/target' is no path here, and as a model of the hub it is gated" in refused.stderr
+    for name, why in (
+        ("someone/target", "it is gated: accept its terms on its page, and set HF_TOKEN to a token of that account"),
+        ("someone/nothing", "it is not there, or private: check the name, or set HF_TOKEN to a token that may read it"),
+    ):
+        refused = launch("generate", "--output=out", f"--config.model.target={name}")
+        assert refused.returncode == 2
+        assert refused.stderr == f"error: model.target: {name!r} is no path here, and as a model of the hub {why}\n"
+    assert "model.safetensors" not in hub.served
     two = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
     done = launch("generate", "--output=out", *two, HF_TOKEN="a-secret")
     assert done.returncode == 0, done.stderr

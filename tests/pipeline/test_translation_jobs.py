@@ -8,6 +8,7 @@ import pytest
 import tokenizers
 from flax import nnx
 
+import decoding
 from decoding.checkpoints import architecture, orbax
 from pipeline import generate
 from tests.pipeline.helpers import errors, rows, summary
@@ -83,21 +84,55 @@ def test_one_pair_of_languages(tmp_path, launch):
     assert {pieces[row[1]] for row in found["input_tokens"]} == {"fr_XX"} and {row[-1] for row in found["input_tokens"]} == {2}
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ([], "input.source_language is ''; allowed: af, am, ar"),
-    (["source_language=eng"], "is 'eng'; allowed: af, am, ar, ast, az, ba, be, bg, bn, br, bs, ca and 88 more"),
-    (["source_language=en"], 'input.target_language is ""; allowed: af'),
-    (["source_language=en", "target_language=german"], "input.target_language is 'german'; allowed: af"),
-    (["source_language=en", "target_language=de", "target_language_field=to"], "input.target_language is 'de'; allowed: \"\""),
-], ids=str)  # fmt: skip
-def test_languages_that_a_model_lacks(tmp_path, launch, capsys, settings, message):
-    folder = tmp_path / "m2m"
-    target = write_model(folder, "m2m_100", tiny_tokenizers.write_m2m(folder))
-    launch(target, texts(), *settings, code=2)
-    assert message in capsys.readouterr().err
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Models for many languages by name."""
+    root = tmp_path_factory.mktemp("many")
+    sizes = {"m2m": tiny_tokenizers.write_m2m(root / "m2m"), "nllb": tiny_tokenizers.write_nllb(root / "nllb")}
+    for name, kind in (("mbart", "MBartTokenizer"), ("mbart50", "MBart50Tokenizer")):
+        sizes[name] = tiny_tokenizers.write_fairseq(root / name, kind)
+    starts = {"mbart": sizes["mbart"] - 2, "mbart50": 2}  # the first one's texts begin with a language
+    return {
+        name: write_model(root / name, "mbart", size, decoder_start_token_id=starts[name]) if name in starts
+        else write_model(root / name, "m2m_100", size) for name, size in sizes.items()
+    }  # fmt: skip
 
 
-def test_marian(tmp_path, launch, capsys):
+def refused(capsys, message: str) -> None:
+    """The launch has said one line."""
+    shown = capsys.readouterr().err
+    assert message in shown and shown.startswith("error: ") and shown.count("\n") == 1, shown
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    monkeypatch.setattr(decoding, "load_model", pytest.fail)
+
+
+@pytest.mark.parametrize(("model", "settings", "message"), [
+    ("m2m", [], "input.source_language is ''; allowed: af, am, ar"),
+    ("m2m", ["source_language=eng"], "is 'eng'; allowed: af, am, ar, ast, az, ba, be, bg, bn, br, bs, ca and 88 more"),
+    ("m2m", ["source_language=en"], 'input.target_language is ""; allowed: af'),
+    ("m2m", ["source_language=en", "target_language=german"], "input.target_language is 'german'; allowed: af"),
+    (
+        "m2m", ["source_language=en", "target_language=de", "target_language_field=to"],
+        "input.target_language is 'de'; allowed: \"\"",
+    ),
+    ("nllb", [], "input.source_language is ''; allowed: ace_Arab, deu_Latn, eng_Latn, fra_Latn, zho_Hans, zul_Latn"),
+    ("nllb", ["source_language=en", "target_language=deu_Latn"], "input.source_language is 'en'; allowed: ace_Arab, deu_Latn"),
+    ("nllb", ["source_language=eng_Latn"], 'input.target_language is ""; allowed: ace_Arab, deu_Latn'),
+    ("nllb", ["source_language=eng_Latn", "target_language=de_DE"], "input.target_language is 'de_DE'; allowed: ace_Arab"),
+    ("mbart50", ["source_language=en", "target_language=de_DE"], "input.source_language is 'en'; allowed: af_ZA, ar_AR"),
+    ("mbart50", ["source_language=en_XX", "target_language=de"], "input.target_language is 'de'; allowed: af_ZA, ar_AR"),
+    ("mbart50", ["source_language=en_XX"], 'input.target_language is ""; allowed: af_ZA, ar_AR'),
+    ("mbart", ["source_language=en_XX", "target_language=de"], "input.target_language is 'de'; allowed: "),
+])  # fmt: skip
+def test_languages_that_a_model_lacks(many, launch, capsys, nothing_is_loaded, model, settings, message):
+    launch(many[model], texts(), *settings, code=2)
+    refused(capsys, message)
+
+
+def test_marian(tmp_path, launch):
     folder = tmp_path / "marian"
     numbers = tiny_tokenizers.write_marian(folder)
     pad = numbers["<pad>"]
@@ -107,12 +142,26 @@ def test_marian(tmp_path, launch, capsys):
     found = rows(out)
     assert summary(out)["errors"] == {"total": 0} and found["inputs"].tolist() == LINES
     assert {row[-1] for row in found["input_tokens"]} == {0} and all(pad not in row for row in found["output_tokens"])
-    capsys.readouterr()
+
+
+def test_marian_folders_that_are_not_whole(tmp_path, launch, capsys, nothing_is_loaded):
+    folder = tmp_path / "marian"
+    numbers = tiny_tokenizers.write_marian(folder)
+    target = write_model(folder, "marian", len(numbers), decoder_start_token_id=numbers["<pad>"])
     launch(target, texts(), "source_language=en", code=2)
-    assert "input.source_language is 'en'; allowed: \"\"" in capsys.readouterr().err
-    (folder / "target.spm").unlink()
+    refused(capsys, "input.source_language is 'en'; allowed: \"\"")
+    for name in ("target.spm", "source.spm", "vocab.json"):
+        (folder / name).rename(folder / "away")
+        launch(target, texts(), code=2)
+        refused(capsys, f"{name} is not beside it; a Marian model needs source.spm, target.spm and vocab.json")
+        (folder / "away").rename(folder / name)
+    for name in ("source.spm", "target.spm"):
+        (folder / name).unlink()
     launch(target, texts(), code=2)
-    assert "target.spm is not beside it; a Marian model needs" in capsys.readouterr().err
+    refused(capsys, "source.spm is not beside it")
+    (folder / "vocab.json").unlink()
+    launch(target, texts(), code=2)
+    refused(capsys, "no tokeniser at ")
 
 
 def test_bart(tmp_path, launch):

@@ -15,6 +15,7 @@ _WORDS = (
     "敏捷的棕色狐狸 跳过了 懒狗 素早い茶色の狐が のろまな犬を 飛び越える 빠른 갈색 여우가 게으른 "
     "개를 뛰어넘는다 12 3.5 1,000 — «да» “yes” ok! 🙂 "
 )
+NLLB = ["ace_Arab", "deu_Latn", "eng_Latn", "fra_Latn", "zho_Hans", "zul_Latn"]
 
 
 def lines(count: int = 200, seed: int = 0) -> list[str]:
@@ -28,12 +29,12 @@ def lines(count: int = 200, seed: int = 0) -> list[str]:
     return found
 
 
-def sentencepiece_model(seed: int, size: int = 180, kind: str = "unigram") -> bytes:
-    """The bytes of a model whose first pieces are <unk>, <s> and </s>, as all of these families have."""
+def sentencepiece_model(seed: int, size: int = 180, kind: str = "unigram", **options) -> bytes:
+    """The bytes of a model whose first pieces are <unk>, <s> and </s> unless the trainer's `options` say otherwise."""
     data = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines(400, seed)), model_writer=data, vocab_size=size, model_type=kind, minloglevel=2,
-        character_coverage=0.98, hard_vocab_limit=False,
+        character_coverage=0.98, hard_vocab_limit=False, **options,
     )  # fmt: skip
     return data.getvalue()
 
@@ -68,6 +69,18 @@ def write_m2m(folder, seed: int = 0) -> int:
     (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(names)}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "M2M100Tokenizer"}))
     return len(names) + 100
+
+
+def write_nllb(folder, seed: int = 0) -> int:
+    """sentencepiece.bpe.model, and a config that names the languages; returns how many tokens there are with them and mask."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = sentencepiece_model(seed, kind="bpe")
+    (folder / "sentencepiece.bpe.model").write_bytes(model)
+    named = {"additional_special_tokens": NLLB}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "NllbTokenizer", **named}))
+    (folder / "special_tokens_map.json").write_text(json.dumps(named))  # as published, once more
+    return len(pieces(model)) + 1 + len(NLLB) + 1
 
 
 def write_fairseq(folder, name: str, seed: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""Marian's, M2M-100's, mBART's, BART's and ByT5's tokenisers against transformers', over 200 lines in several scripts."""
+"""Tokenisers of Marian, M2M-100, NLLB, mBART, BART and ByT5 against transformers', over 200 lines in several scripts."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_marian(tmp_path):
     assert find_languages(find_tokenizer(str(tmp_path)), mine) is None
 
 
-@pytest.mark.parametrize("missing", ["target.spm", "vocab.json"])
+@pytest.mark.parametrize("missing", ["source.spm", "target.spm", "vocab.json"])
 def test_a_marian_folder_that_is_not_whole(tmp_path, missing):
     tiny_tokenizers.write_marian(tmp_path)
     (tmp_path / missing).unlink()
@@ -49,6 +49,27 @@ def test_m2m_100(tmp_path):
     assert tokens == [theirs.get_lang_id("de"), *theirs(LINES[0])["input_ids"]] and not cut
     tokens, cut = encode_text(LINES[0] * 9, mine, eos_id=2, max_input_tokens=9, translation=around)
     assert (len(tokens), tokens[-1], cut) == (9, 2, True)
+
+
+def test_nllb(tmp_path):
+    """As transformers writes it, and from the sentencepiece model alone, behind which the languages follow as published."""
+    size = tiny_tokenizers.write_nllb(tmp_path)
+    theirs = transformers.NllbTokenizer.from_pretrained(tmp_path, src_lang="fra_Latn")
+    theirs.save_pretrained(tmp_path / "saved")
+    mine, saved = load_tokenizer(str(tmp_path)), load_tokenizer(str(tmp_path / "saved"))
+    languages = find_languages(find_tokenizer(str(tmp_path / "saved")), saved)
+    assert languages.ids == {code: theirs.convert_tokens_to_ids(code) for code in tiny_tokenizers.NLLB} and not languages.after
+    around = Translation(languages.ids["fra_Latn"], False, languages.ids["deu_Latn"])
+    for text in LINES:
+        tokens, _ = encode_text(text, saved, eos_id=2, max_input_tokens=500, translation=around)
+        assert tokens == [languages.ids["deu_Latn"], *theirs(text)["input_ids"]], text
+    compare(saved, theirs, LINES, around=slice(1, -1))
+    for text in (line.strip() for line in LINES):  # blanks at the ends are sentencepiece's to drop
+        ids = mine.encode(text)
+        assert ids == saved.encode(text) and mine.decode(ids) == saved.decode(ids).strip()
+    own = find_languages(find_tokenizer(str(tmp_path)), mine)
+    first = size - 1 - len(tiny_tokenizers.NLLB)  # transformers 5 puts the mask in front of them where it makes the numbers
+    assert own.ids == {code: first + i for i, code in enumerate(tiny_tokenizers.NLLB)} and len(mine.pieces()) == size
 
 
 @pytest.mark.parametrize(("name", "after"), [("MBart50Tokenizer", False), ("MBartTokenizer", True)])

@@ -72,8 +72,8 @@ def tokens_of(path: str, surroundings: Surroundings) -> list[str]:
         return [f"__{code}__" for code in codes.split()]
     if "mbart" in name:
         return (_MBART if _is_mbart25(path, surroundings) else f"{_MBART} {_MBART50_ALSO}").split()
-    if found := [text for text in surroundings.listed() if code_of(text)]:
-        return found
+    if found := dict.fromkeys(text for text in surroundings.listed() if code_of(text)):  # two files may name them
+        return list(found)
     raise TokenizerError("no file beside it says which languages it has; a tokenizer.json does")
 
 

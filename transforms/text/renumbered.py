@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 
 from transforms import storage
 from transforms.text import languages
-from transforms.text.added_tokens import AddedToken, Surroundings, beside
+from transforms.text.added_tokens import AddedToken, Surroundings, beside, read_object
 from transforms.text.sentencepieces import controls, processor, splitter
 from transforms.text.vocabularies import TokenizerError, panics_are_errors
 
 MARIAN, FAIRSEQ, NUMBERS = "source.spm", "sentencepiece.bpe.model", "vocab.json"
-_TARGET = "target.spm"
+TARGET = "target.spm"
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
 _DIRECTION = re.compile(r">>.+?<<")
 
@@ -80,24 +80,30 @@ class RenumberedTokenizer:
         return [found.get(i, "") for i in range(max(found) + 1)]
 
 
+def is_marian(path: str, surroundings: Surroundings) -> bool:
+    """Whether a vocab.json is a Marian model's, of which its sentencepiece models may be missing."""
+    named = surroundings.config.get("tokenizer_class") or read_object(beside(path, "config.json")).get("model_type")
+    return storage.exists(beside(path, TARGET)) or named in ("MarianTokenizer", "marian")
+
+
 def from_marian(path: str, surroundings: Surroundings) -> RenumberedTokenizer:
     """The tokeniser of a Marian model's folder.
 
     Args:
-      path: its source.spm.
+      path: one of its files.
 
     Raises:
       TokenizerError: one of the other files is missing or broken.
     """
-    for name in (_TARGET, NUMBERS):
+    for name in (MARIAN, TARGET, NUMBERS):
         if not storage.exists(beside(path, name)):
-            raise TokenizerError(f"{name} is not beside it; a Marian model needs {MARIAN}, {_TARGET} and {NUMBERS}")
+            raise TokenizerError(f"{name} is not beside it; a Marian model needs {MARIAN}, {TARGET} and {NUMBERS}")
     if surroundings.config.get("separate_vocabs"):
         raise TokenizerError("it has a vocabulary for either side; supported: one for both")
     numbers = read_numbers(beside(path, NUMBERS))
     named = {"<unk>", "</s>", "<pad>"} | set(surroundings.named().values())
     added = {numbers[text]: AddedToken(text) for text in named if text in numbers}
-    return RenumberedTokenizer(*(storage.read_bytes(beside(path, name)) for name in (MARIAN, _TARGET)), numbers, added, True)
+    return RenumberedTokenizer(*(storage.read_bytes(beside(path, name)) for name in (MARIAN, TARGET)), numbers, added, True)
 
 
 def from_fairseq(path: str, surroundings: Surroundings) -> RenumberedTokenizer:
