@@ -1,8 +1,9 @@
 """GGUF files (llama.cpp's single-file format): read through the `gguf` package, dequantised tensor by tensor.
 
-A file holds what a Hugging Face directory holds under other names, so its metadata becomes a Hugging Face config and
-its weights are joined as `hf_decoder_only` joins them. One thing differs: for the architecture "llama" the converter
-interleaves the two halves of every query and key head, which is undone here.
+A file holds what a Hugging Face directory holds under other names, so its metadata becomes a Hugging Face config
+(`gguf_config`) and its weights are joined as that family's are; the package knows the names. What llama.cpp's converter has
+changed is undone here: for "llama" it interleaves the two halves of every query and key head, to Gemma's norms it adds the
+1, and GPT-2's matrices it transposes.
 """
 
 import contextlib
@@ -16,46 +17,18 @@ from typing import Any
 import numpy as np
 
 from decoding import kernels
-from decoding.checkpoints import architecture, storage
+from decoding.checkpoints import architecture, gguf_config, storage
 from decoding.checkpoints.checkpoint import Checkpoint
-from decoding.checkpoints.fill import Source, check, stream
+from decoding.checkpoints.fill import Source, check, linear, stream
 from decoding.checkpoints.storage import CheckpointError
-from decoding.models.decoder_only import DecoderConfig
+from decoding.models.base import Shape
 from decoding.registry import FAMILIES
 
-# By the file's name of a family, transformers'. Mistral's files say "llama".
-ARCHITECTURES = {name: name for name in ("llama", "qwen2", "qwen3", "phi3", "gemma", "gemma2")} | {"gemma3": "gemma3_text"}
-ROPE_FACTORS = "rope_freqs.weight"
-IGNORED = frozenset([ROPE_FACTORS])
+# Factors of Llama 3's rotation, which the config has; T5's bias of cross-attention in early checkpoints, which nothing reads.
+IGNORED = frozenset([gguf_config.ROPE_FACTORS, "dec.blk.0.cross_attn_rel_b.weight"])
 
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _HEAD_BYTES = 64 << 20  # of a remote file, for its metadata: vocabularies with their merges take up to 10 MB
-_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "model.layers": "blk",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "self_attn.qkv_proj": "attn_qkv",
-    "mlp.gate_up_proj": "ffn_up",
-}
-_GEMMA_NAMES = {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-# What Gemma's files leave out: how many layers have the models whose scores are divided by the root of d_model / heads.
-_GEMMA_WIDE_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
 class GgufFile:
@@ -197,7 +170,7 @@ def find(path: str, given: str | Mapping | None) -> Checkpoint:
     """
     with open_file(path, weights=False) as file:
         try:
-            own = read_config(file)
+            own = gguf_config.read_config(file)
         except CheckpointError:
             raise
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -220,114 +193,32 @@ def find(path: str, given: str | Mapping | None) -> Checkpoint:
     return Checkpoint(raw, config, parts_of(path), parameters)
 
 
-def read_config(file: GgufFile) -> dict:
-    """The file's metadata in Hugging Face's keys.
+def sources(config: Shape, family: str) -> dict[str, Source]:
+    """Our parameter path -> its source, of a model of this `model_type`."""
+    import gguf
 
-    Raises:
-      CheckpointError: an architecture or a variant of it that is not supported, or metadata that is missing.
-    """
-    family = file.require("general.architecture")
-    if family not in ARCHITECTURES:
-        raise CheckpointError(
-            f"{file.path}: general.architecture is {family!r}; supported: {', '.join(ARCHITECTURES)}"
-        )
-    parts = file.get("split.count")
-    if parts and parts != file.parts:
-        raise CheckpointError(
-            f"{file.path} is one of the {parts} parts of a model; allowed: their own names, NAME-00001-of-{parts:05d}.gguf"
-        )
-    if value := file.get(f"{family}.expert_count"):
-        raise CheckpointError(f"{file.path}: {family}.expert_count is {value!r}, which is not supported")
-    window = file.get(f"{family}.attention.sliding_window") or None
-    if "token_embd.weight" not in file.shapes:
-        raise CheckpointError(f"{file.path}: the weight token_embd.weight is missing")
+    kind, layers = gguf_config.ARCHITECTURES[family], max(config.num_layers, getattr(config, "num_decoder_layers", 0))
+    names = gguf.get_tensor_name_map(next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == kind), layers)
 
-    def number(key: str, default: int | None = None) -> int:
-        value = file.require(f"{family}.{key}") if default is None else file.get(f"{family}.{key}", default)
-        if not isinstance(value, int):
-            raise CheckpointError(f"{file.path}: {family}.{key} is {value!r:.100}; supported: one whole number")
-        return value
+    def renamed(ours: str, source: Source) -> Source:
+        if kind == "gpt2" and ours.endswith(".kernel"):
+            into, out = source.shapes[0]
+            source = linear(source.names, [out], into)
+        theirs = tuple(names.get_name(name, try_suffixes=(".weight", ".bias")) or name for name in source.names)
 
-    if "rope_factors_long.weight" in file.shapes:
-        raise CheckpointError(f"{file.path}: rotary scaling 'longrope' is not supported; allowed: default, linear, llama3")
-    width, heads = number("embedding_length"), number("attention.head_count")
-    head_dim = file.get(f"{family}.attention.key_length") or width // heads
-    rotated = file.get(f"{family}.rope.dimension_count", head_dim)
-    if rotated != head_dim:
-        raise CheckpointError(f"{file.path}: {rotated} of a head's {head_dim} dimensions rotate; supported: all of them")
-    of_family = {}
-    if family in _GEMMA_WIDE_LAYERS:
-        wide = number("block_count") == _GEMMA_WIDE_LAYERS[family]
-        of_family = {
-            "query_pre_attn_scalar": width / heads if wide else head_dim,
-            "attn_logit_softcapping": file.get(f"{family}.attn_logit_softcapping"),
-            "final_logit_softcapping": file.get(f"{family}.final_logit_softcapping"),
-        }
-    kinds = ["sliding_attention"] * number("block_count") if window and family not in _GEMMA_WIDE_LAYERS else None
-    return {
-        "model_type": ARCHITECTURES[family],
-        **of_family,
-        "vocab_size": file.shapes["token_embd.weight"][0],
-        "hidden_size": width,
-        "intermediate_size": number("feed_forward_length"),
-        "num_hidden_layers": number("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": number("attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "attention_bias": "blk.0.attn_output.bias" in file.shapes,
-        "mlp_bias": "blk.0.ffn_up.bias" in file.shapes,
-        "rms_norm_eps": file.require(f"{family}.attention.layer_norm_rms_epsilon"),
-        "rope_theta": file.get(f"{family}.rope.freq_base", 1e6 if family == "gemma3" else 10000.0),
-        "rope_scaling": _scaling(file, family),
-        "bos_token_id": file.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": [file.require("tokenizer.ggml.eos_token_id"), *filter(None, [file.get("tokenizer.ggml.eot_token_id")])],
-        "max_position_embeddings": file.get(f"{family}.context_length"),
-        "sliding_window": window,
-        "layer_types": kinds,
-        "pad_token_id": file.get("tokenizer.ggml.padding_token_id"),
-        "tie_word_embeddings": "output.weight" not in file.shapes,
-    }
+        def combine(*tensors: np.ndarray) -> np.ndarray:
+            if kind == "llama":
+                tensors = [_halves_apart(name, tensor, config) for name, tensor in zip(theirs, tensors)]
+            if getattr(config, "unit_offset", False):
+                tensors = [tensor - 1 if "norm" in name else tensor for name, tensor in zip(theirs, tensors)]
+            return source.combine(*tensors)
+
+        return Source(theirs, source.shapes, combine, source.side_by_side)
+
+    return {ours: renamed(ours, source) for ours, source in FAMILIES.get(family).sources(config).items()}
 
 
-def _scaling(file: GgufFile, family: str) -> dict:
-    """Llama 3's converter writes its scaling as one factor per frequency, in a tensor.
-
-    A factor alone, under its old name too, is linear.
-    """
-    if ROPE_FACTORS in file.shapes:
-        factors = tuple(map(float, file.read(ROPE_FACTORS)))
-        if 0.0 in factors:
-            raise CheckpointError(f"{file.path}: {ROPE_FACTORS} holds zeros; a remote file must have it early")
-        return {"rope_type": "factors", "factors": factors}
-    factor = file.get(f"{family}.rope.scaling.factor", file.get(f"{family}.rope.scale_linear"))
-    kind = file.get(f"{family}.rope.scaling.type", "linear" if factor else "none")
-    return {"rope_type": "default" if kind == "none" else kind, "factor": factor}
-
-
-def sources(config: DecoderConfig, family: str) -> dict[str, Source]:
-    """Our parameter path -> its source."""
-    return {ours: _renamed(source, config, family) for ours, source in FAMILIES.get(family).sources(config).items()}
-
-
-def _renamed(source: Source, config: DecoderConfig, family: str) -> Source:
-    names = []
-    known = _NAMES | (_GEMMA_NAMES if config.post_norms else {})
-    for name in source.names:
-        for theirs, here in known.items():
-            name = name.replace(f"{theirs}.", f"{here}.")
-        names.append(name)
-
-    def combine(*tensors: np.ndarray) -> np.ndarray:
-        if family == "llama":
-            tensors = [_halves_apart(name, tensor, config) for name, tensor in zip(names, tensors)]
-        if config.unit_offset:  # the converter has added the 1
-            tensors = [tensor - 1 if "norm" in name else tensor for name, tensor in zip(names, tensors)]
-        return source.combine(*tensors)
-
-    return Source(tuple(names), source.shapes, combine, source.side_by_side)
-
-
-def _in_blocks(file: GgufFile, source: Source, config: DecoderConfig, family: str) -> Blocks:
+def _in_blocks(file: GgufFile, source: Source, config: Shape, family: str) -> Blocks:
     columns = []
     for name in source.names:
         values, kind = file.blocks(name)
@@ -339,7 +230,7 @@ def _in_blocks(file: GgufFile, source: Source, config: DecoderConfig, family: st
     return Blocks(tuple(columns), (source.shapes[0][1], sum(outs)) if source.side_by_side else source.shapes[0])
 
 
-def _halves_apart(name: str, tensor: np.ndarray, config: DecoderConfig) -> np.ndarray:
+def _halves_apart(name: str, tensor: np.ndarray, config: Shape) -> np.ndarray:
     """Query and key weights [H * D, ...] with each head's dimensions as Hugging Face orders them."""
     heads = config.num_heads if ".attn_q." in name else config.num_kv_heads if ".attn_k." in name else None
     if heads is None:

@@ -1,4 +1,4 @@
-"""The tokeniser inside a GGUF file, rebuilt from its vocabulary: byte-level BPE ("gpt2") and sentencepiece ("llama").
+"""The tokeniser inside a GGUF file, rebuilt from its vocabulary: byte-level BPE ("gpt2") and sentencepiece ("llama", "t5").
 
 How a byte-level BPE cuts text into words before it merges is not in the file, which only names it: `SPLITS` has the
 patterns of the names we know, as llama.cpp has them. Another name is refused, since a wrong cut gives other tokens
@@ -26,7 +26,7 @@ SPLITS = {
 }
 
 # Types of pieces, as sentencepiece numbers them.
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 
 
 def from_gguf(path: str) -> LibraryTokenizer | SentencePieceTokenizer:
@@ -40,9 +40,9 @@ def from_gguf(path: str) -> LibraryTokenizer | SentencePieceTokenizer:
         kind = file.require("tokenizer.ggml.model")
         if kind == "gpt2":
             return _byte_level(file)
-        if kind == "llama":
-            return _sentencepiece(file)
-    raise TokenizerError(f"tokenizer.ggml.model is {kind!r}; supported: gpt2, llama")
+        if kind in ("llama", "t5"):
+            return _sentencepiece(file, t5=kind == "t5")
+    raise TokenizerError(f"tokenizer.ggml.model is {kind!r}; supported: gpt2, llama, t5")
 
 
 def _begin(file: gguf.GgufFile, default: bool) -> tuple[int, ...]:
@@ -84,25 +84,31 @@ def _byte_level(file: gguf.GgufFile) -> LibraryTokenizer:
     return LibraryTokenizer(tokenizer, _digest(pre, pieces, merges, types, begin), begin)
 
 
-def _sentencepiece(file: gguf.GgufFile) -> SentencePieceTokenizer:
-    """Llama's vocabulary is a sentencepiece model taken apart, so it is put together again."""
+def _sentencepiece(file: gguf.GgufFile, t5: bool) -> SentencePieceTokenizer:
+    """Llama's or T5's vocabulary is a sentencepiece model taken apart, so it is put together again.
+
+    T5's is padded up to the model's, and the tokens that were added to it are its sentinels.
+    """
     from sentencepiece import sentencepiece_model_pb2 as protos
 
     pieces, scores = file.require("tokenizer.ggml.tokens"), file.require("tokenizer.ggml.scores")
-    types = file.require("tokenizer.ggml.token_type")
+    types = [_CONTROL if t5 and kind == _USER_DEFINED else kind for kind in file.require("tokenizer.ggml.token_type")]
+    while t5 and types and types[-1] == _UNUSED:
+        types.pop()
     model = protos.ModelProto()
-    for piece, score, type_ in zip(pieces, scores, types):
+    for piece, score, type_ in zip(pieces[: len(types)], scores, types):
         model.pieces.add(piece=piece, score=score, type=type_)
-    model.trainer_spec.model_type = protos.TrainerSpec.BPE
-    model.trainer_spec.vocab_size = len(pieces)
+    model.trainer_spec.model_type = protos.TrainerSpec.UNIGRAM if t5 else protos.TrainerSpec.BPE
+    model.trainer_spec.vocab_size = len(types)
     model.trainer_spec.byte_fallback = _BYTE in types
     model.trainer_spec.unk_id = types.index(_UNKNOWN) if _UNKNOWN in types else 0
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.add_dummy_prefix = file.get("tokenizer.ggml.add_space_prefix", True)
-    model.normalizer_spec.remove_extra_whitespaces = False
+    model.normalizer_spec.remove_extra_whitespaces = file.get("tokenizer.ggml.remove_extra_whitespaces", False)
+    model.normalizer_spec.precompiled_charsmap = bytes(v % 256 for v in file.get("tokenizer.ggml.precompiled_charsmap", ()))
     model.normalizer_spec.escape_whitespaces = True
-    controls = {i: AddedToken(piece) for i, (piece, type_) in enumerate(zip(pieces, types)) if type_ == _CONTROL}
-    return SentencePieceTokenizer(model.SerializeToString(), _begin(file, default=True), controls)
+    controls = {i: AddedToken(pieces[i]) for i, type_ in enumerate(types) if type_ in (_UNKNOWN, _CONTROL)}
+    return SentencePieceTokenizer(model.SerializeToString(), _begin(file, default=not t5), controls)
 
 
 def _digest(*parts) -> str:
