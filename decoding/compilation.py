@@ -75,8 +75,12 @@ def keep_programs(directory: str | None = None) -> str:
     return directory
 
 
-def compiler_options(platform: str) -> dict[str, str] | None:
-    """What every program of ours is compiled with for a platform, "cpu": as `compiler_options` of jax.jit."""
+def compiler_options(platform: str, products: str = "") -> dict[str, str] | None:
+    """What every program of ours is compiled with for a platform, "cpu": as `compiler_options` of jax.jit.
+
+    Args:
+      products: as of `jit`.
+    """
     if platform != "cpu":
         return None
     # Matrix-vector products of XLA's own read weights a tenth faster in 512-bit vectors than in the 256-bit ones it
@@ -84,16 +88,21 @@ def compiler_options(platform: str) -> dict[str, str] | None:
     options = {"xla_cpu_prefer_vector_width": "512"}
     if xla_flags.without_fusions(os.environ.get("XLA_FLAGS", "")):
         # Said again, because a process that had a backend before `decoding` was imported does not look there any more.
-        options[xla_flags.FUSIONS] = ""
+        # A product by itself is none of those that go wrong.
+        options[xla_flags.FUSIONS] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if products else ""
     return options
 
 
-def jit(function: Callable, **options) -> Callable:
-    """`jax.jit` with our options, for what is compiled when it is first called."""
+def jit(function: Callable, products: str = "", **options) -> Callable:
+    """`jax.jit` with our options, for what is compiled when it is first called.
+
+    Args:
+      products: "bfloat16" where the program has products of bfloat16, which a processor's matrix units are then used for.
+    """
 
     @functools.cache
     def compiled(platform: str) -> Callable:
-        return jax.jit(function, compiler_options=compiler_options(platform), **options)
+        return jax.jit(function, compiler_options=compiler_options(platform, products), **options)
 
     @functools.wraps(function)
     def call(*args, **kwargs):

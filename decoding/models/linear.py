@@ -110,7 +110,7 @@ def project(
             residual=residual,
             real=real,
         )
-    x = (x if norm is None else norm(x)) @ value
+    x = _times(x if norm is None else norm(x), value)
     if bias is not None:
         x = x + bias[...]
     if gate_pieces:
@@ -119,6 +119,31 @@ def project(
     elif activation:
         x = ACTIVATIONS[activation](x)
     return x if residual is None else residual + x
+
+
+def _times(x: jax.Array, value: jax.Array) -> jax.Array:
+    """x [..., in] @ value [in, out] in x's dtype; bfloat16 weights of float32 features are multiplied as they are."""
+    return _mixed(x, value) if x.dtype == jnp.float32 and value.dtype == jnp.bfloat16 else x @ value
+
+
+@jax.custom_vjp
+def _mixed(x: jax.Array, value: jax.Array) -> jax.Array:
+    """Factors in bfloat16, sums in float32, in both directions: what matrix units do at several times float32's rate."""
+    return jnp.matmul(x.astype(jnp.bfloat16), value, preferred_element_type=jnp.float32)
+
+
+def _mixed_forward(x, value):
+    x = x.astype(jnp.bfloat16)
+    return _mixed(x, value), (x, value)
+
+
+def _mixed_backward(kept, gradient):
+    x, value = kept
+    rows, gradient = x.reshape(-1, x.shape[-1]), gradient.astype(jnp.bfloat16)
+    return _mixed(gradient, value.T), _mixed(rows.T, gradient.reshape(-1, value.shape[1])).astype(value.dtype)
+
+
+_mixed.defvjp(_mixed_forward, _mixed_backward)
 
 
 def _ends(norm: RowNorm | None) -> tuple | None:
@@ -133,15 +158,15 @@ def embed(tokens: jax.Array, table: nnx.Param) -> jax.Array:
 
 def head_logits(x: jax.Array, weight: nnx.Param, norm: RowNorm | None, scale: float = 1.0) -> jax.Array:
     """Logits by a head of its own: x [B, S, d], normed and scaled if at all, and a weight [d, V] -> float32[B, S, V]."""
-    return _logits(x, weight, norm, scale, "bsd,dv->bsv")
+    return _logits(x, weight, norm, scale, tied=False)
 
 
 def tied_logits(x: jax.Array, table: nnx.Param, norm: RowNorm | None, scale: float = 1.0) -> jax.Array:
     """Logits by the input embedding: x [B, S, d], normed and scaled if at all, and a table [V, d] -> float32[B, S, V]."""
-    return _logits(x, table, norm, scale, "bsd,vd->bsv")
+    return _logits(x, table, norm, scale, tied=True)
 
 
-def _logits(x, weight, norm, scale, axes) -> jax.Array:
+def _logits(x, weight, norm, scale, *, tied: bool) -> jax.Array:
     value = weight.get_value()
     if isinstance(value, PackedWeight) and norm is not None:
         gain, shift, epsilon = _ends(norm)
@@ -151,7 +176,9 @@ def _logits(x, weight, norm, scale, axes) -> jax.Array:
     x = x if scale == 1.0 else x * scale
     if isinstance(value, PackedWeight):
         return kernels.product(x, value)
-    return jnp.einsum(axes, x, value, preferred_element_type=jnp.float32)
+    if x.dtype != value.dtype:
+        return _times(x, value.T if tied else value)
+    return jnp.einsum("bsd,vd->bsv" if tied else "bsd,dv->bsv", x, value, preferred_element_type=jnp.float32)
 
 
 def is_packed(weight: nnx.Param) -> bool:

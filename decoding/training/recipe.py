@@ -28,6 +28,9 @@ class Recipe:
       weight_decay: of the matrices in layers, as a share of the learning rate.
       own_share: share of the steps whose texts the draft draws itself, for the batch's inputs and at its temperatures, before
         the target judges them (on-policy distillation, 2306.13649): a draft is then corrected where it really goes.
+      products: dtype of the factors of layers' and heads' products, of target and draft, "float32" or "bfloat16"; sums, norms,
+        softmax, gradients and the weights that are learnt are float32 in both. Several times as fast where a processor has
+        AMX or an accelerator matrix units.
       seed: of new weights, of the order of texts and of the draft's own.
     """
 
@@ -40,6 +43,7 @@ class Recipe:
     warmup_steps: int = 50
     weight_decay: float = 0.01
     own_share: float = 0.0
+    products: str = "float32"
     seed: int = 0
 
     def __post_init__(self):
@@ -59,6 +63,8 @@ class Recipe:
             if not low <= value <= high:
                 allowed = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
                 raise ValueError(f"distill.recipe.{name} is {value!r}; allowed: {allowed}")
+        if self.products not in ("float32", "bfloat16"):
+            raise ValueError(f'distill.recipe.products is {self.products!r}; allowed: "float32", "bfloat16"')
 
     def own(self, step: int) -> bool:
         """Whether the draft draws the texts of a step, counted from 1; those that it draws are spread evenly."""

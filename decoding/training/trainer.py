@@ -5,7 +5,7 @@ can be minimised itself, over the whole vocabulary, with the target computing p 
 al., 2310.08461) compares it with the divergences that are usual.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -87,12 +87,14 @@ class Trainer:
         teacher = self._config if target is None else target
         self._vocab_size = min(teacher.vocab_size, self._config.vocab_size)
         self._buckets = tuple(buckets)
-        self._graph, self._target = (None, None) if target is None else nnx.split(target)
+        self._graph, self._target = (None, None) if target is None else nnx.split(_with_products(target, recipe.products))
+        self._dtypes = dict.fromkeys(_products(sharding.parameters(sharding.abstract(self._config))), recipe.products)
         self._encoder_decoder, self._start_id = teacher.encoder_decoder, teacher.start_id
         self._optimizer = self._make_optimizer(start.tensors)
         self._target = self._place(self._target)
-        self._step = compilation.jit(self._train, static_argnums=0, donate_argnums=1)
-        self._beta = compilation.jit(self._measure, static_argnums=0)
+        products = recipe.products if recipe.products == "bfloat16" else ""
+        self._step = compilation.jit(self._train, products, static_argnums=0, donate_argnums=1)
+        self._beta = compilation.jit(self._measure, products, static_argnums=0)
 
     def begin(self, start: Weights) -> TrainState:
         """The state before the first step."""
@@ -168,8 +170,8 @@ class Trainer:
 
         matrices = {
             name
-            for path, leaf in sharding.parameters(sharding.abstract(self._config)).items()
-            if leaf.get_metadata().get("role") == "product" and path != "head"
+            for path in self._dtypes
+            if path != "head"
             for name in self._sources[path].names
         }
         queries = set(unscaled_queries(self._config, tensors))
@@ -190,19 +192,29 @@ class Trainer:
         if own:
             batch = self._drawn(state.tensors, batch, cut, jax.random.fold_in(jax.random.key(self.recipe.seed), state.step))
         temperatures = jnp.where(batch.temperatures == 0.0, self.recipe.greedy_temperature, batch.temperatures)[:, None, None]
-        p = standardize(self._target_logits(target, batch) / temperatures, _config(cut))
+        real = _real(batch)
+        tokens = jnp.maximum(jnp.sum(real), 1)
+        logits, back = jax.vjp(lambda tensors: self._logits(self._model(tensors), batch), state.tensors)
 
-        def loss(tensors: Tensors) -> jax.Array:
-            logits = self._logits(assemble(self._config, self._sources, tensors), batch)
-            return distance(p, logits / temperatures, _real(batch), self.recipe.kl_weight)
+        def compare(texts):
+            judged, guessed, temperatures, real = texts
+            p = standardize(judged / temperatures, _config(cut))
 
-        value, gradient = jax.value_and_grad(loss)(state.tensors)
+            def loss(logits):
+                return jnp.sum(jnp.where(real, distance(p, logits / temperatures, self.recipe.kl_weight), 0.0)) / tokens
+
+            return jax.value_and_grad(loss)(guessed)
+
+        # Text by text, so that what has an entry for every token of the vocabulary is small enough for a processor's cache.
+        compared = self._target_logits(target, batch), logits, temperatures, real
+        losses, gradient = jax.lax.map(compare, self._one_by_one(compared))
+        value, (gradient,) = jnp.sum(losses), back(self._together(gradient))
         updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.tensors)
         return TrainState(optax.apply_updates(state.tensors, updates), optimizer, state.step + 1), value
 
     def _measure(self, cut: Law, tensors: Tensors, target, batch: Batch) -> jax.Array:
         p = self._target_logits(target, batch)
-        q = self._logits(assemble(self._config, self._sources, tensors), batch)
+        q = self._logits(self._model(tensors), batch)
         greedy = (batch.temperatures == 0.0)[:, None]
         temperatures = jnp.where(greedy, 1.0, batch.temperatures[:, None])[:, :, None]
         overlap = jnp.sum(jnp.minimum(*(standardize(logits / temperatures, _config(cut)) for logits in (p, q))), axis=-1)
@@ -219,9 +231,21 @@ class Trainer:
         fed = jnp.concatenate([first[:, None], batch.tokens[:, :-1]], axis=1)
         return model.step(fed, start, state)[0][..., : self._vocab_size]
 
+    def _one_by_one(self, tree):
+        """Arrays [B, ...] as [n, d, ...]: of every one of d devices a text."""
+        groups = self._mesh.shape[DATA] if self._mesh else 1
+        return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(groups, -1, *x.shape[1:]), 0, 1), tree)
+
+    def _together(self, x: jax.Array) -> jax.Array:
+        """The inverse of `_one_by_one`."""
+        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+    def _model(self, tensors: Tensors) -> LanguageModel:
+        return assemble(self._config, self._sources, tensors, self._dtypes)
+
     def _drawn(self, tensors: Tensors, batch: Batch, cut: Law, key: jax.Array) -> Batch:
         """The batch with texts that the draft draws, each to its end or to the longest of the class."""
-        model = assemble(self._config, self._sources, tensors)
+        model = self._model(tensors)
         first, start, state = self._begun(model, batch)
         greedy = batch.temperatures == 0.0
         temperatures = jnp.where(greedy, 1.0, batch.temperatures)[:, None]
@@ -252,19 +276,32 @@ class Trainer:
         return first, start, install(state, model.prefill(batch.inputs, batch.input_lengths))
 
 
-def distance(p: jax.Array, logits: jax.Array, real: jax.Array, kl_weight: float) -> jax.Array:
-    """Mean over tokens of how far q = softmax(logits) is from p: kl_weight KL(p, q) + (1 - kl_weight) (1 - Σ min(p, q)).
+def distance(p: jax.Array, logits: jax.Array, kl_weight: float) -> jax.Array:
+    """How far q = softmax(logits) is from p: kl_weight KL(p, q) + (1 - kl_weight) (1 - Σ min(p, q)), float32[...].
 
     Args:
       p: float32[..., V], sums to 1.
       logits: float32[..., V]; neither top-k nor top-p cuts q, so that what p has and q lacks has a gradient.
-      real: bool[...], which tokens count.
     """
     log_q = jax.nn.log_softmax(logits, axis=-1)
     variation = 1.0 - jnp.sum(jnp.minimum(p, jnp.exp(log_q)), axis=-1)
     divergence = -jnp.sum(jax.scipy.special.entr(p), axis=-1) - jnp.sum(p * log_q, axis=-1) if kl_weight else 0.0
-    value = kl_weight * divergence + (1.0 - kl_weight) * variation
-    return jnp.sum(jnp.where(real, value, 0.0)) / jnp.maximum(jnp.sum(real), 1)
+    return kl_weight * divergence + (1.0 - kl_weight) * variation
+
+
+def _products(parameters: Mapping[str, nnx.Param]) -> list[str]:
+    """Paths of weights that features are multiplied by."""
+    return [path for path, leaf in parameters.items() if leaf.get_metadata().get("role") == "product"]
+
+
+def _with_products(model: LanguageModel, dtype: str) -> LanguageModel:
+    """A model of plain arrays, the weights of its products rounded."""
+    graph, state = nnx.split(model)
+    flat = [
+        (path, leaf.replace(leaf[...].astype(dtype)) if leaf.get_metadata().get("role") == "product" else leaf)
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def _real(batch: Batch) -> jax.Array:

@@ -177,10 +177,21 @@ def taken_apart(source: Source, value: jax.Array) -> Tensors:
     return dict(zip(source.names, jax.linear_transpose(source.combine, *shapes)(value)))
 
 
-def assemble(config: Shape, sources: Mapping[str, Source], tensors: Tensors) -> LanguageModel:
-    """The model of these tensors, plain arrays all; inside a program gradients pass through."""
+def assemble(
+    config: Shape, sources: Mapping[str, Source], tensors: Tensors, dtypes: Mapping[str, str] | None = None
+) -> LanguageModel:
+    """The model of these tensors, plain arrays all; inside a program gradients pass through.
+
+    Args:
+      dtypes: of the parameters that are rounded, by path.
+    """
     parameters = ((path, source.combine(*(tensors[name] for name in source.names))) for path, source in sources.items())
-    return fill(lambda: config.build(rngs=nnx.Rngs(0), dtype=jnp.float32), parameters, lambda path, value: value)
+    rounded = dtypes or {}
+
+    def place(path: str, value: jax.Array) -> jax.Array:
+        return value.astype(rounded.get(path, value.dtype))
+
+    return fill(lambda: config.build(rngs=nnx.Rngs(0), dtype=jnp.float32), parameters, place)
 
 
 def unscaled_queries(config: Shape, tensors: Tensors) -> list[str]:

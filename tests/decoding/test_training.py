@@ -1,5 +1,6 @@
 """Training: the loss against its closed form, where weights begin, and steps that are the same whenever they are taken."""
 
+import functools
 import json
 import pathlib
 
@@ -62,25 +63,23 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_distances_and_their_gradients_equal_the_closed_forms():
     draw = np.random.default_rng(0)
     logits, other = draw.normal(size=(2, 3, 7))
-    p, q, real = softmax(other), softmax(logits), np.array([True, True, False])
+    p, q = softmax(other), softmax(logits)
     variation, divergence = 1 - np.minimum(p, q).sum(-1), (p * np.log(p / q)).sum(-1)
     for weight in (0.0, 0.25, 1.0):
-        expected = np.mean((weight * divergence + (1 - weight) * variation)[:2])
-        value, gradient = jax.value_and_grad(distance, argnums=1)(jnp.array(p), jnp.array(logits), real, weight)
+        expected = weight * divergence + (1 - weight) * variation
+        value, back = jax.vjp(functools.partial(distance, jnp.array(p), kl_weight=weight), jnp.array(logits))
+        (gradient,) = back(jnp.ones(3))
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         kept = q * (q < p)  # what of q still grows min(p, q)
         of_variation = q * kept.sum(-1, keepdims=True) - kept
-        expected = (weight * (q - p) + (1 - weight) * of_variation) / 2
-        np.testing.assert_allclose(gradient[:2], expected[:2], atol=1e-6)
-        assert not np.any(gradient[2])
+        np.testing.assert_allclose(gradient, weight * (q - p) + (1 - weight) * of_variation, atol=1e-6)
 
 
 def test_a_p_with_zeros_costs_no_more_than_it_has():
     p, logits = jnp.array([[1.0, 0.0, 0.0]]), jnp.array([[2.0, 0.0, -1.0]])
     q = softmax(np.asarray(logits))[0, 0]
-    real = np.array([True])
-    np.testing.assert_allclose(distance(p, logits, real, 0.0), 1 - q, rtol=1e-6)
-    np.testing.assert_allclose(distance(p, logits, real, 1.0), -np.log(q), rtol=1e-6)
+    np.testing.assert_allclose(distance(p, logits, 0.0), [1 - q], rtol=1e-6)
+    np.testing.assert_allclose(distance(p, logits, 1.0), [-np.log(q)], rtol=1e-6)
 
 
 def test_attention_over_blocks_has_the_gradient_of_attention():
@@ -258,6 +257,27 @@ def test_the_drafts_own_texts_are_what_it_draws(name):
     expected = likely[ranked].astype(np.float64) * rows
     seen, expected = (np.append(part, rows - part.sum()) for part in (seen, expected))
     assert scipy.stats.chisquare(seen, expected).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("name", ["t5_v1_1_draft", "t5_v1_0", "gpt2"])
+def test_products_of_bfloat16_have_nearly_the_same_loss_and_gradient(name):
+    """Against float32's, of heads that are tied and that are not: rounding to 8 bits of mantissa is 0.4% of a factor."""
+    start = Weights.read(str(GOLDEN / name))
+    target = decoding.load_model(str(GOLDEN / name.replace("draft", "target")), weights="plain")
+    given = {**start.tensors}
+    for key, value in given.items():  # a draft that is not the target, where there is no other
+        given[key] = value + 0.05 * jnp.sin(jnp.arange(value.size, dtype=jnp.float32)).reshape(value.shape)
+    start, results = Weights(start.raw, given), []
+    for products in ("float32", "bfloat16"):
+        training = trainer(target, start, Recipe(products=products, rate=1.0, matrix_rate=0.0, warmup_steps=0))
+        batch, cut, _ = next(training.batches(texts(64), None))
+        state, loss = training.step(training.begin(start), batch, cut)
+        moments = [leaf for path, leaf in jax.tree.leaves_with_path(state.optimizer) if ".mu" in jax.tree_util.keystr(path)]
+        results.append((float(loss), np.concatenate([np.ravel(leaf) for leaf in moments if leaf.size > 1])))
+    (loss, gradient), (other_loss, other) = results
+    np.testing.assert_allclose(other_loss, loss, rtol=0.01)
+    cosine = gradient @ other / np.linalg.norm(gradient) / np.linalg.norm(other)
+    assert 0.99 < cosine < 1 - 1e-9, cosine  # near, and not the same program
 
 
 def test_a_share_of_the_steps_is_on_the_drafts_own_texts(target):
