@@ -112,11 +112,7 @@ def emit(
         examined = place < proposed[:, None]
         pad = ((0, 0), (0, 1))
         betas = jnp.where(examined, jnp.pad(verdict.beta, pad), jnp.nan)
-        if proposal.logits is None:
-            logprob = jnp.where(tokens[:, :-1] == proposal.tokens, 0.0, -jnp.inf)
-        else:
-            logprob = log_prob(proposal.logits, tokens[:, :-1])
-        draft_logprob = jnp.where(examined, jnp.pad(logprob, pad), jnp.nan)
+        draft_logprob = jnp.where(examined, jnp.pad(proposal.log_prob(tokens[:, :-1]), pad), jnp.nan)
     ends = jnp.isin(tokens, jnp.asarray(eos_ids, jnp.int32)) & (place <= accepted[:, None])
     at_eos = jnp.where(jnp.any(ends, axis=1), jnp.argmax(ends, axis=1) + 1, places + 1)
     count = jnp.minimum(jnp.minimum(accepted + 1, at_eos), rows.remaining)

@@ -22,6 +22,8 @@ from decoding.sampling import (
     draw_times,
     exponentials,
     integers,
+    log_normalizer,
+    log_prob,
     overlap,
     residual,
     standardize,
@@ -35,11 +37,13 @@ class Proposal(NamedTuple):
     Attributes:
       tokens: int32[B, γ].
       logits: float32[B, γ, V], raw; None where the draft has no distribution of its own.
-      probs: float32[B, γ, V], the standardised distributions the tokens were really drawn from; None where each is
+      probs: float32[B, γ, V], the standardised distributions q that the tokens were really drawn from; None where each is
         one-hot at its token, as those of a deterministic draft are, and every draft's at temperature 0.
       count: int32[B], at most γ: how many of the row's tokens are really proposed.
       origin: int8[B], where they come from, as of `Generation`; None for a model's.
       match: int32[B], how many of the last tokens stood where they come from; None with a model's.
+      support: int32[B, γ, S], where q is 0 but for few tokens: those, and `logits` and `probs` are of these S. A token stands
+        there once, but for entries of probability 0 (and logit -inf), which fill the list. None where both are of all V.
     """
 
     tokens: jax.Array
@@ -48,15 +52,61 @@ class Proposal(NamedTuple):
     count: jax.Array
     origin: jax.Array | None = None
     match: jax.Array | None = None
+    support: jax.Array | None = None
 
     def distribution(self, vocab_size: int) -> jax.Array:
         """q, float32[B, γ, V].  One-hot rows are comparisons that fuse into what reads them, not an array."""
-        return jax.nn.one_hot(self.tokens, vocab_size) if self.probs is None else self.probs
+        if self.probs is None:
+            return jax.nn.one_hot(self.tokens, vocab_size)
+        return self.probs if self.support is None else spread(self.support, self.probs, vocab_size)
+
+    def distribution_at(self, place: jax.Array, vocab_size: int) -> jax.Array:
+        """q at one position int32[B] of each row, the last where there is none: float32[B, V]."""
+        place = jnp.minimum(place, self.tokens.shape[1] - 1)
+        if self.probs is None:
+            return jax.nn.one_hot(_at(self.tokens, place), vocab_size)
+        probs = _at(self.probs, place)
+        return probs if self.support is None else spread(_at(self.support, place), probs, vocab_size)
+
+    def chance(self) -> jax.Array:
+        """q of the proposed tokens: float32[B, γ]."""
+        if self.probs is None:
+            return jnp.ones(self.tokens.shape)
+        if self.support is None:
+            return _of(self.probs, self.tokens)
+        return jnp.sum(jnp.where(self.support == self.tokens[..., None], self.probs, 0.0), axis=-1)
+
+    def log_prob(self, tokens: jax.Array) -> jax.Array:
+        """Log-probability of tokens int32[B, γ] under the raw logits: float32[B, γ]."""
+        if self.logits is None:
+            return jnp.where(tokens == self.tokens, 0.0, -jnp.inf)
+        if self.support is None:
+            return log_prob(self.logits, tokens)
+        own = jnp.max(jnp.where(self.support == tokens[..., None], self.logits, -jnp.inf), axis=-1)
+        return own - log_normalizer(self.logits)
+
+    def surplus(self, p: jax.Array, weights: jax.Array) -> jax.Array:
+        """Σ max(w_i p_{i+1} - q_{i+1}, 0) behind each drafted token but the last: float32[B, γ - 1].
+
+        Args:
+          p: float32[B, γ + 1, V], the target's distributions, whose sums are 1: of few tokens with q above 0, the sum is
+            w less what p and q share there.
+          weights: float32[B, γ], w.
+        """
+        weights = weights[:, :-1]
+        if self.probs is not None and self.support is None:
+            return residual(p[:, 1:-1], self.probs[:, 1:], weights)[1]
+        support = self.tokens[..., None] if self.support is None else self.support
+        p = jnp.take_along_axis(p[:, 1:-1], support[:, 1:], axis=-1) * weights[..., None]
+        shared = jnp.minimum(p[..., 0], 1.0) if self.probs is None else overlap(p, self.probs[:, 1:])
+        return jnp.maximum(weights - shared, 0.0)
 
     def overlap(self, p: jax.Array, lenience: float = 1.0) -> jax.Array:
         """β = Σ min(p / lenience, q) of the target's distributions float32[B, γ + 1, V] at drafted positions: float32[B, γ]."""
         if self.probs is None:
             return jnp.minimum(_of(p, self.tokens) / lenience, 1.0)
+        if self.support is not None:
+            p = jnp.take_along_axis(p[:, : self.tokens.shape[1]], self.support, axis=-1)
         return overlap(p, self.probs, lenience)
 
 
@@ -120,6 +170,13 @@ class Rule:
         probs = standardize(logits, self.config)
         return draw(probs, randomness), probs
 
+    def guess_among(
+        self, support: jax.Array, logits: jax.Array, randomness: Any, vocab_size: int
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """As `guess`, of tokens int32[B, S] alone (`Proposal.support`), from logits and to probabilities float32[B, S]."""
+        place, probs = self.guess(logits, randomness)
+        return _at(support, place), probs
+
     def guess_evenly(self, noise: Noise, gamma: int, vocab_size: int) -> jax.Array:
         """int32[B, γ] guesses for which all tokens are equally likely."""
         return integers(noise.keys, noise.positions, DRAFT_STREAM, gamma, vocab_size)
@@ -169,11 +226,10 @@ class Token(Rule):
     def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
         gamma, lenience = proposal.tokens.shape[1], self.config.lenience
         p = standardize(target_logits, self.config)
-        q = proposal.distribution(p.shape[-1])
         r = uniforms(noise.keys, noise.positions, ACCEPT_STREAM, gamma)
-        stays = r * lenience * _of(q, proposal.tokens) < _of(p, proposal.tokens)
+        stays = r * lenience * proposal.chance() < _of(p, proposal.tokens)
         accepted = _prefix_length(stays, proposal.count)
-        next_token = _draw_next(p, q, accepted, proposal.count, jnp.ones(accepted.shape), noise)
+        next_token = _draw_next(p, proposal, accepted, jnp.ones(accepted.shape), noise)
         return Verdict(accepted, next_token, proposal.overlap(p, lenience))
 
 
@@ -188,8 +244,7 @@ class Block(Rule):
     def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
         gamma = proposal.tokens.shape[1]
         p = standardize(target_logits, self.config)
-        q = proposal.distribution(p.shape[-1])
-        ratio = _of(p, proposal.tokens) / _of(q, proposal.tokens)
+        ratio = _of(p, proposal.tokens) / proposal.chance()
 
         def extend(weight, ratio):
             weight = jnp.minimum(weight * ratio, 1.0)
@@ -197,7 +252,7 @@ class Block(Rule):
 
         first = jnp.ones(ratio.shape[:1])
         weights = jax.lax.scan(extend, first, ratio.T)[1].T  # [B, γ]: p̃_1 .. p̃_γ
-        surplus = residual(p[:, 1:-1], q[:, 1:], weights[:, :-1])[1]
+        surplus = proposal.surplus(p, weights)
         rest = surplus + 1.0 - weights[:, :-1]
         partial = jnp.where(rest > 0, surplus / jnp.where(rest > 0, rest, 1.0), 1.0)
         length = jnp.arange(1, gamma + 1)
@@ -206,7 +261,7 @@ class Block(Rule):
         u = uniforms(noise.keys, noise.positions, ACCEPT_STREAM, gamma)
         accepted = jnp.max(jnp.where((u < threshold) & (length <= proposal.count[:, None]), length, 0), axis=1)
         scale = _at(jnp.concatenate([first[:, None], weights], axis=1), accepted)
-        next_token = _draw_next(p, q, accepted, proposal.count, scale, noise)
+        next_token = _draw_next(p, proposal, accepted, scale, noise)
         return Verdict(accepted.astype(jnp.int32), next_token, proposal.overlap(p), proposal.count + 1)
 
 
@@ -234,6 +289,12 @@ class Coupled(Rule):
         places = [Noise(noise.keys, noise.positions + place) for place in range(gamma)]
         return jnp.stack([coupled_choice(even, place) for place in places], axis=1)
 
+    def guess_among(
+        self, support: jax.Array, logits: jax.Array, randomness: Noise, vocab_size: int
+    ) -> tuple[jax.Array, jax.Array]:
+        probs = standardize(logits, self.config)
+        return coupled_choice(spread(support, probs, vocab_size), randomness), probs  # a token's noise is its own
+
     def verify(self, target_logits: jax.Array, proposal: Proposal, noise: Noise) -> Verdict:
         p = standardize(target_logits, self.config)
         own = [coupled_choice(p[:, i], Noise(noise.keys, noise.positions + i)) for i in range(p.shape[1])]
@@ -258,16 +319,26 @@ def _prefix_length(stays: jax.Array, count: jax.Array) -> jax.Array:
     return jnp.sum(jnp.cumprod((stays & offered).astype(jnp.int32), axis=1), axis=1)
 
 
-def _draw_next(p, q, accepted, count, scale, noise) -> jax.Array:
+def spread(support: jax.Array, values: jax.Array, vocab_size: int, nothing: float = 0.0) -> jax.Array:
+    """Of the whole vocabulary, what float32[..., S] is of tokens int32[..., S] (`Proposal.support`): float32[..., V].
+
+    Args:
+      nothing: the value of other tokens, and of entries that fill the list.
+    """
+    one = lambda tokens, values: jnp.full((vocab_size,), nothing, values.dtype).at[tokens].max(values)
+    rows = support.reshape(-1, support.shape[-1]), values.reshape(-1, values.shape[-1])
+    return jax.vmap(one)(*rows).reshape(*support.shape[:-1], vocab_size)
+
+
+def _draw_next(p, proposal, accepted, scale, noise) -> jax.Array:
     """Draws from norm(max(0, scale * p_{n+1} - q_{n+1})), or from p_{n+1} where every offered token was accepted.
 
-    p [B, γ+1, V], q [B, γ, V], accepted and count int32[B], scale float32[B] -> int32[B].
+    p [B, γ+1, V], accepted int32[B], scale float32[B] -> int32[B].
     """
     p_next = _at(p, accepted)
-    q_next = _at(q, jnp.minimum(accepted, q.shape[1] - 1))
-    rest, mass = residual(p_next, q_next, scale)
+    rest, mass = residual(p_next, proposal.distribution_at(accepted, p.shape[-1]), scale)
     # Rounding can reject where p = q and leave no residual at all; p is then the limit.
-    rejected = (accepted < count) & (mass > 0)
+    rejected = (accepted < proposal.count) & (mass > 0)
     return fresh_draw(jnp.where(rejected[:, None], rest, p_next), noise)
 
 

@@ -6,9 +6,10 @@ is on its way lies in a folder beside the file, and is deleted at the end; no wo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import io
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from decoding.checkpoints import storage
 from decoding.drafts import suffixes
-from decoding.drafts.suffixes import IndexInfo
+from decoding.drafts.suffixes import IndexInfo, Piece
 
 BUILDING = "building"
 """The folder of what is on its way."""
@@ -78,8 +79,8 @@ class WriteTokens(beam.DoFn):
         yield Tokens(number, len(tokens), len(texts), failed)
 
 
-def join(settings: IndexSettings, written: Sequence[Tokens]) -> Iterator[tuple[int, int]]:
-    """Joins the pieces of the tokens. Yields the ranges of first tokens whose places are sorted together."""
+def join(settings: IndexSettings, written: Sequence[Tokens]) -> Iterator[Piece]:
+    """Joins the pieces of the tokens. Yields those of the places."""
     counts, kind = np.zeros(settings.vocab_size, np.int64), suffixes.token_type(settings.vocab_size)
     header = {"descr": kind.str, "fortran_order": False, "shape": (sum(one.size for one in written),)}
     with storage.written_locally(settings.path(_JOINED)) as local:
@@ -90,38 +91,56 @@ def join(settings: IndexSettings, written: Sequence[Tokens]) -> Iterator[tuple[i
                 tokens = _load(settings.path(f"tokens-{one.number:06d}.npy"))
                 counts += suffixes.count_places(tokens, settings.vocab_size)  # no place reaches over a piece's end
                 file.write(tokens.tobytes())
-    yield from itertools.pairwise(suffixes.cut_points(counts, _PLACES_PER_PIECE).tolist())
+    with _joined(settings) as tokens:
+        before = functools.partial(suffixes.count_before, tokens, settings.vocab_size)
+        yield from suffixes.cut(counts, before, _PLACES_PER_PIECE)
 
 
 class SortPlaces(beam.DoFn):
-    """Ranges of first tokens to (range, how many places), written in order."""
+    """Pieces to (piece, how many places), written in order."""
 
     def __init__(self, settings: IndexSettings):
         self._settings = settings
 
-    def process(self, element: tuple[int, int]):
-        with storage.local_file(storage.join(self._settings.path(_JOINED), _TOKENS)) as local:
-            tokens = np.load(local, mmap_mode="r")
-            places = suffixes.sorted_places(tokens, self._settings.vocab_size, *element)
-        _save(self._settings.path(f"places-{element[0]:09d}.npy"), places)
-        yield element, len(places)
+    def process(self, piece: Piece):
+        with _joined(self._settings) as tokens:
+            places = suffixes.sorted_places(tokens, self._settings.vocab_size, piece)
+        _save(_path(self._settings, piece), places)
+        yield piece, len(places)
 
 
-def finish(settings: IndexSettings, written: Sequence[Tokens], ranges: Sequence[tuple[tuple[int, int], int]]) -> str:
+@contextlib.contextmanager
+def _joined(settings: IndexSettings) -> Iterator[np.ndarray]:
+    """All tokens, mapped."""
+    with storage.local_file(storage.join(settings.path(_JOINED), _TOKENS)) as local:
+        yield np.load(local, mmap_mode="r")
+
+
+def _path(settings: IndexSettings, piece: Piece) -> str:
+    return settings.path(f"places-{piece.low:09d}-{piece.before_low:09d}.npy")
+
+
+def finish(settings: IndexSettings, written: Sequence[Tokens], pieces: Sequence[tuple[Piece, int]]) -> str:
     """Writes the file of the pieces, and deletes these. Returns the directory.
 
     Raises:
       ValueError: there is no text to look things up in, or too much.
     """
-    ranges = sorted(ranges)
-    sizes = (sum(one.size for one in written), sum(size for _, size in ranges))
-    counts = {"texts": sum(one.texts for one in written), "failed": sum(one.failed for one in written), "places": sizes[1]}
+    pieces = sorted(pieces)
+    sizes = (sum(one.size for one in written), sum(size for _, size in pieces))
+    counts = {
+        "texts": sum(one.texts for one in written),
+        "failed": sum(one.failed for one in written),
+        "places": sizes[1],
+    }
     info = IndexInfo(settings.vocab_size, settings.start_id, settings.eos_id, {**settings.about, **counts})
     with storage.written_locally(settings.output) as local:
         os.makedirs(local, exist_ok=True)
         scratch = os.path.join(local, f".{suffixes.FILE}")
-        tokens = (_load(settings.path(f"tokens-{one.number:06d}.npy")) for one in sorted(written, key=lambda one: one.number))
-        places = (_load(settings.path(f"places-{low:09d}.npy")) for (low, _), _ in ranges)
+        tokens = (
+            _load(settings.path(f"tokens-{one.number:06d}.npy")) for one in sorted(written, key=lambda one: one.number)
+        )
+        places = (_load(_path(settings, piece)) for piece, _ in pieces)
         suffixes.write(scratch, tokens, places, sizes, info)
         os.replace(scratch, os.path.join(local, suffixes.FILE))
     storage.remove_directory(storage.join(settings.output, BUILDING))
@@ -139,8 +158,8 @@ class FitIndex(beam.PTransform):
         settings = self._settings
         written = beam.pvalue.AsList(items | "Tokens" >> beam.ParDo(WriteTokens(self._reader, settings)))
         once = items.pipeline | "Once" >> beam.Create([settings])
-        ranges = once | "Join" >> beam.FlatMap(join, written) | beam.Reshuffle() | beam.ParDo(SortPlaces(settings))
-        return once | "Finish" >> beam.Map(finish, written, beam.pvalue.AsList(ranges))
+        pieces = once | "Join" >> beam.FlatMap(join, written) | beam.Reshuffle() | beam.ParDo(SortPlaces(settings))
+        return once | "Finish" >> beam.Map(finish, written, beam.pvalue.AsList(pieces))
 
 
 def _save(path: str, array: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from decoding.config import MODEL_GUESS, DecodingConfig
 from decoding.drafts.base import Draft, ModelDraft, as_draft, fitted
 from decoding.models.base import LanguageModel, State
 from decoding.rows import Rows
-from decoding.verification import Proposal
+from decoding.verification import Proposal, spread
 
 
 class CascadeDraft(Draft):
@@ -97,23 +97,56 @@ class CascadeDraft(Draft):
 
 def _choose(first: jax.Array, one: Proposal, other: Proposal, vocab_size: int) -> Proposal:
     """The proposal `one` in rows bool[B] `first`, in the others `other`."""
-    wide = first[:, None]
-    tokens = jnp.where(wide, one.tokens, other.tokens)
-    logits = probs = None
-    if one.probs is not None or other.probs is not None:
-        probs = jnp.where(wide[:, :, None], one.distribution(vocab_size), other.distribution(vocab_size))
-    if one.logits is not None or other.logits is not None:
-        certain = lambda proposal: jnp.where(jax.nn.one_hot(proposal.tokens, vocab_size, dtype=bool), 0.0, -jnp.inf)
-        both = [certain(proposal) if proposal.logits is None else proposal.logits for proposal in (one, other)]
-        logits = jnp.where(wide[:, :, None], *both)
+    pair, wide = (one, other), first[:, None, None]
+    laws = [(None, None, None)] * 2
+    if any(proposal.logits is not None for proposal in pair):
+        drawn = any(proposal.probs is not None for proposal in pair)
+        sizes = [_size(proposal) for proposal in pair]
+        if all(sizes):
+            laws = [_listed(proposal, max(sizes), drawn) for proposal in pair]
+        else:
+            laws = [_whole(proposal, vocab_size, drawn) for proposal in pair]
+    support, logits, probs = (None if mine is None else jnp.where(wide, mine, others) for mine, others in zip(*laws))
     nothing = jnp.zeros_like(one.count)
     origins = [MODEL_GUESS if p.origin is None else p.origin for p in (one, other)]
     matches = [nothing if p.match is None else p.match for p in (one, other)]
     return Proposal(
-        tokens,
+        jnp.where(first[:, None], one.tokens, other.tokens),
         logits,
         probs,
         jnp.where(first, one.count, other.count),
         jnp.where(first, *origins).astype(jnp.int8),
         jnp.where(first, *matches),
+        support,
     )
+
+
+def _size(proposal: Proposal) -> int:
+    """At how many tokens its q can be above 0, where it says which; 0 where at any."""
+    if proposal.support is not None:
+        return proposal.support.shape[-1]
+    return 1 if proposal.logits is None else 0
+
+
+def _listed(proposal: Proposal, size: int, drawn: bool) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """`Proposal.support`, logits and, where some guesses are `drawn`, probabilities of a proposal, S being `size`."""
+    tokens = proposal.tokens[..., None]
+    support = tokens if proposal.support is None else proposal.support
+    logits = jnp.zeros(tokens.shape) if proposal.logits is None else proposal.logits
+    probs = (support == tokens) * 1.0 if proposal.probs is None else proposal.probs
+    room = ((0, 0), (0, 0), (0, size - support.shape[-1]))
+    support, logits, probs = (
+        jnp.pad(support, room),
+        jnp.pad(logits, room, constant_values=-jnp.inf),
+        jnp.pad(probs, room),
+    )
+    return support, logits, probs if drawn else None
+
+
+def _whole(proposal: Proposal, vocab_size: int, drawn: bool) -> tuple[None, jax.Array, jax.Array | None]:
+    """As `_listed`, of the whole vocabulary."""
+    logits, probs = proposal.logits, proposal.distribution(vocab_size) if drawn else None
+    if size := _size(proposal):
+        support, logits, _ = _listed(proposal, size, drawn)
+        logits = spread(support, logits, vocab_size, -jnp.inf)
+    return None, logits, probs

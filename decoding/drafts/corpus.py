@@ -18,6 +18,7 @@ from decoding.verification import Proposal, rule_for
 
 # Occurrences of a match that are looked at, evenly spread where there are more.
 _OCCURRENCES = 32
+_LOGARITHMS = np.log(np.maximum(np.arange(_OCCURRENCES + 1), 1), dtype=np.float32)
 
 
 class CorpusDraft(Draft):
@@ -96,42 +97,37 @@ class CorpusDraft(Draft):
         text = with_last(state["text"], rows)
         match, follows, alive = self._followers(last_tokens(text, rows.position, suffixes.DEPTH), gamma)
         alive = alive & (match >= self.min_match)[:, None]
-        if config.temperature == 0.0:
-            _, tokens = jax.lax.scan(self._likeliest, alive, follows)
-            proposal = Proposal(tokens.T, None, None, jnp.zeros_like(match))
-        else:
-            rule = rule_for(config)
-            randomness = rule.randomness(rows.noise, gamma, self.vocab_size)
+        rule = rule_for(config)
+        randomness = rule.randomness(rows.noise, gamma, _OCCURRENCES)
 
-            def drawn(alive, given):
-                follows, randomness = given
-                logits = self._logits(follows, alive)
-                token, probs = rule.guess(logits, randomness)
-                return alive & (follows == token[:, None]), (token, logits, probs)
+        def guess(alive, given):
+            follows, randomness = given
+            support, logits = self._law(follows, alive)
+            token, probs = rule.guess_among(support, logits, randomness, self.vocab_size)
+            return alive & (follows == token[:, None]), (token, support, logits, probs)
 
-            _, found = jax.lax.scan(drawn, alive, (follows, randomness))
-            proposal = Proposal(*(jnp.moveaxis(one, 0, 1) for one in found), jnp.zeros_like(match))
-        tokens = proposal.tokens
+        _, found = jax.lax.scan(guess, alive, (follows, randomness))
+        tokens, support, logits, probs = (None if one is None else jnp.moveaxis(one, 0, 1) for one in found)
+        if probs is None:  # at temperature 0 guesses are certain
+            support = logits = None
         # A guess counts as long as some occurrence has followed all guesses before it and goes on.
         same = jnp.cumprod(jnp.moveaxis(follows, 0, 1) == tokens[:, :, None], axis=1) * alive[:, None, :]
         count = jnp.sum(jnp.any(same > 0, axis=2), axis=1, dtype=jnp.int32)
         origin = jnp.full(match.shape, INDEX, jnp.int8)
         state = state | {"text": written(text, tokens, rows.position + 1)}
-        return proposal._replace(count=count, origin=origin, match=match), state
+        return Proposal(tokens, logits, probs, count, origin, match, support), state
 
-    def _likeliest(self, alive: jax.Array, follows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The most frequent of tokens int32[B, S] among those alive, and which go on with it."""
+    def _law(self, follows: jax.Array, alive: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of tokens int32[B, S] those that follow, each once, and logarithms of how often: int32[B, S] and float32[B, S].
+
+        Zeros where none does: some guess, which does not count.
+        """
         known = alive & (follows < self.vocab_size)
-        times = jnp.sum((follows[:, :, None] == follows[:, None, :]) & known[:, None, :], axis=2) * known
-        token = jnp.take_along_axis(follows, argmax(times)[:, None], axis=1)
-        # Where nothing goes on, any token of the vocabulary: it does not count.
-        return known & (follows == token), jnp.where(jnp.any(known, axis=1), token[:, 0], 0)
-
-    def _logits(self, follows: jax.Array, alive: jax.Array) -> jax.Array:
-        """Logarithms of how often each token follows, float32[B, V]; zeros where nothing does."""
-        batch = np.arange(follows.shape[0])[:, None]
-        counts = jnp.zeros((follows.shape[0], self.vocab_size)).at[batch, follows].add(alive * 1.0, mode="drop")
-        return jnp.where(jnp.any(counts > 0, axis=1, keepdims=True), jnp.log(counts), 0.0)
+        same = (follows[:, :, None] == follows[:, None, :]) & known[:, None, :]
+        earlier = np.tril(np.ones((_OCCURRENCES, _OCCURRENCES), bool), -1)
+        once = known & ~jnp.any(same & earlier, axis=2)
+        logits = jnp.where(once, jnp.asarray(_LOGARITHMS)[jnp.sum(same, axis=2)], -jnp.inf)
+        return jnp.where(once, follows, 0), jnp.where(jnp.any(known, axis=1, keepdims=True), logits, 0.0)
 
     def _followers(self, pattern: jax.Array, gamma: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What follows the longest match of the last tokens int32[B, DEPTH], newest first.

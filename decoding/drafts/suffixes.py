@@ -10,10 +10,11 @@ token.  It is mapped into memory, not read.
 """
 
 import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,60 +55,111 @@ def divided(texts: Iterable[Sequence[int]], vocab_size: int) -> np.ndarray:
     Raises:
       ValueError: a token is not in the vocabulary.
     """
-    parts = [np.zeros(0, np.int64)]
-    for text in texts:
-        tokens = np.asarray(text, np.int64)
-        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-            raise ValueError(f"a text has tokens from {tokens.min()} to {tokens.max()}; allowed: 0 to {vocab_size - 1}")
-        parts += [tokens, [vocab_size]]
-    return np.concatenate(parts).astype(token_type(vocab_size))
+    parts = [np.asarray(text, np.int64) for text in texts]
+    tokens = np.concatenate([np.zeros(0, np.int64), *parts])
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+        raise ValueError(f"a text has tokens from {tokens.min()} to {tokens.max()}; allowed: 0 to {vocab_size - 1}")
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return np.insert(tokens, ends, vocab_size).astype(token_type(vocab_size))
 
 
-def cut_points(counts: np.ndarray, most: int) -> np.ndarray:
-    """Where the vocabulary is cut so that about `most` places begin with tokens of each piece: from 0 to V, increasing.
+class Piece(NamedTuple):
+    """Places that are sorted together: by their token, from `low` to `high` - 1, and by the one before it in the same way.
+
+    Before a text stands V, the vocabulary's size.
+    """
+
+    low: int
+    high: int
+    before_low: int
+    before_high: int
+
+
+def cut(counts: np.ndarray, before: Callable[[int], np.ndarray], most: int) -> Iterator[Piece]:
+    """Pieces of about `most` places, in order, and together all.
 
     Args:
-      counts: int64[V], places by their first token.
+      counts: int64[V], places by their token.
+      before: of one of these tokens, places by the one before: int64[V + 1]. Asked where it alone has more than enough.
     """
+    for low, high in itertools.pairwise(_cut_points(counts, most)):
+        ends = _cut_points(before(low), most) if high == low + 1 and counts[low] > 2 * most else [0, len(counts) + 1]
+        yield from (Piece(low, high, *pair) for pair in itertools.pairwise(ends))
+
+
+def _cut_points(counts: np.ndarray, most: int) -> list[int]:
     ends = np.cumsum(counts)
-    wanted = np.arange(most, ends[-1] if len(ends) else 0, most)
-    return np.unique(np.concatenate([[0], np.searchsorted(ends, wanted) + 1, [len(counts)]]))
+    wanted = np.arange(most, ends[-1], most)
+    return np.unique(np.concatenate([[0], np.searchsorted(ends, wanted) + 1, [len(counts)]])).tolist()
 
 
 def count_places(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     """int64[V], places by the token that stands there."""
     counts = np.zeros(vocab_size, np.int64)
-    for _, block in _blocks(tokens):
-        here = block[: len(block) - 1][block[1:] < vocab_size]
-        counts += np.bincount(here[here < vocab_size], minlength=vocab_size)[:vocab_size]
+    for _, here, _, places in _blocks(tokens, vocab_size):
+        counts += np.bincount(here[places], minlength=vocab_size)
     return counts
 
 
-def sorted_places(tokens: np.ndarray, vocab_size: int, low: int, high: int) -> np.ndarray:
-    """Places whose token is from `low` to `high` - 1, in order: uint32[n].
+def count_before(tokens: np.ndarray, vocab_size: int, token: int) -> np.ndarray:
+    """int64[V + 1], places of one token by the token before."""
+    counts = np.zeros(vocab_size + 1, np.int64)
+    for _, here, before, places in _blocks(tokens, vocab_size):
+        counts += np.bincount(before[places & (here == token)], minlength=vocab_size + 1)
+    return counts
+
+
+def sorted_places(tokens: np.ndarray, vocab_size: int, piece: Piece | None = None) -> np.ndarray:
+    """Places of a piece, None for all, in order: uint32[n].
 
     Memory follows n, 40 bytes for each, and not the text, which may be mapped.
     """
-    found = []
-    for start, block in _blocks(tokens):
-        here = block[: len(block) - 1]
-        found.append(start + np.flatnonzero((here >= low) & (here < min(high, vocab_size)) & (block[1:] < vocab_size)))
-    places = np.concatenate([np.zeros(0, np.int64), *found])
-    bits = 8 * token_type(vocab_size).itemsize
-    keys = []
-    for first in range(0, DEPTH, 64 // bits):
-        key = np.zeros(len(places), np.uint64)
-        for back in range(first, min(first + 64 // bits, DEPTH)):
-            token = np.where(places >= back, tokens[np.maximum(places - back, 0)], vocab_size)
-            key = key << np.uint64(bits) | token.astype(np.uint64)
-        keys.append(key)
-    return places[np.lexsort(keys[::-1])].astype(np.uint32)  # stable, and the first key is the last to be sorted by
+    low, high, before_low, before_high = piece or Piece(0, vocab_size, 0, vocab_size + 1)
+    found = [np.zeros(0, np.int64)]
+    for start, here, before, places in _blocks(tokens, vocab_size):
+        places &= (here >= low) & (here < high)
+        if before_high - before_low <= vocab_size:
+            places &= (before >= before_low) & (before < before_high)
+        found.append(start + np.flatnonzero(places))
+    places = np.concatenate(found)
+    del found
+    return places[_order(tokens, places, vocab_size)].astype(np.uint32)
 
 
-def _blocks(tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces of a text with their beginnings, each with one token of the next."""
-    for start in range(0, len(tokens), _BLOCK):
-        yield start, np.asarray(tokens[start : start + _BLOCK + 1])
+def _order(tokens: np.ndarray, places: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The numbers of places, which increase, in the order of their keys, equal ones as they stand: uint64[n].
+
+    A radix sort, the last tokens of the keys first. NumPy sorts integers with vector instructions, and their numbers not: so
+    a digit is as many tokens as there is room for above a place's number in 64 bits, and is sorted together with it.
+    """
+    bits, room = np.uint64(vocab_size.bit_length()), np.uint64(len(places).bit_length())
+    numbers, mask = np.arange(len(places), dtype=np.uint64), (np.uint64(1) << room) - np.uint64(1)
+    order, width = numbers, (64 - int(room)) // int(bits)
+    for end in range(DEPTH, 0, -width):
+        digits = np.zeros(len(places), np.uint64)
+        for back in range(max(end - width, 0), end):
+            token = tokens.take(places - back, mode="clip")
+            token[: np.searchsorted(places, back)] = vocab_size  # before the text
+            digits <<= bits
+            digits |= token
+        if end < DEPTH:
+            digits = digits[order]
+        digits <<= room
+        digits |= numbers
+        digits.sort()
+        digits &= mask
+        order = order[digits] if end < DEPTH else digits
+    return order
+
+
+def _blocks(tokens: np.ndarray, vocab_size: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Parts of a text: where they begin, their tokens, the tokens before these, and which are places."""
+    for start in range(0, len(tokens) - 1, _BLOCK):
+        part = np.asarray(tokens[max(start - 1, 0) : start + _BLOCK + 1])
+        if not start:
+            part = np.concatenate([part.dtype.type([vocab_size]), part])
+        before, here, behind = part[:-2], part[1:-1], part[2:]
+        yield start, here, before, (here < vocab_size) & (behind < vocab_size)
 
 
 def write(
@@ -152,7 +204,7 @@ def write(
 
 def save(directory: str, tokens: np.ndarray, info: IndexInfo) -> None:
     """Makes the index of a text in memory, as from `divided`, and writes it into a directory, local or gs://."""
-    places = sorted_places(tokens, info.vocab_size, 0, info.vocab_size)
+    places = sorted_places(tokens, info.vocab_size)
     with storage.written_locally(directory) as local:
         os.makedirs(local, exist_ok=True)
         write(os.path.join(local, FILE), [tokens], [places], (len(tokens), len(places)), info)

@@ -1,7 +1,7 @@
 """The corpus draft: the order of places against brute force, what is proposed by hand, and that outputs stay the target's."""
 
 import collections
-import itertools
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,12 +39,16 @@ def test_places_are_in_order_however_they_are_cut(vocab_size, monkeypatch):
     assert tokens.dtype == (np.uint16 if vocab_size == 4 else np.uint32)
     places = [i for i in range(len(tokens) - 1) if tokens[i] < vocab_size and tokens[i + 1] < vocab_size]
     expected = sorted(places, key=lambda place: (key(tokens, place, vocab_size), place))
-    np.testing.assert_array_equal(suffixes.sorted_places(tokens, vocab_size, 0, vocab_size), expected)
+    np.testing.assert_array_equal(suffixes.sorted_places(tokens, vocab_size), expected)
     monkeypatch.setattr(suffixes, "_BLOCK", 7)  # tokens are looked through in blocks
-    cuts = suffixes.cut_points(suffixes.count_places(tokens, vocab_size), 50)
-    assert len(cuts) > 3 and cuts[0] == 0 and cuts[-1] == vocab_size
-    parts = [suffixes.sorted_places(tokens, vocab_size, a, b) for a, b in itertools.pairwise(cuts)]
-    np.testing.assert_array_equal(np.concatenate(parts), expected)
+    before = functools.partial(suffixes.count_before, tokens, vocab_size)
+    for most in (100, 50):
+        pieces = list(suffixes.cut(suffixes.count_places(tokens, vocab_size), before, most))
+        assert len(pieces) > 2 and pieces[0][0] == 0 and pieces[-1].high == vocab_size
+        if vocab_size == 4:  # a token that alone has too many places is cut by the one before
+            assert (pieces[0].before_high <= vocab_size) == (most == 50)
+        parts = [suffixes.sorted_places(tokens, vocab_size, piece) for piece in pieces]
+        np.testing.assert_array_equal(np.concatenate(parts), expected)
 
 
 def propose(draft, text: list[int], gamma: int, config=GREEDY):
@@ -103,8 +107,14 @@ def test_what_is_drawn_is_what_followed(tmp_path):
     proposal = propose(draft, [0, 6, 7], 2, decoding.DecodingConfig(gamma=2, temperature=1.0))
     expected = np.zeros(20)
     expected[8], expected[9] = 0.75, 0.25
-    np.testing.assert_allclose(proposal.probs[0, 0], expected, atol=1e-6)
-    np.testing.assert_allclose(proposal.probs[0, 1], np.eye(20)[1], atol=1e-6)  # either way the end follows
+    law = proposal.distribution(20)
+    np.testing.assert_allclose(law[0, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(law[0, 1], np.eye(20)[1], atol=1e-6)  # either way the end follows
+    assert (
+        proposal.support.shape == proposal.probs.shape == proposal.logits.shape == (1, 2, 32)
+    )  # no table of the vocabulary
+    np.testing.assert_allclose(proposal.chance()[0], [expected[int(proposal.tokens[0, 0])], 1.0], atol=1e-6)
+    np.testing.assert_allclose(proposal.log_prob(jnp.array([[9, 8]]))[0], [np.log(0.25), -np.inf], atol=1e-6)
     assert proposal.tokens[0, 0] in (8, 9) and proposal.tokens[0, 1] == 1 and proposal.count.tolist() == [2]
 
 
@@ -155,7 +165,7 @@ def test_a_draft_that_misstates_its_distribution_is_noticed(drawn, monkeypatch):
 def _misstated(propose):
     def wrong(self, state, rows, gamma, config):
         proposal, state = propose(self, state, rows, gamma, config)
-        return proposal._replace(probs=jnp.full_like(proposal.probs, 1 / self.vocab_size)), state
+        return proposal._replace(probs=jnp.full((*proposal.tokens.shape, 5), 0.2), support=None), state
 
     return wrong
 

@@ -25,7 +25,7 @@ def test_an_index_of_the_references(command, tmp_path, models, sentences, monkey
     tokenizer = load_tokenizer(str(models["target"]))
     texts = [[*tokenizer.encode(json.loads(line)["de"]), 1] for line in sentences.read_text().splitlines()]
     np.testing.assert_array_equal(tokens, suffixes.divided(texts, info.vocab_size))
-    np.testing.assert_array_equal(places, suffixes.sorted_places(tokens, info.vocab_size, 0, info.vocab_size))
+    np.testing.assert_array_equal(places, suffixes.sorted_places(tokens, info.vocab_size))
     assert info.about["texts"] == 30 and info.about["places"] == len(places) and info.about["failed"] == 0
     assert "30 texts" in capsys.readouterr().out
     # In other pieces it is the same file, also in the place of an earlier one.
