@@ -5,8 +5,9 @@ batches, or on a CPU, the first is far off, and a fixed γ loses.  So the rate i
 
     tokens per second of γ  =  (1 + a_1 + a_1 a_2 + ... + a_1 ... a_γ) / seconds per iteration of γ,
 
-a_j being the acceptance of the j-th guess among those examined.  A choice is made between chunks, before any token of
-the next one is drafted, from what was emitted before, so it cannot bias the samples.
+a_j being the acceptance of the j-th guess among those examined.  Of a cascade an iteration has two costs, as its model may
+rest where every row copies, and their share so far says what one costs on average.  A choice is made between chunks, before
+any token of the next one is drafted, from what was emitted before, so it cannot bias the samples.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-# seconds per iteration of the whole batch, by γ
+# Seconds per iteration of the whole batch, by γ; and by -γ, of a draft whose model may rest, of one in which it does.
 Costs = Mapping[int, float]
 
 # The acceptance believed in before anything was seen, and how many guesses that belief weighs.
@@ -30,7 +31,9 @@ class GammaPolicy:
     """Chooses γ for one run of the engine; starts afresh with each."""
 
     def __init__(self, costs: Costs):
-        self._costs = dict(costs)
+        self._costs = {gamma: seconds for gamma, seconds in costs.items() if gamma >= 0}
+        self._resting = {-gamma: seconds for gamma, seconds in costs.items() if gamma < 0}
+        self._rested = self._iterations = 0.0
         places = max(self._costs)
         self._accepted = np.zeros(places)
         self._examined = np.zeros(places)
@@ -42,27 +45,40 @@ class GammaPolicy:
         overall = (self._accepted.sum() + _PRIOR_ALPHA * _PRIOR_WEIGHT) / (self._examined.sum() + _PRIOR_WEIGHT)
         return (self._accepted + overall * _PRIOR_WEIGHT) / (self._examined + _PRIOR_WEIGHT)
 
+    def seconds(self, gamma: int) -> float:
+        """Of an iteration, on average; as if none rested while nothing was seen."""
+        share = self._rested / max(self._iterations, 1.0)
+        return (1 - share) * self._costs[gamma] + share * self._resting.get(gamma, self._costs[gamma])
+
     def choose(self) -> tuple[int, bool]:
         """The next chunk's γ, and whether it is a probe that should be kept to PROBE_ITERATIONS.
 
         While less was seen than is believed beforehand, every chunk with a draft is one.
         """
         tokens = np.concatenate([[1.0], 1.0 + np.cumsum(np.cumprod(self.acceptance))])
-        ranked = sorted(self._costs, key=lambda gamma: (-tokens[gamma] / self._costs[gamma], gamma))
+        ranked = sorted(self._costs, key=lambda gamma: (-tokens[gamma] / self.seconds(gamma), gamma))
         if ranked[0] == 0 and len(ranked) > 1 and self._idle_chunks >= self._patience:
             return ranked[1], True
         return ranked[0], bool(ranked[0]) and self._examined.sum() < _PRIOR_WEIGHT
 
-    def observe(self, gamma: int, accepted: np.ndarray, examined: np.ndarray) -> None:
-        """Takes in a finished chunk: int[γ] guesses at each place that were accepted, and that were examined."""
+    def observe(self, gamma: int, accepted: np.ndarray, examined: np.ndarray, iterations: int = 0, rested: int = 0) -> None:
+        """Takes in a finished chunk.
+
+        Args:
+          gamma: its γ.
+          accepted, examined: int[γ], guesses at each place that were.
+          iterations, rested: how many it had, and in how many of these no row needed the draft's model.
+        """
         if gamma:
             self._patience = 2 * self._patience if self._idle_chunks >= self._patience else _PROBE_AFTER
         self._idle_chunks = 0 if gamma else self._idle_chunks + 1
         self._accepted[:gamma] += accepted
         self._examined[:gamma] += examined
+        if gamma:
+            self._iterations, self._rested = self._iterations + iterations, self._rested + rested
         keep = min(1.0, _MEMORY / max(self._examined.sum(), 1.0))
-        self._accepted *= keep
-        self._examined *= keep
+        self._accepted, self._examined = self._accepted * keep, self._examined * keep
+        self._iterations, self._rested = self._iterations * keep, self._rested * keep
 
 
 def encode_costs(costs: Costs) -> dict[str, float]:

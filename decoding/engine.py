@@ -35,7 +35,7 @@ from decoding.beams.run import BeamRun
 from decoding.config import DecodingConfig, Generation
 from decoding.drafts.base import Draft
 from decoding.faults import MODELS
-from decoding.harvest import Occupant, generation, guesses
+from decoding.harvest import Occupant, generation, guesses, rests
 from decoding.hints import Hints
 from decoding.models.base import LanguageModel
 from decoding.programs import DRAFT, TARGET, Programs, measure_costs
@@ -175,7 +175,7 @@ class _Run(Run):
         self._packed = idle_rows(config.num_slots)
         self._policy: GammaPolicy | None = None
         if len(config.gammas) > 1:
-            self._policy = GammaPolicy({gamma: costs[gamma] for gamma in config.gammas})
+            self._policy = GammaPolicy({gamma: seconds for gamma, seconds in costs.items() if abs(gamma) in config.gammas})
 
     def to_the_end(self) -> tuple[list[Generation], EngineReport]:
         """Decodes everything."""
@@ -197,7 +197,7 @@ class _Run(Run):
             packed, log = jax.device_get((rows, log))
             self._packed = packed.copy()
             if self._policy:
-                self._policy.observe(gamma, *guesses(log, gamma))
+                self._policy.observe(gamma, *guesses(log, gamma), *rests(log))
             chunks += 1
             gammas[gamma] += int(np.sum(np.any(log.count > 0, axis=1)))
             row_iterations += int(np.sum(log.count > 0))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from decoding.config import ACCEPTED, CORRECTED, Generation
+from decoding.config import ACCEPTED, CORRECTED, MODEL_GUESS, Generation
 from decoding.speculative import Emission
 
 
@@ -40,6 +40,13 @@ def guesses(log: Emission, gamma: int) -> tuple[np.ndarray, np.ndarray]:
     accepted = np.sum(valid & (log.source == ACCEPTED), axis=(0, 1))[:gamma]
     rejected = np.sum(valid & (log.source == CORRECTED), axis=(0, 1))[:gamma]
     return accepted, accepted + rejected
+
+
+def rests(log: Emission) -> tuple[int, int]:
+    """Iterations of a chunk, and those in which no row took a model's guesses."""
+    ran = log.count > 0
+    needed = np.any(ran & (log.origin == MODEL_GUESS), axis=1)
+    return int(np.sum(np.any(ran, axis=1))), int(np.sum(np.any(ran, axis=1) & ~needed))
 
 
 def generation(occupant: Occupant, eos_ids: tuple[int, ...], now: float) -> Generation:

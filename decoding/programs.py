@@ -23,7 +23,7 @@ from decoding.drafts.base import Draft, as_draft, fitted
 from decoding.models.base import LanguageModel, eos_ids, install
 from decoding.models.forced import with_forced_tokens, without_first_tokens
 from decoding.models.positions import check_positions
-from decoding.rows import WIDTH, new_row, pack, unpack
+from decoding.rows import DONE, POSITION, WIDTH, new_row, pack, unpack
 from decoding.sampling import row_key
 from decoding.sharding import Placement, mesh_of
 
@@ -63,6 +63,7 @@ class Programs:
     Attributes:
       config: settings.
       eos_ids, start_id, vocab_size, encoder_decoder: the models', as in `LanguageModel`.
+      draft_may_rest: the draft's, as in `Draft.may_rest`.
       compiler: has the programs to be lowered, until they are compiled.
     """
 
@@ -81,6 +82,7 @@ class Programs:
         self.config = config
         self.eos_ids, self.start_id, self.vocab_size = eos_ids(target), target.start_id, target.vocab_size
         self.encoder_decoder = target.encoder_decoder
+        self.draft_may_rest = getattr(draft, "may_rest", False)
         # γ = 0 alone never calls the draft, so it is neither prefilled nor kept.
         models = (target,) if config.gammas == (0,) else (target, as_draft(draft))
         self._placement = Placement(mesh_of(target))
@@ -224,7 +226,7 @@ def _used(states, gamma: int):
 
 
 def measure_costs(programs: Programs) -> Costs:
-    """Seconds per iteration of every γ, all rows decoding.
+    """Seconds per iteration of every γ, all rows decoding; and by -γ of one in which the draft's model rests, if it ever does.
 
     Rounds over all γ, so that a machine that slows down for a while slows all of them; of each γ the fastest chunk,
     since whatever else runs can only add.
@@ -233,12 +235,17 @@ def measure_costs(programs: Programs) -> Costs:
     config = programs.config
     row = new_row(programs.start_id, programs.start_id, 0, config.max_decode_tokens, row_key(config.seed, "", 0))
     states = programs.empty()
+    choices = [*config.gammas, *(-gamma for gamma in config.gammas if gamma and programs.draft_may_rest)]
 
-    def seconds(gamma: int) -> float:
+    def seconds(choice: int) -> float:
         nonlocal states
+        gamma = abs(choice)
         # As many as a chunk has, if every token is accepted: what a call costs beside them is shared as in a job.
         iterations = max(1, min(config.chunk_iterations, config.max_decode_tokens // (gamma + 1)))
-        packed, started = np.tile(row, (config.num_slots, 1)), time.perf_counter()
+        packed = np.tile(row, (config.num_slots, 1))
+        if choice < 0:  # rows that are done stay where they are: in the middle of where the others come
+            packed[:, DONE], packed[:, POSITION] = 1, iterations * (gamma + 1) // 2
+        started = time.perf_counter()
         # No number of done rows ends it, so it runs them all, also where a row draws EOS.
         states, _, log = programs.chunk(gamma, states, packed, iterations, config.num_slots + 1)
         jax.device_get(log)
@@ -246,9 +253,9 @@ def measure_costs(programs: Programs) -> Costs:
 
     costs, began = {}, time.perf_counter()
     for number in range(_COST_ROUNDS[1] + 1):
-        measured = {gamma: seconds(gamma) for gamma in config.gammas}
+        measured = {choice: seconds(choice) for choice in choices}
         if number:  # the first round touches memory for the first time
-            costs = {gamma: min(measured[gamma], costs.get(gamma, np.inf)) for gamma in measured}
+            costs = {choice: min(measured[choice], costs.get(choice, np.inf)) for choice in measured}
         if number >= _COST_ROUNDS[0] and time.perf_counter() - began > _COST_SECONDS:
             break
     return costs

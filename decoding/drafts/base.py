@@ -7,6 +7,7 @@ which distribution each token was drawn from.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from decoding.config import DecodingConfig
@@ -24,12 +25,14 @@ class Draft(nnx.Module):
       encoder_decoder: as in `LanguageModel`, equal to the target's; None where it does not matter.
       config: the `Shape` of a draft that is split over a mesh as the target is, None of others.
       hint_tokens: room for hints of a row, 0 where it is given none.
+      may_rest: whether an iteration costs less in which no row needs its model, as of a cascade.
     """
 
     vocab_size: int | None = None
     encoder_decoder: bool | None = None
     config: Shape | None = None
     hint_tokens: int = 0
+    may_rest: bool = False
 
     def for_target(self, target: LanguageModel) -> "Draft":
         """This draft with what it takes from its target: its vocabulary, its kind."""
@@ -101,8 +104,23 @@ class ModelDraft(Draft):
 
         Args:
           instead: bool[B] and int32[B, γ]: rows for which these tokens are proposed by another draft, and so are what this
-            one is fed in place of its own.
+            one is fed in place of its own. Where they are all that go on, it is fed in one step, and guesses nothing.
         """
+        guess = lambda state: self._guess(state, rows, gamma, config, instead)
+        if instead is None:
+            return guess(state)
+        head = jnp.where(rows.position[:, None] > 0, jnp.stack([rows.previous, rows.last], axis=1), rows.last[:, None])
+        # A row at position 0 has one token before its guesses, and so is fed the last guess as well.
+        first = jnp.where(rows.position > 0, 0, 1)[:, None] + np.arange(gamma + 1)
+        block = jnp.take_along_axis(jnp.concatenate([head, instead[1]], axis=1), first, axis=1)
+        rests = jnp.all(instead[0] | rows.done).astype(jnp.int32)
+        # Loops of one turn or none: where they were branches, XLA would copy the caches.
+        feed = lambda _, state: self.follow(state, block, jnp.maximum(rows.position - 1, 0))
+        state = jax.lax.fori_loop(0, rests, feed, state)
+        nothing = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(guess, state)[0])
+        return jax.lax.fori_loop(rests, 1, lambda _, carry: guess(carry[1]), (nothing, state))
+
+    def _guess(self, state, rows, gamma, config, instead) -> tuple[Proposal, State]:
         rule = rule_for(config)
         randomness = rule.randomness(rows.noise, gamma, self.vocab_size)
         head, tail = (jax.tree.map(lambda leaf, part=part: leaf[part], randomness) for part in (0, slice(1, None)))

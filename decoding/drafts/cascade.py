@@ -17,8 +17,8 @@ class CascadeDraft(Draft):
     """Drafts that copy, which cost nothing, and behind them one that guesses always: a row takes the first whose match is long.
 
     All propose in one iteration, as a batch has one shape; the last, where it is a model, is fed what was taken instead of
-    its own guesses, so that it has seen all of its row at no further cost.  A row for which no match has `min_match` tokens
-    takes the last one's guesses.
+    its own guesses, so that it has seen all of its row at no further cost, and where no row needs it, in one step.  A row for
+    which no match has `min_match` tokens takes the last one's guesses.
 
     State: that of each draft, by its number.
     """
@@ -42,6 +42,7 @@ class CascadeDraft(Draft):
         self.encoder_decoder = drafts[-1].encoder_decoder
         self.config = drafts[-1].config
         self.hint_tokens = max(draft.hint_tokens for draft in drafts)
+        self.may_rest = isinstance(drafts[-1], ModelDraft)
 
     def for_target(self, target: LanguageModel) -> "CascadeDraft":
         size = target.vocab_size  # of models with more padding, no more

@@ -55,6 +55,20 @@ def test_the_choice_maximises_tokens_per_second_over_all_gammas():
     assert policy.choose() == (5, False), rates
 
 
+def test_iterations_in_which_a_cascades_model_rests_cost_what_they_cost():
+    """Guesses that are mostly copied pay though the model's would not: what an iteration costs follows who made them."""
+    costs = {0: 1.0, 3: 4.0, -3: 1.2}
+    copied, drafted = GammaPolicy(costs), GammaPolicy(costs)
+    copied.observe(3, np.full(3, 900), np.full(3, 1000), iterations=1000, rested=900)
+    drafted.observe(3, np.full(3, 900), np.full(3, 1000), iterations=1000, rested=100)
+    assert copied.choose() == (3, False) and drafted.choose() == (0, False)
+    assert copied.seconds(3) == pytest.approx(0.1 * 4.0 + 0.9 * 1.2) and drafted.seconds(0) == 1.0
+    for _ in range(100):  # and it is forgotten as acceptance is
+        copied.observe(3, np.full(3, 900), np.full(3, 1000), iterations=1000, rested=0)
+    assert copied.choose() == (0, False)
+    assert decode_costs(json.loads(json.dumps(encode_costs(costs)))) == costs
+
+
 def test_costs_in_json_and_those_of_older_versions():
     costs = {0: 0.5, 3: 0.75, 10: 1.0}
     assert encode_costs(costs) == {"0": 0.5, "3": 0.75, "10": 1.0}

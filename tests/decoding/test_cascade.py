@@ -1,5 +1,8 @@
 """The cascade: who is taken in which row, that the model behind has seen its whole row, and that outputs stay the target's."""
 
+import pathlib
+
+import jax
 import numpy as np
 import pytest
 
@@ -24,12 +27,14 @@ def lookup() -> decoding.PromptLookupDraft:
     return decoding.PromptLookupDraft(max_ngram=3)
 
 
-def test_rows_take_what_matches_and_a_perfect_model_else(target):
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_rows_take_what_matches_and_a_perfect_model_else(target, num_slots):
     """The model behind is the target itself: whatever it guesses is accepted, if it was fed everything that came before.
 
-    `Scripted` answers from its whole past, so one token that it had not seen, or saw wrong, would make a guess wrong.
+    `Scripted` answers from its whole past, so one token that it had not seen, or saw wrong, would make a guess wrong: also
+    one that it was fed while it rested, as it does in every copied iteration of a row alone.
     """
-    config = decoding.DecodingConfig(**SETTINGS)
+    config = decoding.DecodingConfig(**SETTINGS | {"num_slots": num_slots})
     draft = decoding.CascadeDraft([lookup(), random_script(3, vocab_size=5, contexts=7, scale=1.0)], min_match=2)
     results = decoding.Generator(target, draft, config).generate(INPUTS, IDS)
     origins = np.concatenate([one.origin for one in results])
@@ -55,8 +60,10 @@ def test_three_in_a_row_with_hints_and_an_index(target, tmp_path):
 def test_after_plain_chunks_all_are_fed(target):
     config = decoding.DecodingConfig(**SETTINGS | {"gamma": "auto", "gamma_choices": (0, 2), "chunk_iterations": 3})
     draft = decoding.CascadeDraft([lookup(), near(target, 1, 3.0)])
-    for costs in ({0: 1.0, 2: 1.0}, {0: 1.0, 2: 1.5}, {0: 1.0, 2: 9.0}):
-        results = decoding.Generator(target, draft, config, costs).generate(INPUTS, IDS)
+    for costs in ({0: 1.0, 2: 1.0}, {0: 1.0, 2: 1.5}, {0: 1.0, 2: 9.0}, {0: 1.0, 2: 3.0, -2: 1.0}, None):
+        generator = decoding.Generator(target, draft, config, costs)
+        assert set(generator.costs) == (set(costs) if costs else {0, 2, -2})
+        results = generator.generate(INPUTS, IDS)
         assert [one.tokens.tolist() for one in results] == [greedy(target, tokens, 30) for tokens in INPUTS]
 
 
@@ -96,3 +103,17 @@ def _pvalue(target, verification: str) -> float:
     results = decoding.Generator(target, draft, config).generate([[2, 3]], ["x"])
     assert len({int(origin) for one in results for origin in one.origin}) > 1
     return reference.chi_square([tuple(one.tokens[:3].tolist()) for one in results], law(target, [2, 3], 3))[0]
+
+
+@pytest.mark.slow
+def test_no_iteration_copies_a_cache():
+    """Also not where the model may rest: the compiled chunk has no copy of what has a cache's shape."""
+    models = pathlib.Path(__file__).parents[1] / "testdata" / "golden"
+    target, model = (decoding.load_model(str(models / f"t5_v1_1_{name}")) for name in ("target", "draft"))
+    config = decoding.DecodingConfig(gamma=3, temperature=0.0, num_slots=3, input_buckets=(8,), max_decode_tokens=50)
+    lowered = decoding.Generator.lowered(target, decoding.CascadeDraft([lookup(), model]), config)
+    text = lowered["chunk", 3]().compile().as_text()
+    caches = {leaf.shape for leaf in jax.tree.leaves(model.init_state(3, 8, 54)) if leaf.ndim == 4}
+    shapes = [f"f32[{','.join(map(str, shape))}]" for shape in caches]
+    assert all(shape in text for shape in shapes)
+    assert not [line for line in text.splitlines() if " copy(" in line and any(f"= {shape}" in line for shape in shapes)]
