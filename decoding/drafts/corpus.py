@@ -74,7 +74,7 @@ class CorpusDraft(Draft):
         if not len(places):
             raise CheckpointError(f"{join(directory, suffixes.FILE)} is empty")
         return cls(
-            jnp.asarray(tokens), jnp.asarray(places), info.vocab_size,
+            jax.device_put(tokens), jax.device_put(places), info.vocab_size,  # not copied on a processor
             start_id=info.start_id, eos_id=info.eos_id, min_match=min_match,
         )  # fmt: skip
 

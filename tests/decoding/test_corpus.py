@@ -133,6 +133,18 @@ def test_a_file_that_is_none_is_refused(tmp_path):
         decoding.CorpusDraft.load(str(tmp_path / "good"))
 
 
+@pytest.mark.parametrize("vocab_size", [20, 70_000])
+def test_a_loaded_index_is_the_mapped_file(tmp_path, vocab_size):
+    """No copy is made on a processor: what the programs read is the file's pages, which processes share."""
+    draft = decoding.CorpusDraft.load(save(tmp_path, texts_of(7, 20), vocab_size)).for_target(random_script(0))
+    for array in (draft.tokens[...], draft.places[...]):
+        address = array.unsafe_buffer_pointer()
+        with open("/proc/self/maps") as maps:
+            mine = [line for line in maps if suffixes.FILE in line and str(tmp_path) in line]
+        ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in mine]
+        assert any(low <= address < high for low, high in ranges)
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """A scripted target, and an index of texts that are partly its own."""
