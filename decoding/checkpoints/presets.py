@@ -92,6 +92,12 @@ def _nllb(width: int, inner: int, layers: int) -> dict:
     return _translator("m2m_100", 256206, width, inner, (layers, layers), max_position_embeddings=1024)
 
 
+def _marian(width: int, inner: int) -> dict:
+    """Vaswani et al.'s big or base, with English and German's vocabulary of OPUS-MT."""
+    special = dict(pad_token_id=58100, decoder_start_token_id=58100, eos_token_id=0, forced_eos_token_id=0)
+    return _translator("marian", 58101, width, inner, (6, 6), max_position_embeddings=512, scale_embedding=True, **special)
+
+
 def _pythia(width: int, layers: int, heads: int, vocabulary: int) -> dict:
     return {
         "model_type": "gpt_neox",
@@ -142,6 +148,8 @@ PRESETS: dict[str, dict] = {
     "nllb-200-600m": _nllb(1024, 4096, 12),
     "bart-large": _translator("bart", 50265, 1024, 4096, (12, 12)),
     "distilbart-6-6": _translator("bart", 50265, 1024, 4096, (6, 6)),
+    "opus-mt-big": _marian(1024, 4096),
+    "opus-mt": _marian(512, 2048),
     "pythia-12b": _pythia(5120, 36, 40, 50688),
     "pythia-410m": _pythia(1024, 24, 16, 50304),
     "gemma-2-27b": _gemma2(4608, 36864, 46, 32, 16, 128, 144),

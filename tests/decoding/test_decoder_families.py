@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -152,19 +151,6 @@ def test_samples_have_the_targets_law(name):
     assert p_value > 1e-6 and cells >= 20
     wrong = reference.sequence_law(draft, prompt, length=3, temperature=1.0, top_k=0, top_p=1.0)
     assert reference.chi_square(found, wrong)[0] < 1e-9
-
-
-@pytest.mark.skipif(not kernels.available(), reason="no products of the processor's own here")
-@pytest.mark.parametrize("name", ONE)
-def test_no_product_is_xlas(name):
-    """Every weight of a product is packed, and no matrix product is left in a step's program."""
-    model = decoding.load_model(str(GOLDEN / name))
-    graph, params = nnx.split(model)
-    state = model.init_state(2, 8, 8)
-    step = lambda params, state: nnx.merge(graph, params).step(jnp.ones((2, 3), jnp.int32), jnp.zeros(2, jnp.int32), state)
-    text = jax.jit(step).lower(params, state).as_text()
-    assert "specbeam_product" in text and "specbeam_attend_cache" in text
-    assert "dot_general" not in text
 
 
 @pytest.mark.parametrize(("name", "change", "message"), [

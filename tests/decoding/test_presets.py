@@ -22,7 +22,7 @@ EMBEDDINGS = ("embedding", "positions", "encoder.positions", "decoder.positions"
 def counts(name: str) -> tuple[int, int]:
     """Parameters of a preset: all of them, and those outside embeddings and head."""
     shapes = parameter_shapes(abstract_model(name))
-    made = PRESETS[name]["model_type"] == "m2m_100"  # tables of sinusoids are no parameters
+    made = PRESETS[name]["model_type"] in ("m2m_100", "marian")  # tables of sinusoids are no parameters
     sizes = {path: math.prod(shape) for path, shape in shapes.items() if not (made and path.endswith(".positions"))}
     return sum(sizes.values()), sum(size for path, size in sizes.items() if path not in EMBEDDINGS)
 
@@ -44,7 +44,11 @@ EXACT = {
     "gemma-2-2b": 2_614_341_888,
     "llama-2-70b": 68_976_648_192,
 }
-ROUNDED = {"gpt-97m": (97e6, 0.01), "gpt-6m": (6e6, 0.05), "bart-large": (406.3e6, 0.001), "distilbart-6-6": (230e6, 0.001)}
+ROUNDED = {
+    "gpt-97m": (97e6, 0.01), "gpt-6m": (6e6, 0.05), "bart-large": (406.3e6, 0.001), "distilbart-6-6": (230e6, 0.001),
+    "opus-mt": (298e6 / 4, 0.01),  # of transformers' docs: 298 MB on disk
+    "opus-mt-big": (213e6 + (58101 - 37000) * 1024, 0.01),  # Vaswani et al., table 3, with 37,000 pieces
+}  # fmt: skip
 WITHOUT_EMBEDDINGS = {  # as LaMDA's paper counts
     "lamda-137b": (137e9, 0.005),
     "lamda-8b": (8e9, 0.08),

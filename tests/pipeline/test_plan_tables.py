@@ -20,6 +20,8 @@ SHAPES = {
     "LaMDA 137B, draft 100M": ["--topology=v4:4x4x4", "--target=lamda-137b", "--draft=lamda-100m"],
     "LaMDA 137B, draft 2B, split": ["--topology=v4:4x4x4", "--target=lamda-137b", "--draft=lamda-2b", "--split_draft"],
     "LaMDA 137B, draft 8B, split": ["--topology=v4:4x4x4", "--target=lamda-137b", "--draft=lamda-8b", "--split_draft"],
+    "NLLB-200 3.3B, draft 600M": ["--topology=v4:2x2x1", "--target=nllb-200-3.3b", "--draft=nllb-200-600m"],
+    "Gemma 2 27B, draft 2B": ["--topology=v4:2x2x1", "--target=gemma-2-27b", "--draft=gemma-2-2b"],
     "Llama 2 70B shape, plain": [
         "--topology=v4:2x2x2", "--target=llama-2-70b", "--config.model.draft=", "--config.decoding.gamma=0",
     ],

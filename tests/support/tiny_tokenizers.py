@@ -1,4 +1,7 @@
-"""Tokenisers of translation models, trained in a second on lines in several scripts, in the files of their families."""
+"""Tokenisers trained in a second on lines in several scripts, in the files of their families.
+
+Of every writer the result is how many tokens there are, unless it says otherwise.
+"""
 
 import io
 import json
@@ -6,7 +9,10 @@ import pathlib
 import random
 
 import sentencepiece
+import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as protos
+from tokenizers import decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
 
 _WORDS = (
     "the file was read twice and then closed again quickly without any error Überraschung größer Straße "
@@ -91,3 +97,89 @@ def write_fairseq(folder, name: str, seed: int = 0) -> int:
     (folder / "sentencepiece.bpe.model").write_bytes(model)
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
     return len(pieces(model)) + 1 + {"MBartTokenizer": 25, "MBart50Tokenizer": 52}[name] + 1
+
+
+def write_gemma(folder) -> int:
+    """tokenizer.model, in which runs of blanks and newlines are tokens."""
+    model = sentencepiece_model(
+        0, 700, "bpe", byte_fallback=True, pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>",
+        bos_piece="<bos>", add_dummy_prefix=False, remove_extra_whitespaces=False, normalization_rule_name="identity",
+        user_defined_symbols=["<mask>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n", "▁▁", "▁▁▁"], split_digits=True,
+    )  # fmt: skip
+    special = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+    _begin(folder, tokenizer_class="GemmaTokenizer", add_bos_token=True, **special)
+    (folder / "tokenizer.model").write_bytes(model)
+    return len(pieces(model))
+
+
+def write_gpt_neox(folder) -> int:
+    """tokenizer.json, of pairs of bytes in NFC."""
+    special = ["<|endoftext|>", "<|padding|>"]
+    named = dict.fromkeys(("bos_token", "eos_token", "unk_token"), special[0])
+    _begin(folder, tokenizer_class="GPTNeoXTokenizer", add_prefix_space=False, **named)
+    return _write_pairs(folder, normalizers.NFC(), pre_tokenizers.ByteLevel(add_prefix_space=False), special)
+
+
+def write_opt(folder) -> int:
+    """vocab.json and merges.txt; its texts begin with its end token."""
+    named = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "</s>") | {"pad_token": "<pad>"}
+    _begin(folder, tokenizer_class="GPT2Tokenizer", add_prefix_space=False, add_bos_token=True, **named)
+    pairs = tokenizers.ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    pairs.train_from_iterator(lines(), vocab_size=600, special_tokens=special, show_progress=False)
+    pairs.save_model(str(folder))
+    return pairs.get_vocab_size()
+
+
+def write_phi3(folder) -> int:
+    """Llama's pieces in a tokenizer.json; behind some of its added tokens blanks are dropped."""
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    named = dict(bos_token="<s>", eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<unk>")
+    _begin(folder, tokenizer_class="LlamaTokenizer", add_bos_token=False, legacy=False, **named)
+    options = dict(byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False)
+    own = protos.ModelProto.FromString(sentencepiece_model(0, 700, "bpe", **options)).pieces
+    numbers, scores = {piece.piece: i for i, piece in enumerate(own)}, {piece.piece: piece.score for piece in own}
+    merges = generate_merges(numbers, scores)
+    found = tokenizers.Tokenizer(BPE(numbers, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    found.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    strip = decoders.Strip(" ", 1, 0)
+    found.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    found.add_special_tokens(["<unk>", "<s>", "<|endoftext|>"])
+    found.add_tokens([tokenizers.AddedToken("</s>", rstrip=True)])
+    found.add_special_tokens([tokenizers.AddedToken(text, rstrip=True) for text in ("<|assistant|>", "<|end|>")])
+    found.save(str(folder / "tokenizer.json"))
+    return found.get_vocab_size()
+
+
+def write_phi4(folder) -> int:
+    """tokenizer.json, of pairs of bytes in words as GPT-4 has them."""
+    words = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    special = ["<|endoftext|>", "<|end|>"]
+    named = dict(bos_token=special[0], eos_token=special[1], pad_token=special[0], unk_token=special[0])
+    _begin(folder, tokenizer_class="GPT2Tokenizer", add_prefix_space=False, **named)
+    split = pre_tokenizers.Split(tokenizers.Regex(words), "removed", invert=True)
+    cut = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return _write_pairs(folder, None, cut, special, lstrip=True, rstrip=True)
+
+
+def _begin(folder, **config) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _write_pairs(folder, normalizer, words, special: list[str], **flags) -> int:
+    found = tokenizers.Tokenizer(BPE())
+    found.pre_tokenizer, found.decoder = words, decoders.ByteLevel()
+    if normalizer:
+        found.normalizer = normalizer
+    first, alphabet = [tokenizers.AddedToken(text, **flags) for text in special], pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=600, special_tokens=first, initial_alphabet=alphabet, show_progress=False
+    )
+    found.train_from_iterator(lines(), trainer)
+    found.add_tokens([tokenizers.AddedToken(" " * count, normalized=True) for count in (4, 3, 2)])
+    found.save(str(folder / "tokenizer.json"))
+    return found.get_vocab_size()
