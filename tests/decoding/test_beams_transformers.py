@@ -14,7 +14,7 @@ from tests.support.hf_beams import FAMILIES, INPUTS, NEW_TOKENS
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "testdata" / "golden"
 FOUND = json.loads((GOLDEN / "beams.json").read_text())
-FAST = ("t5_v1_1_target", "llama")  # one of each kind
+FAST, SOAK = ("t5_v1_1_target", "llama"), ("gemma2", "gpt_neox", "opt")  # one of each kind; more of the second
 
 
 def found(model, draft, settings: dict, **more) -> list[list[decoding.Generation]]:
@@ -37,7 +37,7 @@ def _soak(*values):
 
 
 @pytest.fixture(
-    scope="module", params=[name if name in FAST else _slow(name) for name in FAMILIES]
+    scope="module", params=[name if name in FAST else (_soak if name in SOAK else _slow)(name) for name in FAMILIES]
 )
 def family(request):
     return request.param, decoding.load_model(str(GOLDEN / request.param))

@@ -40,7 +40,8 @@ def write_model(folder: pathlib.Path, family: str, seed: int) -> str:
     for keys, leaf in nnx.to_flat_state(nnx.state(model)):
         name, shape = ".".join(map(str, keys)), leaf.shape
         spread = 0.1 if len(shape) < 2 else (0.5 if name == "embedding" else 3.0) * min(shape) ** -0.5  # else texts repeat
-        values[name] = (spread * (rng.normal(size=shape) + 0.1 * noise.normal(size=shape))).astype(np.float32)
+        middle = float(name.endswith("scale") and "gemma" not in family)
+        values[name] = (middle + spread * (rng.normal(size=shape) + 0.1 * noise.normal(size=shape))).astype(np.float32)
     orbax.write(str(folder), raw, values.items())
     return str(folder)
 

@@ -9,7 +9,8 @@ import json
 import pathlib
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "testdata" / "golden"
-FAMILIES = ("t5_v1_0", "t5_v1_1_target", "bart", "marian", "gpt2", "llama")
+DECODER_ONLY = ("gpt2", "llama", "gemma2", "gpt_neox", "opt")
+FAMILIES = ("t5_v1_0", "t5_v1_1_target", "bart", "marian", "mbart", "m2m_100", "pegasus", *DECODER_ONLY)
 INPUTS = ((5, 9, 14, 3, 22, 8, 31, 17, 6, 2, 40, 11, 7, 19, 4, 2, 1), (12, 33, 7, 1), (21, 1), (9, 8, 7, 6, 5, 4, 3, 1))
 SETTINGS = (
     dict(num_beams=4, num_return_sequences=4),
@@ -44,7 +45,7 @@ def main():
 
     lines = []
     for family in FAMILIES:
-        kind = AutoModelForCausalLM if family in ("gpt2", "llama") else AutoModelForSeq2SeqLM
+        kind = AutoModelForCausalLM if family in DECODER_ONLY else AutoModelForSeq2SeqLM
         model = kind.from_pretrained(GOLDEN / family).eval()
         for settings in SETTINGS:
             texts = [found(model, tokens, settings) for tokens in INPUTS]
