@@ -32,6 +32,15 @@ _LLAMA = {
     "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "hidden_act": "silu", "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0, "tie_word_embeddings": False,
 } | _IDS  # fmt: skip
+_GEMMA = {
+    "model_type": "gemma2", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 10, "sliding_window": 3,
+} | _IDS  # fmt: skip
+_BART = {
+    "model_type": "bart", "vocab_size": VOCABULARY, "d_model": 64, "encoder_layers": 1, "decoder_layers": 2,
+    "encoder_attention_heads": 8, "decoder_attention_heads": 16, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
+    "max_position_embeddings": 32, "decoder_start_token_id": 0, "forced_eos_token_id": None, "tie_word_embeddings": False,
+} | _IDS  # fmt: skip
 
 MODELS = {
     "t5": _T5,
@@ -40,10 +49,7 @@ MODELS = {
         "n_head": 8, "activation_function": "gelu_new", "tie_word_embeddings": True,
     } | _IDS,
     "llama": _LLAMA,
-    "gemma2": {
-        "model_type": "gemma2", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 10, "sliding_window": 3,
-    } | _IDS,
+    "gemma2": _GEMMA,
     "gpt_neox": {
         "model_type": "gpt_neox", "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 8, "rotary_pct": 0.5,
@@ -58,11 +64,17 @@ MODELS = {
         "encoder_attention_heads": 8, "decoder_attention_heads": 8, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
         "max_position_embeddings": 32, "decoder_start_token_id": 0,
     } | _IDS,
-    "bart": {
-        "model_type": "bart", "vocab_size": VOCABULARY, "d_model": 64, "encoder_layers": 1, "decoder_layers": 2,
-        "encoder_attention_heads": 8, "decoder_attention_heads": 16, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
-        "max_position_embeddings": 32, "decoder_start_token_id": 0, "forced_eos_token_id": None, "tie_word_embeddings": False,
+    "bart": _BART,
+    "mbart": _BART | {"model_type": "mbart"},
+    "marian": _BART | {"model_type": "marian", "tie_word_embeddings": True},
+    "pegasus": _BART | {"model_type": "pegasus", "decoder_attention_heads": 8},
+    "opt": {
+        "model_type": "opt", "vocab_size": VOCABULARY, "hidden_size": 64, "ffn_dim": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "max_position_embeddings": 64,
     } | _IDS,
+    "phi3": _LLAMA | {"model_type": "phi3", "partial_rotary_factor": 0.5, "sliding_window": 4},
+    "mistral": _LLAMA | {"model_type": "mistral", "sliding_window": 4},
+    "gemma3_text": _GEMMA | {"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]},
     # Nothing but the feed-forward divides by 4 or 8.
     "indivisible": _T5 | {"num_heads": 6, "vocab_size": 97},
 }  # fmt: skip

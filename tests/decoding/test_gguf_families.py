@@ -85,41 +85,12 @@ def test_a_file_is_its_directory(name, tmp_path):
 GPT2_AND_T5 = ("gpt2", "t5_v1_0", "t5_v1_1_target", "umt5")
 
 
-def write_by_map(folder, name: str, kind=gguf.GGMLQuantizationType.F32) -> str:
-    """A GGUF file of a reference GPT-2 or T5, its tensors named by the package's table as the converter does."""
-    raw = json.loads((hf_models.GOLDEN_DIRECTORY / name / "config.json").read_text())
-    gpt2, tensors = name == "gpt2", {}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2 if gpt2 else gguf.MODEL_ARCH.T5, 9)
-    for theirs, tensor in load_file(hf_models.GOLDEN_DIRECTORY / name / "model.safetensors").items():
-        turned = gpt2 and theirs.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
-        tensors[names.get_name(theirs, try_suffixes=(".weight", ".bias"))] = tensor.T.copy() if turned else tensor
-    values = {"tokenizer.ggml.eos_token_id": raw["eos_token_id"]}
-    if gpt2:
-        values |= {
-            "gpt2.block_count": raw["n_layer"], "gpt2.context_length": raw["n_positions"],
-            "gpt2.embedding_length": raw["n_embd"], "gpt2.feed_forward_length": 4 * raw["n_embd"],
-            "gpt2.attention.head_count": raw["n_head"], "gpt2.attention.layer_norm_epsilon": raw["layer_norm_epsilon"],
-            "tokenizer.ggml.bos_token_id": raw["bos_token_id"],
-        }  # fmt: skip
-    else:
-        values |= {
-            "t5.block_count": raw["num_layers"], "t5.decoder_block_count": raw["num_decoder_layers"],
-            "t5.context_length": 512, "t5.embedding_length": raw["d_model"], "t5.feed_forward_length": raw["d_ff"],
-            "t5.attention.head_count": raw["num_heads"], "t5.attention.key_length": raw["d_kv"],
-            "t5.attention.layer_norm_epsilon": raw["layer_norm_epsilon"],
-            "t5.attention.layer_norm_rms_epsilon": raw["layer_norm_epsilon"],
-            "t5.attention.relative_buckets_count": raw["relative_attention_num_buckets"],
-            "t5.decoder_start_token_id": raw["decoder_start_token_id"], "tokenizer.ggml.padding_token_id": 0,
-        }  # fmt: skip
-    return tiny_gguf.write(folder / f"{name}.gguf", values, tensors, architecture="gpt2" if gpt2 else "t5", kind=kind)
-
-
 @pytest.mark.parametrize("name", GPT2_AND_T5)
 def test_gpt2_and_t5(name, tmp_path):
     expected = decoding.load_model(str(hf_models.GOLDEN_DIRECTORY / name))
     text, inputs = np.array([[0, 5, 9, 31, 77], [0, 8, 6, 200, 4]], np.int32), np.array([[7, 8, 9, 1], [50, 1, 0, 0]], np.int32)
     texts = (text, inputs, np.array([4, 2], np.int32)) if expected.encoder_decoder else (text,)
-    found = decoding.load_model(write_by_map(tmp_path, name))
+    found = decoding.load_model(tiny_gguf.of_directory(tmp_path / "x.gguf", hf_models.GOLDEN_DIRECTORY / name))
     epsilon = "layer_norm_epsilon" if expected.encoder_decoder else "norm_epsilon"
     unsaid = {"pad_id": expected.config.pad_id, epsilon: pytest.approx(getattr(expected.config, epsilon))}
     assert dataclasses.asdict(found.config) | unsaid == dataclasses.asdict(expected.config) | unsaid
@@ -129,7 +100,8 @@ def test_gpt2_and_t5(name, tmp_path):
 @pytest.mark.parametrize("name", ["gpt2", "t5_v1_1_target"])
 def test_blocks_of_gpt2_and_t5(name, tmp_path):
     """Products over a file's blocks, of the tensors whose rows are whole ones, are those of its dequantised tensors."""
-    path = write_by_map(tmp_path, name, gguf.GGMLQuantizationType.Q8_0)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    path = tiny_gguf.of_directory(tmp_path / "x.gguf", hf_models.GOLDEN_DIRECTORY / name, kind=kind)
     blocks, plain = (decoding.load_model(path, weights=form) for form in ("", "plain"))
     text = np.array([[0, 5, 9, 31, 77]], np.int32)
     texts = (text, text, np.array([5], np.int32)) if blocks.encoder_decoder else (text,)

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import generate
 from tests.pipeline.helpers import assert_same_rows, rows, summary
+from tests.support import tiny_gguf
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = (
@@ -66,3 +67,16 @@ def test_as_a_command(command, tmp_path):
     assert "Traceback" not in found.stderr and "os.fork" not in found.stderr
     assert "target calls per token" in found.stdout
     assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+@pytest.mark.slow
+def test_gguf_files_are_their_directories(command, models, spiece_model, tmp_path):
+    """Both models from files of llama.cpp's, their tokeniser inside."""
+    vocabulary, settings = tiny_gguf.t5_vocabulary(spiece_model, padding=3), [*SMALL, "--config.decoding.temperature=0.0"]
+    files = {name: tiny_gguf.of_directory(tmp_path / f"{name}.gguf", models[name], values=vocabulary) for name in models}
+    assert generate.main(command(*settings)) == 0
+    named = [f"--config.model.{name}={file}" for name, file in files.items()]
+    assert generate.main(command(*settings, *named, output=tmp_path / "files")) == 0
+    expected, found = rows(tmp_path / "out"), rows(tmp_path / "files")
+    for column in ("inputs", "input_tokens", "output_tokens", "prediction", "accepted"):
+        assert [list(value) for value in found[column]] == [list(value) for value in expected[column]], column

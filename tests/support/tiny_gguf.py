@@ -2,12 +2,13 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gguf
 import numpy as np
 from safetensors.numpy import load_file
+from sentencepiece import sentencepiece_model_pb2 as protos
 
 _LAYER = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
@@ -98,6 +99,60 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return str(path)
+
+
+def of_directory(
+    path: pathlib.Path,
+    directory: pathlib.Path,
+    *,
+    values: Mapping[str, Any] = {},
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+) -> str:
+    """The file of a GPT-2's or T5's directory, with tensors named by the package's table as the converter does.
+
+    Args:
+      values: metadata of the tokeniser.
+    """
+    raw = json.loads((directory / "config.json").read_text())
+    gpt2, tensors = raw["model_type"] == "gpt2", {}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2 if gpt2 else gguf.MODEL_ARCH.T5, 9)
+    for theirs, tensor in load_file(directory / "model.safetensors").items():
+        turned = gpt2 and theirs.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+        tensors[names.get_name(theirs, try_suffixes=(".weight", ".bias"))] = tensor.T.copy() if turned else tensor
+    said = {"tokenizer.ggml.eos_token_id": raw["eos_token_id"], **values}
+    if gpt2:
+        said |= {
+            "gpt2.block_count": raw["n_layer"], "gpt2.context_length": raw["n_positions"],
+            "gpt2.embedding_length": raw["n_embd"], "gpt2.feed_forward_length": 4 * raw["n_embd"],
+            "gpt2.attention.head_count": raw["n_head"], "gpt2.attention.layer_norm_epsilon": raw["layer_norm_epsilon"],
+            "tokenizer.ggml.bos_token_id": raw["bos_token_id"],
+        }  # fmt: skip
+    else:
+        said |= {
+            "t5.block_count": raw["num_layers"], "t5.decoder_block_count": raw["num_decoder_layers"],
+            "t5.context_length": 512, "t5.embedding_length": raw["d_model"], "t5.feed_forward_length": raw["d_ff"],
+            "t5.attention.head_count": raw["num_heads"], "t5.attention.key_length": raw["d_kv"],
+            "t5.attention.layer_norm_epsilon": raw["layer_norm_epsilon"],
+            "t5.attention.layer_norm_rms_epsilon": raw["layer_norm_epsilon"],
+            "t5.attention.relative_buckets_count": raw["relative_attention_num_buckets"],
+            "t5.decoder_start_token_id": raw["decoder_start_token_id"], "tokenizer.ggml.padding_token_id": 0,
+        }  # fmt: skip
+    return write(path, said, tensors, architecture="gpt2" if gpt2 else "t5", kind=kind)
+
+
+def t5_vocabulary(model: bytes, added: Sequence[str] = (), padding: int = 0) -> dict[str, Any]:
+    """What the converter writes of T5's tokeniser, with tokens of added_tokens.json and of the model's padding behind it."""
+    proto = protos.ModelProto.FromString(model)
+    pieces, normalizer = proto.pieces, proto.normalizer_spec
+    return {
+        "tokenizer.ggml.model": "t5", "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": [piece.piece for piece in pieces] + [*added, *(f"[PAD{i}]" for i in range(padding))],
+        "tokenizer.ggml.scores": [piece.score for piece in pieces] + [-1000.0] * len(added) + [-10000.0] * padding,
+        "tokenizer.ggml.token_type": [piece.type for piece in pieces] + [4] * len(added) + [5] * padding,
+        "tokenizer.ggml.add_space_prefix": normalizer.add_dummy_prefix,
+        "tokenizer.ggml.remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
+        "tokenizer.ggml.precompiled_charsmap": list(normalizer.precompiled_charsmap),
+    }  # fmt: skip
 
 
 def write_blocks(path: pathlib.Path) -> str:

@@ -7,7 +7,6 @@ import random
 import pytest
 import sentencepiece
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2 as protos
 
 from tests.support import tiny_gguf, tiny_tokenizers
 from transforms.text.sentencepieces import SentencePieceTokenizer
@@ -327,18 +326,11 @@ def test_gguf_t5(tmp_path):
     """T5's own kind, padded up to the model's vocabulary, with a sentinel that was added: as its spiece.model's."""
     data = tiny_tokenizers.sentencepiece_model(0, 300, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     (tmp_path / "spiece.model").write_bytes(data)
-    proto, added = protos.ModelProto.FromString(data), ["<extra_id_0>", *(f"[PAD{i}]" for i in range(20))]
-    (tmp_path / "added_tokens.json").write_text(json.dumps({added[0]: len(proto.pieces)}))
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": added[:1]}))
-    assert proto.normalizer_spec.precompiled_charsmap
-    values = {
-        "tokenizer.ggml.model": "t5", "tokenizer.ggml.pre": "default", "tokenizer.ggml.eos_token_id": 1,
-        "tokenizer.ggml.tokens": [piece.piece for piece in proto.pieces] + added,
-        "tokenizer.ggml.scores": [piece.score for piece in proto.pieces] + [-1000.0] + [-10000.0] * 20,
-        "tokenizer.ggml.token_type": [piece.type for piece in proto.pieces] + [4] + [5] * 20,
-        "tokenizer.ggml.add_space_prefix": True, "tokenizer.ggml.remove_extra_whitespaces": True,
-        "tokenizer.ggml.precompiled_charsmap": list(proto.normalizer_spec.precompiled_charsmap),
-    }  # fmt: skip
+    sentinel, size = "<extra_id_0>", sentencepiece.SentencePieceProcessor(model_proto=data).GetPieceSize()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({sentinel: size}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": [sentinel]}))
+    values = tiny_gguf.t5_vocabulary(data, [sentinel], padding=20)
+    assert values["tokenizer.ggml.precompiled_charsmap"]
     found = load_tokenizer(tiny_gguf.write(tmp_path / "x.gguf", values, {}, architecture="t5"))
     expected = load_tokenizer(str(tmp_path / "spiece.model"))
     assert found.pieces() == expected.pieces() and found.begin == ()
