@@ -2,9 +2,9 @@
 
 This lives in `transforms` because workers tokenise and detokenise, and `decoding` deals in token ids only. These
 formats are read: the tokenizers library's `tokenizer.json`; sentencepiece (`spiece.model`, `tokenizer.model`), also with
-other numbers (Marian's `source.spm`, fairseq's `sentencepiece.bpe.model`); byte-level pairs (`vocab.json` with `merges.txt`);
-BERT's `vocab.txt`; ByT5's bytes; and what is inside a `.gguf` file. Where a directory holds several, `tokenizer.json` goes
-first, as in transformers: it has all that the others leave to the files around them.
+other numbers (Marian's `source.spm`, fairseq's `sentencepiece.bpe.model`, Pegasus); byte-level pairs (`vocab.json` with
+`merges.txt`); BERT's `vocab.txt`; ByT5's bytes; and what is inside a `.gguf` file. Where a directory holds several,
+`tokenizer.json` goes first, as in transformers: it has all that the others leave to the files around them.
 """
 
 from collections.abc import Sequence
@@ -132,6 +132,8 @@ def _load(path: str) -> Tokenizer:
         return byt5.ByteTokenizer(surroundings.config)
     if name == renumbered.NUMBERS:
         return _from_merges(path, data, surroundings)
+    if path.endswith(".model") and renumbered.is_pegasus(path, surroundings):
+        return renumbered.from_pegasus(path, surroundings)
     if path.endswith(".json"):
         if _is_llama(surroundings, path):
             data = as_llama(data, _prefix(surroundings))

@@ -89,6 +89,14 @@ def write_nllb(folder, seed: int = 0) -> int:
     return len(pieces(model)) + 1 + len(NLLB) + 1
 
 
+def write_pegasus(folder, seed: int = 0) -> int:
+    """spiece.model, before whose pieces 103 tokens stand."""
+    model = sentencepiece_model(seed, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, user_defined_symbols=["<n>"])
+    _begin(folder, tokenizer_class="PegasusTokenizer", mask_token="<mask_2>", mask_token_sent="<mask_1>", offset=103)
+    (folder / "spiece.model").write_bytes(model)
+    return len(pieces(model)) + 103
+
+
 def write_fairseq(folder, name: str, seed: int = 0) -> int:
     """sentencepiece.bpe.model alone, as of mBART; returns how many tokens there are with languages and mask."""
     folder = pathlib.Path(folder)

@@ -1,8 +1,9 @@
-"""Tokenisers of Marian, M2M-100, NLLB, mBART, BART and ByT5 against transformers', over 200 lines in several scripts."""
+"""Tokenisers of encoder-decoders, T5's aside, against transformers', over 200 lines in several scripts."""
 
 import json
 
 import pytest
+import sentencepiece
 import tokenizers
 import transformers
 
@@ -116,6 +117,20 @@ def test_bart(tmp_path):
     (tmp_path / "merges.txt").unlink()
     with pytest.raises(TokenizerError, match="merges.txt is not beside it"):
         load_tokenizer(str(tmp_path))
+
+
+def test_pegasus(tmp_path):
+    """Numbers and special tokens as published: ids of pieces are the sentencepiece model's and 103 more."""
+    size = tiny_tokenizers.write_pegasus(tmp_path)
+    mine, theirs = load_tokenizer(str(tmp_path)), transformers.PegasusTokenizer.from_pretrained(tmp_path)
+    texts = [" ".join(line.split()) for line in LINES]  # blanks at the ends are sentencepiece's to drop
+    own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    for text in [*texts, "a line<n>another"]:
+        ids = [i + 103 for i in own.EncodeAsIds(text)]
+        assert mine.encode(text) == ids == theirs(text)["input_ids"][:-1], text
+        assert mine.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    assert mine.encode("a<mask_1></s>") == [*mine.encode("a"), 2, 1] and mine.size == size
+    assert mine.pieces()[:6] == ["<pad>", "</s>", "<mask_1>", "<mask_2>", "<unk_2>", "<unk_3>"]
 
 
 def test_byt5(tmp_path):

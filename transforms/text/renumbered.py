@@ -1,7 +1,7 @@
-"""Sentencepiece models whose pieces a translation model numbers otherwise: Marian, M2M-100, mBART and NLLB.
+"""Sentencepiece models whose pieces a model numbers otherwise: Marian, M2M-100, mBART, NLLB and Pegasus.
 
 Marian and M2M-100 have the numbers in a vocab.json. fairseq's other models move the pieces up by one, with special tokens of
-their own in front and languages behind.
+their own in front and languages behind; Pegasus moves them up by 103.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from transforms.text.vocabularies import TokenizerError, panics_are_errors
 MARIAN, FAIRSEQ, NUMBERS = "source.spm", "sentencepiece.bpe.model", "vocab.json"
 TARGET = "target.spm"
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
+_PEGASUS_OFFSET = 103
 _DIRECTION = re.compile(r">>.+?<<")
 
 
@@ -82,8 +83,17 @@ class RenumberedTokenizer:
 
 def is_marian(path: str, surroundings: Surroundings) -> bool:
     """Whether a vocab.json is a Marian model's, of which its sentencepiece models may be missing."""
-    named = surroundings.config.get("tokenizer_class") or read_object(beside(path, "config.json")).get("model_type")
-    return storage.exists(beside(path, TARGET)) or named in ("MarianTokenizer", "marian")
+    return storage.exists(beside(path, TARGET)) or "marian" in _named(path, surroundings)
+
+
+def is_pegasus(path: str, surroundings: Surroundings) -> bool:
+    return "pegasus" in _named(path, surroundings)
+
+
+def _named(path: str, surroundings: Surroundings) -> str:
+    """The class of a tokeniser, or else the kind of the model."""
+    name = surroundings.config.get("tokenizer_class") or read_object(beside(path, "config.json")).get("model_type")
+    return name.lower() if isinstance(name, str) else ""
 
 
 def from_marian(path: str, surroundings: Surroundings) -> RenumberedTokenizer:
@@ -128,6 +138,27 @@ def from_fairseq(path: str, surroundings: Surroundings) -> RenumberedTokenizer:
     first = max(numbers.values()) + 1
     codes = [] if any(map(languages.code_of, numbers)) else languages.tokens_of(path, surroundings)
     added |= {first + i: AddedToken(text) for i, text in enumerate((*codes, *mask))}
+    return RenumberedTokenizer(data, data, numbers, added)
+
+
+def from_pegasus(path: str, surroundings: Surroundings) -> RenumberedTokenizer:
+    """The tokeniser of a Pegasus folder: padding, end and what only pretraining used stand before its pieces.
+
+    Args:
+      path: its spiece.model.
+
+    Raises:
+      TokenizerError: it is broken, or its pieces are moved by another number.
+    """
+    if surroundings.config.get("offset", _PEGASUS_OFFSET) != _PEGASUS_OFFSET:
+        raise TokenizerError(f"its offset is {surroundings.config['offset']!r:.100}; supported: {_PEGASUS_OFFSET}")
+    data = storage.read_bytes(path)
+    controls(data)
+    own = processor(data, True)
+    special = ["<pad>", "</s>", "<mask_1>", "<mask_2>", *(f"<unk_{i}>" for i in range(2, _PEGASUS_OFFSET))]
+    names = [*special, *own.IdToPiece(list(range(2, own.GetPieceSize())))]
+    numbers = {piece: i for i, piece in enumerate(names)}
+    added = {i: AddedToken(piece) for i, piece in enumerate([*special, "<unk>"])}
     return RenumberedTokenizer(data, data, numbers, added)
 
 
