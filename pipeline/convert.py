@@ -24,13 +24,15 @@ from pipeline.settings import ConfigError
 from transforms import storage
 
 BESIDE_TOKENIZER = (
+    "target.spm",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
 )
-"""What says how a tokeniser is used."""
+"""The rest of tokenisers of several files, and what says how one is used."""
 
 _FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string("model", None, "Checkpoint to convert.", flag_values=_FLAGS)

@@ -17,6 +17,8 @@ from decoding.checkpoints import CheckpointError, architecture, find_checkpoint,
 from decoding.models.decoder_only import DecoderOnly
 from pipeline import convert
 from pipeline.job import preflight
+from tests.support import tiny_tokenizers
+from transforms.tokenize import load_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAIR = ROOT / "examples" / "models" / "ende_software"
@@ -66,7 +68,11 @@ def refusal(*args, **kwargs) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["t5_v1_1_target", "t5_v1_0", "umt5", "gpt2", "llama", "t5x_tiny"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("marian", "gemma2")]
+SOAK = [pytest.param(name, marks=pytest.mark.soak) for name in ("m2m_100", "bart", "gpt_neox", "opt")]
+
+
+@pytest.mark.parametrize("name", ["t5_v1_1_target", "t5_v1_0", "umt5", "gpt2", "llama", "t5x_tiny", *SLOW, *SOAK])
 def test_logits_are_the_same_bits(golden, tmp_path, name):
     given = T5X if name == "t5x_tiny" else None
     model = load_plain(str(golden / name), architecture=given)
@@ -75,6 +81,16 @@ def test_logits_are_the_same_bits(golden, tmp_path, name):
     converted = load_plain(str(tmp_path / "out"))
     assert converted.config == model.config
     np.testing.assert_array_equal(logits(converted), logits(model))
+
+
+def test_tokenisers_of_several_files_stay_whole(golden, tmp_path):
+    for family, write in (("marian", tiny_tokenizers.write_marian), ("opt", tiny_tokenizers.write_opt)):
+        folder, output = tmp_path / family, tmp_path / f"{family}_converted"
+        shutil.copytree(golden / family, folder)
+        write(folder)
+        convert.convert(str(folder), str(output))
+        before, after = load_tokenizer(str(folder)), load_tokenizer(str(output))
+        assert after.sha256 == before.sha256 and after.begin == before.begin
 
 
 def test_bfloat16_is_half_as_large_and_loads_as_either(golden, tmp_path):
