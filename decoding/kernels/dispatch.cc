@@ -8,12 +8,16 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace specbeam {
 
 extern const Target plain;
 #if defined(__x86_64__)
-extern const Target avx2, avx512, avx512_vnni;
+extern const Target avx2, avx512, avx512_vnni, avx512_amx;
 
 static uint32_t bits(uint32_t leaf, int output) {
   uint32_t registers[4] = {};  // eax, ebx, ecx, edx
@@ -30,6 +34,17 @@ static bool has(uint32_t ecx1, uint32_t ebx7, uint32_t ecx7, uint32_t state) {
          (bits(7, 2) & ecx7) == ecx7;
 }
 
+// Whether the processor has tiles of bytes, and the system lets this process have their registers.
+static bool has_tiles() {
+  if ((bits(7, 3) >> 24 & 3) != 3) return false;  // AMX-TILE, AMX-INT8
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return has(0, 0, 0, 0x60000) && !syscall(SYS_arch_prctl, kRequestPermission, kTileData);
+#else
+  return false;
+#endif
+}
+
 constexpr uint32_t kFmaMovbeF16c = 1u << 12 | 1u << 22 | 1u << 29, kAvx2Bmi = 1u << 5 | 1u << 3 | 1u << 8;
 constexpr uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31;  // F, DQ, CD, BW, VL
 #elif defined(__aarch64__)
@@ -40,7 +55,9 @@ extern const Target neon;
 static std::vector<const Target*> targets() {
   std::vector<const Target*> found;
 #if defined(__x86_64__)
-  if (has(kFmaMovbeF16c, kAvx2Bmi | kAvx512, 1u << 11, 0xe6)) found.push_back(&avx512_vnni);
+  const bool vnni = has(kFmaMovbeF16c, kAvx2Bmi | kAvx512, 1u << 11, 0xe6);
+  if (vnni && avx512_amx.has_tiles && has_tiles()) found.push_back(&avx512_amx);
+  if (vnni) found.push_back(&avx512_vnni);
   if (has(kFmaMovbeF16c, kAvx2Bmi | kAvx512, 0, 0xe6)) found.push_back(&avx512);
   if (has(kFmaMovbeF16c, kAvx2Bmi, 0, 0x6)) found.push_back(&avx2);
 #elif defined(__aarch64__)
@@ -59,6 +76,8 @@ static Weight weight(const ffi::Buffer<ffi::U32>& words, int32_t kind, int64_t i
 static const float* given(const ffi::Buffer<ffi::F32>& optional) {
   return optional.element_count() ? optional.typed_data() : nullptr;
 }
+
+constexpr int64_t kFewRows = 8;  // of bytes, that take no longer without tiles than with them
 
 // y [M, N] = ends(norm(x) [M, K] W); rows from real[0] on are zeros. A gated W has two halves of whole panels, and y is
 // activation(x W0) * x W1.
@@ -87,25 +106,31 @@ static ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
   std::unique_ptr<int32_t[]> quantised;
   std::unique_ptr<float[]> units;
   if (kind == kInt8 && target.integer_sums) {
-    quantised.reset(new int32_t[count * quads(inputs)]);
+    quantised.reset(new int32_t[(count + kTileRows - 1) / kTileRows * kTileRows * quads(inputs)]);
     units.reset(new float[count]);
     KeepSubnormals mode;
     for (int64_t r = 0; r < count; ++r)
       target.quantise(call.x + r * inputs, inputs, &quantised[r * quads(inputs)], &units[r]);
     call.quantised = quantised.get();
     call.units = units.get();
+    call.tiles = target.has_tiles && count > kFewRows;
   }
   Call second = call;
   second.first_panel = panels, second.activation = kIdentity, second.multiply = true;
   if (gated) call.residual = nullptr;
   if (gated && call.bias) second.bias = call.bias + width;
-  constexpr int64_t kRows = 256;  // of a unit
+  constexpr int64_t kRows = 256;  // of a unit, whole tiles
   const int64_t blocks = (count + kRows - 1) / kRows;
-  parallel(pool, panels * blocks, words.size_bytes() * (1 + count / 16), [=, &target](int64_t i) {
+  const auto multiply = [=, &target](int64_t i) {
     const int64_t panel = i / blocks, first = i % blocks * kRows, some = std::min(kRows, count - first);
     target.product(call, panel, first, some);
     if (gated) target.product(second, panels + panel, first, some);
-  });
+  };
+  const int64_t bytes = words.size_bytes() * (1 + count / 16);
+  if (call.tiles)
+    parallel<Tiles>(pool, panels * blocks, bytes, multiply);
+  else
+    parallel(pool, panels * blocks, bytes, multiply);
   return ffi::Error::Success();
 }
 

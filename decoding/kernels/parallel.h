@@ -39,9 +39,19 @@ class KeepSubnormals {
 #endif
 };
 
+// The tiles of the selected instruction set, for as long as a thread multiplies with them.
+class Tiles : KeepSubnormals {
+ public:
+  Tiles() { target_.begin_tiles(); }
+  ~Tiles() { target_.end_tiles(); }
+
+ private:
+  const Target& target_ = *selected.load();
+};
+
 // Calls run(i) for i < units on the caller's thread and on those of `pool` that come in time. The caller takes units until
 // none is left and then waits for those that others have begun, never for a task that has not started.
-template <class Run>
+template <class Mode = KeepSubnormals, class Run>
 void parallel(ffi::ThreadPool& pool, int64_t units, int64_t bytes, Run run) {
   constexpr int64_t kBytesPerThread = 128 << 10;  // less is read sooner than a thread is woken
   struct Shared { std::atomic<int64_t> next{0}, done{0}; };
@@ -49,7 +59,7 @@ void parallel(ffi::ThreadPool& pool, int64_t units, int64_t bytes, Run run) {
   const int64_t span = std::max<int64_t>(1, units / (8 * std::max<int64_t>(1, threads)));
   auto shared = std::make_shared<Shared>();
   auto work = [=] {
-    KeepSubnormals mode;
+    Mode mode;
     for (int64_t first; (first = shared->next.fetch_add(span)) < units;) {
       const int64_t end = std::min(first + span, units);
       for (int64_t i = first; i < end; ++i) run(i);

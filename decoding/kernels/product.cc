@@ -118,6 +118,55 @@ void accumulate(const typename Read::Number* x, int64_t stride, int64_t rows, co
     }
 }
 
+#if defined(__AVX512VNNI__)
+// The tiles of AMX, a panel's words as they lie: 16 words of a column by 16 columns, times 16 rows of x.
+#if __clang_major__ >= 12 || (!defined(__clang__) && __GNUC__ >= 11)
+#define TILES __attribute__((target("amx-tile,amx-int8")))
+constexpr int64_t kTileWords = 16;
+
+// What the next instructions read is in memory: GCC does not know that they read it.
+inline void written() { __asm__ volatile("" ::: "memory"); }
+
+TILES void begin_tiles() {
+  struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shapes{};
+  shapes.palette = 1;
+  for (int i = 0; i < 7; ++i) shapes.bytes[i] = 64, shapes.rows[i] = kTileRows;
+  written();
+  _tile_loadconfig(&shapes);
+}
+TILES void end_tiles() { _tile_release(); }
+
+// As `accumulate`, of whole tiles of rows.
+TILES void accumulate_tiles(const int32_t* x, int64_t stride, int64_t rows, const uint32_t* w, int64_t steps, int32_t* sums,
+                            Ahead ahead) {
+  constexpr int64_t line = kColumns * 4;
+  written();
+  for (int64_t row = 0; row < rows; row += kTileRows, x += kTileRows * stride, sums += kTileRows * kColumns, ahead.step = 0) {
+    _tile_loadd(0, sums, line);
+    _tile_loadd(1, sums + 16, line);
+    _tile_loadd(2, sums + 32, line);
+    for (int64_t k = 0; k < steps; k += kTileWords) {
+      const uint32_t* at = w + k * kColumns;
+      for (int64_t byte = 0; byte < kTileWords * ahead.step; byte += 64) __builtin_prefetch(ahead.next + byte, 0, 2);
+      ahead.next += kTileWords * ahead.step;
+      _tile_loadd(3, x + k, stride * 4);
+      _tile_loadd(4, at, line);
+      _tile_dpbusd(0, 3, 4);
+      _tile_loadd(5, at + 16, line);
+      _tile_dpbusd(1, 3, 5);
+      _tile_loadd(6, at + 32, line);
+      _tile_dpbusd(2, 3, 6);
+    }
+    _tile_stored(0, sums, line);
+    _tile_stored(1, sums + 16, line);
+    _tile_stored(2, sums + 32, line);
+  }
+}
+#else
+constexpr auto accumulate_tiles = accumulate<Quads>;
+#endif
+#endif
+
 // kLanes neighbouring columns of a panel: their words from the first one of interest on, and where their weights go.
 struct Columns {
   const uint32_t* words;
@@ -338,18 +387,19 @@ void product_floats(const Call& call, int64_t panel, int64_t first, int64_t rows
 
 #if defined(__AVX512VNNI__)
 void product_bytes(const Call& call, int64_t panel, int64_t first, int64_t rows) {
-  constexpr int64_t kQuads = 128;
   const Weight& weight = call.weight;
   const uint32_t* words = weight.panel(panel);
   const int64_t inputs = quads(weight.inputs), column = (panel - call.first_panel) * kColumns;
+  const int64_t span = rows > kTileRows ? 128 : inputs;  // what is read again for other rows stays in the first cache
   alignas(64) int32_t sums[kBlockRows * kColumns];
   for (; rows > 0; first += kBlockRows, rows -= kBlockRows) {
     const int64_t block = min(rows, kBlockRows);
-    memset(sums, 0, block * kColumns * sizeof(int32_t));
-    for (int64_t k = 0; k < inputs; k += kQuads) {
+    memset(sums, 0, (block + kTileRows - 1) / kTileRows * kTileRows * kColumns * sizeof(int32_t));
+    for (int64_t k = 0; k < inputs; k += span) {
       const uint32_t* w = words + (kInt8Head + k) * kColumns;
       const Ahead ahead{reinterpret_cast<const char*>(w + kAhead), kColumns * 4};
-      accumulate<Quads>(call.quantised + first * inputs + k, inputs, block, w, min(kQuads, inputs - k), sums, ahead);
+      const auto add = call.tiles ? accumulate_tiles : accumulate<Quads>;
+      add(call.quantised + first * inputs + k, inputs, block, w, min(span, inputs - k), sums, ahead);
     }
     for (int64_t r = 0; r < block; ++r) {
       if (call.units[first + r] != call.units[first + r]) {
@@ -386,7 +436,7 @@ void quantise(const float* x, int64_t inputs, int32_t* quantised, float* unit) {
   *unit = largest >= 0x7f800000 || vanishing ? __builtin_nanf("") : top / 127;
   const float inverse = top > 0 && *unit == *unit ? 127 / top : 0;
   uint8_t* bytes = reinterpret_cast<uint8_t*>(quantised);
-  quantised[quads(inputs) - 1] = 0;
+  memset(bytes + inputs, 0, quads(inputs) * 4 - inputs);
   for (int64_t k = 0; k < inputs; ++k) {
     const float rounded = x[k] * inverse + 0x1.8p23f;  // the integer nearest to x / unit, in the low bits
     bytes[k] = static_cast<uint8_t>(load<uint32_t>(&rounded)) ^ 128;
@@ -420,9 +470,18 @@ extern const Logits LOGITS(TARGET);  // logits.cc
 #define NAME(target) NAME_(target)
 #define NAME_(target) #target
 #if defined(__AVX512VNNI__)
-extern const Target TARGET = {NAME(TARGET), true, product, normalise, quantise, column, ATTEND(TARGET), &LOGITS(TARGET)};
+constexpr bool kIntegerSums = true;
 #else
-extern const Target TARGET = {NAME(TARGET), false, product, normalise, quantise, column, ATTEND(TARGET), &LOGITS(TARGET)};
+constexpr bool kIntegerSums = false;
+#endif
+#define COMMON product, normalise, quantise, column, ATTEND(TARGET), &LOGITS(TARGET)
+extern const Target TARGET = {NAME(TARGET), kIntegerSums, false, COMMON};
+#if defined(__AVX512VNNI__)
+#if defined(TILES)
+extern const Target avx512_amx = {"avx512_amx", true, true, COMMON, begin_tiles, end_tiles};
+#else
+extern const Target avx512_amx = {"avx512_amx", true, false, COMMON};  // of a compiler that does not know it
+#endif
 #endif
 
 }  // namespace specbeam

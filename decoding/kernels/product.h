@@ -40,10 +40,12 @@ struct Call {
   // a row that bytes cannot hold (NaN, infinite or vanishing) is worth NaN and is summed in float32.
   const int32_t* quantised;
   const float* units;
+  bool tiles;  // sums of bytes are those of the processor's tiles: the same, sooner where rows are more than a few
 };
 
-// A row of int8 activations has this many words.
-constexpr int64_t quads(int64_t inputs) { return (inputs + 3) / 4; }
+// A row of int8 activations has this many words: whole steps of a tile. Rows that are not there may be read up to a tile's end.
+constexpr int64_t quads(int64_t inputs) { return (inputs + 63) / 64 * 16; }
+constexpr int64_t kTileRows = 16;
 
 struct Attention;
 struct Logits;
@@ -51,6 +53,7 @@ struct Logits;
 struct Target {
   const char* name;
   bool integer_sums;
+  bool has_tiles;
   // y[first : first + rows, columns of the panel] of a call.
   void (*product)(const Call&, int64_t panel, int64_t first, int64_t rows);
   void (*normalise)(const float* x, int64_t inputs, const Norm&, float* out);
@@ -60,6 +63,9 @@ struct Target {
   // One row's heads that share the g-th of G heads of keys, task = row G + g; see attention.h.
   void (*attend)(const Attention&, int64_t task, float* scratch);
   const Logits* logits;  // see logits.h
+  // Where it has tiles: shapes and takes down those of the calling thread.
+  void (*begin_tiles)();
+  void (*end_tiles)();
 };
 
 }  // namespace specbeam
