@@ -12,6 +12,7 @@ anything (`models.base.split_fused`). Where fewer heads of keys than devices exi
 repeated until they divide: the devices that share it hold a copy.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -24,6 +25,7 @@ from decoding.config import DATA, MODEL
 from decoding.config import parse_mesh as parse_mesh
 from decoding.kernels.logits import used_by
 from decoding.models.base import LanguageModel, Shape, State
+from decoding.models.linear import RoundedWeight
 
 RULES = {"slots": DATA, "heads": MODEL, "feed_forward": MODEL, "vocabulary": MODEL}
 _SHOWN = {"heads": "attention heads", "feed_forward": "feed-forward width", "vocabulary": "vocabulary"}
@@ -112,10 +114,17 @@ class Division:
         """`arrange` for every parameter of a stream."""
         return ((path, self.arrange(path, value)) for path, value in values)
 
-    def place(self, path: str, value: np.ndarray) -> jax.Array:
+    def place(self, path: str, value: np.ndarray | RoundedWeight) -> jax.Array | RoundedWeight:
         """An arranged parameter on the mesh; every device is sent its own part only."""
-        sharding = NamedSharding(self._mesh, self.partition(path))
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+        spec = self.partition(path)
+        if isinstance(value, RoundedWeight):
+            scale = value.scale
+            scale = None if scale is None else self._put(scale, PartitionSpec(spec[value.outputs]))
+            return dataclasses.replace(value, values=self._put(value.values, spec), scale=scale)
+        return self._put(value, spec)
+
+    def _put(self, value: np.ndarray, spec: PartitionSpec) -> jax.Array:
+        return jax.make_array_from_callback(value.shape, NamedSharding(self._mesh, spec), lambda index: value[index])
 
 
 def shard(model: LanguageModel, mesh: Mesh) -> LanguageModel:

@@ -23,9 +23,9 @@ class Models:
       vocab_size: as of `decoding.Generator`: what vocabularies that are padded by different amounts are cut to.
       max_ngram, min_ngram: as of `decoding.PromptLookupDraft`.
       min_match: as of `decoding.CorpusDraft` and `decoding.CascadeDraft`.
-      weights: of products on processors, as of `decoding.load_model`.
-      draft_weights: of the draft's, "" for `weights`. Where a process has no products of its own (`decoding.kernels`), or the
-        target is on a mesh, the draft is as the target is.
+      weights: of the target's products, as of `decoding.load_model`.
+      draft_weights: of the draft's, "" for `weights`. Where the target's products are not those of `decoding.kernels`, the
+        draft is plain.
       draft_vocabulary, draft_vocabulary_size: the n-gram whose most frequent tokens drafts that are models guess alone, and
         how many; "" for all tokens.
       mesh: of the devices that the target is split over, as of `decoding.sharding.parse_mesh`; "" for one device.
@@ -58,9 +58,7 @@ class Models:
     def load_draft(self, draft: str | None = None) -> Draft | None:
         """`draft`, of any kind, beside the same target; by default this value's own."""
         name = self.draft if draft is None else draft
-        # Beside a target on a mesh it is copied to every device, whose products are XLA's.
-        weights = self.draft_weights if self.draft_weights and self._packed() else self.weights
-        form = dict(dtype=self.dtype, weights="plain" if self.mesh else weights)
+        form = dict(dtype=self.dtype, weights=(self.draft_weights or self.weights) if self._packed() else "plain")
         vocabulary = (self.draft_vocabulary, self.draft_vocabulary_size) if self.draft_vocabulary else None
         lengths = dict(max_ngram=self.max_ngram, min_ngram=self.min_ngram, min_match=self.min_match)
         return decoding.load_draft(name, vocabulary=vocabulary, **lengths, **form)

@@ -113,10 +113,11 @@ def load_model(
     Args:
       path: a checkpoint, see `find_checkpoint`.
       dtype: "float32" or "bfloat16", the dtype of the parameters; norms, softmax and logits are float32 in both.
-      weights: of products, on processors: "float32", "bfloat16" or "int8" (one scale per output column), to which they are
-        rounded, or "file", as they are stored: a GGUF file's blocks, bfloat16, else float32. "plain" for arrays of `dtype`
-        and XLA's products, as everywhere else. "" for "file" where `decoding.kernels` is available, dtype is float32 and
-        there is no mesh, and else for "plain".
+      weights: of products: "float32", "bfloat16" or "int8" (one scale per output column), to which they are rounded, or
+        "file", as they are stored: a GGUF file's blocks, bfloat16, else float32. Where `decoding.kernels` is available,
+        dtype is float32 and there is no mesh, they are its products; elsewhere they are XLA's, "bfloat16" is for dtype
+        float32, and "file" cannot be. "plain" for arrays of `dtype` and XLA's products. "" for "file" where that can be,
+        and else for "plain".
       architecture: where the checkpoint has no config, see `find_checkpoint`.
       mesh: devices that the model is split over, see `decoding.sharding.make_mesh`; each is sent its own part only. None
         for JAX's default device.
@@ -141,13 +142,14 @@ def _load(checkpoint: Checkpoint, dtype: str, weights: str, mesh: jax.sharding.M
         packing = resident.Packing(config, form)
         parameters = checkpoint.parameters(None if form == "file" else DTYPES[dtype])
         return fill(lambda: architectures.build(config, DTYPES[dtype]), parameters, packing.place)
-    parameters = checkpoint.parameters(DTYPES[dtype])
-    if mesh is None:
-        return fill(lambda: architectures.build(config, DTYPES[dtype]), parameters)
-    division = sharding.Division(config, mesh)
-    return fill(
-        lambda: architectures.build(division.config, DTYPES[dtype]), division.arranged(parameters), division.place
-    )
+    parameters, place = checkpoint.parameters(DTYPES[dtype]), lambda path, value: jax.device_put(value, may_alias=False)
+    if mesh is not None:
+        division = sharding.Division(config, mesh)
+        config, parameters, place = division.config, division.arranged(parameters), division.place
+    if weights in resident.ROUNDED:
+        put, rounding = place, resident.Rounding(config, weights, dtype)
+        place = lambda path, value: put(path, rounding.round(path, value))
+    return fill(lambda: architectures.build(config, DTYPES[dtype]), parameters, place)
 
 
 def _with_head_of(checkpoint: Checkpoint, tokens: np.ndarray) -> Checkpoint:
@@ -176,9 +178,11 @@ def form_of(weights: str, dtype: str, mesh) -> str:
     if weights not in ("", PLAIN, *resident.FORMS):
         raise ValueError(f'weights is {weights!r}; allowed: {", ".join((PLAIN, *resident.FORMS))}, or "" to choose')
     able = mesh is None and dtype == "float32" and jax.default_backend() == "cpu" and kernels.available() is not None
-    if weights not in ("", PLAIN, "float32") and not able:
+    if weights == "file" and not able:
         raise ValueError(
             f"weights is {weights!r}, which needs a processor with the products of decoding.kernels, dtype float32 and no "
             f"mesh; here are {jax.default_backend()}, {dtype} and {'no' if mesh is None else 'a'} mesh"
         )
+    if weights in ("float32", "bfloat16") and dtype != "float32":
+        raise ValueError(f'weights is {weights!r} with dtype {dtype}; allowed: int8, plain, or "" to choose')
     return (weights or "file") if able and weights != PLAIN else ""

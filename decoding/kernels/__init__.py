@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from decoding.kernels import build
-from decoding.kernels.packing import BLOCKS, FLOATS, KINDS, PackedWeight, pack, pack_blocks
+from decoding.kernels.packing import BLOCKS, FLOATS, KINDS, PackedWeight, pack, pack_blocks, round_to_int8
 
 __all__ = [
     "ACTIVATIONS", "BLOCKS", "FLOATS", "KINDS", "PackedWeight",
-    "arithmetic", "available", "instruction_sets", "pack", "pack_blocks", "product", "rows", "select",
+    "arithmetic", "available", "instruction_sets", "pack", "pack_blocks", "product", "round_to_int8", "rows", "select",
 ]  # fmt: skip
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu")  # in the order of `Activation` in product.h
@@ -35,7 +35,8 @@ _lock = threading.Lock()
 
 
 def available() -> str | None:
-    """The instruction set of the products ("avx512_vnni", "avx512", "avx2", "neon" or "plain"), or None without them.
+    """The instruction set of the products ("avx512_amx", "avx512_vnni", "avx512", "avx2", "neon" or
+    "plain"), or None without them.
 
     The first call builds the library where it is not yet built, and says on stderr where that fails. The environment
     variable SPECBEAM_KERNELS chooses an instruction set, or "off".

@@ -30,11 +30,11 @@ struct Query {
 
 // `scores` has room for kQueries rows of `stride`, and may be written up to the next multiple of kKeys.
 template <int R>
-void tile(const float* q, const Query* queries, const float* key, int64_t key_stride, const float* value, int64_t D,
-          float cap, float* scores, int64_t stride) {
+void tile(const float* q, const Query* queries, const float* key, const float* value, int64_t D, float cap, float* scores,
+          int64_t stride) {
   const bool tree = queries[0].path;
   const auto place = [=](int r, int64_t t) { return tree ? queries[r].path[t] : t; };
-  int64_t begin = key_stride, end = 0, from = 0, fewest = queries[0].keys;  // all see those from `from` to `fewest`
+  int64_t begin = stride, end = 0, from = 0, fewest = queries[0].keys;  // all see those from `from` to `fewest`
   for (int r = 0; r < R; r++) {
     begin = min(begin, place(r, queries[r].first)), end = max(end, place(r, queries[r].keys - 1) + 1);
     from = max(from, queries[r].first), fewest = min(fewest, queries[r].keys);
@@ -58,7 +58,8 @@ void tile(const float* q, const Query* queries, const float* key, int64_t key_st
   for (int64_t t = begin / kKeys * kKeys; t < end; t += kKeys) {
     Floats sums[R][2] = {};
     for (int64_t d = 0; d < D; d++) {
-      const Floats first = load(key + d * key_stride + t), second = load(key + d * key_stride + t + kLanes);
+      const float* at = key + key_at(t, d, D);
+      const Floats first = load(at), second = load(at + kLanes);
       for (int r = 0; r < R; r++) sums[r][0] += q[r * D + d] * first, sums[r][1] += q[r * D + d] * second;
     }
     for (int r = 0; r < R; r++)
@@ -122,6 +123,10 @@ void prepare(const float* head, int64_t D, const float* norm, float epsilon, con
   for (int64_t d = 0; d < D; d++) out[d] *= scale;
 }
 
+void fetch(const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(from + i, 0, 2);
+}
+
 }  // namespace
 
 #define ATTEND_(target) attend_##target
@@ -134,11 +139,15 @@ void ATTEND(TARGET)(const Attention& a, int64_t task, float* scratch) {
   const int64_t position = a.positions ? min<int64_t>(max<int64_t>(a.positions[b], 0), T - S) : 0;  // as XLA clamps
   const auto place = [&](int64_t s) { return a.seen ? a.seen[b * S + s] - 1 : position + s; };
   float *key = a.key + task * D * T, *value = a.value + task * T * D;
+  // The next task's, from memory while this one is computed: a processor's own prefetching ends with a page.
+  const int64_t there = a.lengths ? a.lengths[b] : position + S;
+  fetch(key + D * T, key_at(there + kKeys - 1, 0, D));
+  fetch(value + T * D, there * D);
   float *q = scratch, *turned = q + shared * S * D, *scores = turned + D;
   for (int64_t s = 0; a.new_key && s < S; s++) {
     const int64_t at = (first + s) * a.new_width + g * D, t = position + s;
     prepare(a.new_key + at, D, a.key_norm, a.epsilon, a.turns ? a.turns + place(s) * D : nullptr, 1.0f, turned);
-    for (int64_t d = 0; d < D; d++) key[d * T + t] = turned[d];
+    for (int64_t d = 0; d < D; d++) key[key_at(t, d, D)] = turned[d];
     memcpy(value + t * D, a.new_value + at, D * sizeof(float));
   }
   for (int64_t i = 0; i < shared * S; i++) {
@@ -158,7 +167,7 @@ void ATTEND(TARGET)(const Attention& a, int64_t task, float* scratch) {
       queries[r].out = a.out + ((first + s) * a.H + head) * D;
     }
     constexpr decltype(&tile<1>) tiles[] = {tile<1>, tile<2>, tile<3>, tile<4>};
-    tiles[rows - 1](q + i * D, queries, key, T, value, D, a.cap, scores, T);
+    tiles[rows - 1](q + i * D, queries, key, value, D, a.cap, scores, T);
   }
 }
 

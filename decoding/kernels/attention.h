@@ -13,7 +13,7 @@ struct Attention {
   // null where there are none, as in attention to an input.
   const float *query, *new_key, *new_value;
   int64_t query_width, new_width;
-  float* key;    // [B, G, D, T]: transposed, so that neighbouring keys meet one query without a sum across lanes
+  float* key;    // [B, G, T / kKeys, D, kKeys]: neighbouring keys meet one query without a sum across lanes
   float* value;  // [B, G, T, D]
   int64_t T;
   const int32_t* positions;  // [B]: of the row's first query, where new keys are written; null for 0
@@ -37,6 +37,9 @@ struct Attention {
   const int32_t *paths, *seen;
   int64_t first(int64_t b) const { return starts ? starts[b] : b * S; }
 };
+
+// Where a head's keys have number d of key t.
+constexpr int64_t key_at(int64_t t, int64_t d, int64_t D) { return (t / kKeys * D + d) * kKeys + t % kKeys; }
 
 // Floats that a task needs as scratch.
 constexpr int64_t attention_scratch(const Attention& a) { return a.H / a.G * a.S * a.D + a.D + 4 * a.T; }

@@ -1,7 +1,7 @@
 """Attention on processors, called through `jax.ffi`: attention.cc.
 
-Keys lie transposed, [B, G, D, T], and T is a multiple of KEYS. What a row's queries see ends where the row ends, so that work
-follows what exists; nodes of a tree alone have masks. H / G query heads share a head of keys.
+Keys lie in blocks of KEYS, each transposed, [B, G, T / KEYS, D, KEYS]. What a row's queries see ends where the row ends, so
+that work follows what exists; nodes of a tree alone have masks. H / G query heads share a head of keys.
 """
 
 import jax
@@ -16,6 +16,16 @@ KEYS = 32  # as kKeys in attention.h
 def room(length: int) -> int:
     """Keys that a cache for `length` positions has room for."""
     return -(-length // KEYS) * KEYS
+
+
+def in_blocks(keys: jax.Array) -> jax.Array:
+    """[B, G, T, D] -> [B, G, T / KEYS, D, KEYS]."""
+    return keys.reshape(*keys.shape[:2], -1, KEYS, keys.shape[3]).swapaxes(3, 4)
+
+
+def out_of_blocks(keys: jax.Array) -> jax.Array:
+    """The inverse of `in_blocks`."""
+    return keys.swapaxes(3, 4).reshape(*keys.shape[:2], -1, keys.shape[3])
 
 
 def attend_cache(
@@ -39,7 +49,7 @@ def attend_cache(
 
     Args:
       qkv: float32[B, S, (H + 2 G) D], queries, keys and values, each head by head.
-      key: float32[B, G, D, T].
+      key: float32[B, G, T / KEYS, D, KEYS].
       value: float32[B, G, T, D].
       positions: int32[B], of the first new one.
       scale: of the scores.
@@ -58,7 +68,7 @@ def attend_cache(
       float32[B, S, H D], or [N, H D] with `counts`, and the cache.
     """
     *lead, width = qkv.shape
-    groups, head = key.shape[1:3]
+    groups, head = value.shape[1], value.shape[3]
     shapes = [(*lead, width - 2 * groups * head), key.shape, value.shape]
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call(targets()["attend_cache"], results, input_output_aliases={1: 1, 2: 2})

@@ -206,7 +206,7 @@ static ffi::Error attend_cache(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> qkv, 
   Attention a{};
   if (counts.element_count()) a.counts = counts.typed_data();
   a.S = a.counts ? *std::max_element(a.counts, a.counts + B) : qkv.dimensions()[1];
-  a.G = key->dimensions()[1], a.D = key->dimensions()[2], a.T = key->dimensions()[3];
+  a.G = value->dimensions()[1], a.T = value->dimensions()[2], a.D = value->dimensions()[3];
   a.H = out->dimensions().back() / a.D;
   a.query = qkv.typed_data(), a.new_key = a.query + a.H * a.D, a.new_value = a.new_key + a.G * a.D;
   a.query_width = a.new_width = width;
@@ -232,7 +232,7 @@ static ffi::Error attend_input(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> query
                                float scale) {
   const int64_t B = key.dimensions()[0];
   Attention a{};
-  a.S = query.dimensions()[1], a.G = key.dimensions()[1], a.D = key.dimensions()[2], a.T = key.dimensions()[3];
+  a.S = query.dimensions()[1], a.G = value.dimensions()[1], a.T = value.dimensions()[2], a.D = value.dimensions()[3];
   a.H = query.dimensions()[2] / a.D;
   a.query = query.typed_data(), a.query_width = query.dimensions()[2];
   a.key = key.typed_data(), a.value = value.typed_data();  // read only, as nothing is new

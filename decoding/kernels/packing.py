@@ -77,15 +77,20 @@ def pack(weight, kind: str, *, gated: bool = False) -> PackedWeight:
     elif kind == "bfloat16":
         words = _words(columns.astype(ml_dtypes.bfloat16, copy=False))
     else:
-        columns = columns.astype(np.float32, copy=False)
-        scales = np.abs(columns).max(axis=1) / np.float32(127)
-        scales = np.where(np.isfinite(scales), scales, np.float32(np.nan))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            integers = np.rint(columns / scales[:, None])
-        integers = np.nan_to_num(integers, nan=0, posinf=0, neginf=0).clip(-127, 127).astype(np.int8)
+        integers, scales = round_to_int8(columns)
         head = np.stack([scales.view(np.uint32), integers.sum(axis=1, dtype=np.int32).view(np.uint32)], axis=1)
         words = np.concatenate([head, _words(integers)], axis=1)
     return PackedWeight(_panels(words, gated), kind, *weight.shape, gated)
+
+
+def round_to_int8(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8[N, K] and float32[N] scales, as of `pack`, of float[N, K]."""
+    columns = columns.astype(np.float32, copy=False)
+    scales = np.abs(columns).max(axis=1) / np.float32(127)
+    scales = np.where(np.isfinite(scales), scales, np.float32(np.nan))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        integers = np.rint(columns / scales[:, None])
+    return np.nan_to_num(integers, nan=0, posinf=0, neginf=0).clip(-127, 127).astype(np.int8), scales
 
 
 def pack_blocks(blocks, kind: str, *, gated: bool = False) -> PackedWeight:

@@ -125,7 +125,7 @@ void accumulate(const typename Read::Number* x, int64_t stride, int64_t rows, co
 constexpr int64_t kTileWords = 16;
 
 // What the next instructions read is in memory: GCC does not know that they read it.
-inline void written() { __asm__ volatile("" ::: "memory"); }
+[[maybe_unused]] inline void written() { __asm__ volatile("" ::: "memory"); }
 
 TILES void begin_tiles() {
   struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shapes{};

@@ -23,7 +23,6 @@ from decoding.models.base import (
     split_heads,
     state_length,
     write_cache,
-    write_transposed,
 )
 from decoding.models.relative import causal_bias, distance_table
 from decoding.models.tree import Tree
@@ -50,7 +49,7 @@ class Cache:
     """Keys and values of rows.
 
     Attributes:
-      key: [B, G, T, D]; [B, G, D, T] in the form of `decoding.kernels`.
+      key: [B, G, T, D]; [B, G, T / KEYS, D, KEYS] in the form of `decoding.kernels`.
       value: [B, G, T, D].
       own: whether it has that form.
     """
@@ -64,7 +63,8 @@ class Cache:
         """With room for `length` positions."""
         length = kernels.room(length) if own else state_length(length)
         shape = (rows, heads.keys, length, heads.width)
-        return cls(jnp.zeros(_transposed(shape) if own else shape, dtype), jnp.zeros(shape, dtype), own)
+        key = jnp.zeros(shape, dtype)
+        return cls(kernels.in_blocks(key) if own else key, jnp.zeros(shape, dtype), own)
 
     @classmethod
     def of(cls, fused: jax.Array, heads: Heads, own: bool) -> "Cache":
@@ -73,7 +73,7 @@ class Cache:
         key, value = (split_heads(part, heads.keys) for part in parts)
         if own:  # whose keys are read in whole blocks
             room = ((0, 0), (0, 0), (0, kernels.room(key.shape[2]) - key.shape[2]), (0, 0))
-            key, value = jnp.pad(key, room).swapaxes(2, 3), jnp.pad(value, room)
+            key, value = kernels.in_blocks(jnp.pad(key, room)), jnp.pad(value, room)
         return cls(key, value, own)
 
     @property
@@ -83,20 +83,34 @@ class Cache:
 
     def with_entries(self, key: jax.Array, value: jax.Array, starts: jax.Array) -> "Cache":
         """With [B, G, S, D] keys and values at positions starts[b] .. starts[b] + S - 1."""
-        key = write_transposed(self.key, key.swapaxes(2, 3), starts) if self.own else write_cache(self.key, key, starts)
+        if self.own:  # into the whole blocks that have these positions
+            first, blocks = self._blocks(starts, key.shape[2])
+            own = write_cache(kernels.out_of_blocks(blocks), key, starts - first * kernels.KEYS)
+            flat = lambda blocks: blocks.reshape(*blocks.shape[:3], -1)
+            key = write_cache(flat(self.key), flat(kernels.in_blocks(own)), first).reshape(self.key.shape)
+        else:
+            key = write_cache(self.key, key, starts)
         return Cache(key, write_cache(self.value, value, starts), self.own)
+
+    def _blocks(self, starts: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        """int32[B], the first block of keys that has some of positions starts[b] .. starts[b] + size - 1, and as many blocks
+        from there on as can have some: [B, G, N, D, KEYS]."""
+        count = min(self.key.shape[2], -(-size // kernels.KEYS) + 1)
+        first = jnp.minimum(starts // kernels.KEYS, self.key.shape[2] - count)
+        return first, jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, count, 1))(self.key, first)
 
     def moved(self, starts: jax.Array, order: jax.Array, size: int) -> "Cache":
         """With entry starts[b] + order[b, i] < starts[b] + size of before at starts[b] + i: int32[B] and int32[B, M]."""
 
-        def block(array, axis):
-            window = lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, size, axis - 1)
-            index = jnp.expand_dims(order, [i for i in range(array.ndim) if i not in (0, axis)])
-            return jnp.take_along_axis(jax.vmap(window)(array, starts), index, axis=axis)
+        def taken(array, starts):
+            window = lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, size, 1)
+            return jnp.take_along_axis(jax.vmap(window)(array, starts), order[:, None, :, None], axis=2)
 
-        key = block(self.key, 3).swapaxes(2, 3) if self.own else block(self.key, 2)
-        return self.with_entries(key, block(self.value, 2), starts)
-
+        key, key_starts = self.key, starts
+        if self.own:
+            first, blocks = self._blocks(starts, size)
+            key, key_starts = kernels.out_of_blocks(blocks), starts - first * kernels.KEYS
+        return self.with_entries(taken(key, key_starts), taken(self.value, starts), starts)
 
 
 def with_moved_entries(state: dict, starts: jax.Array, order: jax.Array, size: int) -> dict:
@@ -123,10 +137,6 @@ def encoder_decoder_state(
         return [Cache.zeros(batch, heads, length, dtype, own) for _ in range(layers)]
 
     return {"lengths": jnp.ones((batch,), jnp.int32), "cross": caches(input_length), "self": caches(max_positions)}
-
-
-def _transposed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[:2], shape[3], shape[2])
 
 
 class Where(NamedTuple):

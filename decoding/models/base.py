@@ -373,13 +373,6 @@ def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.A
     return jax.lax.platform_dependent(cache, new, positions, tpu=write_tpu, default=write)
 
 
-def write_transposed(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.Array:
-    """`write_cache` of [B, H, D, S] into [B, H, D, T], the form of keys of `decoding.kernels`."""
-    if cache.shape[0] == 1:
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, positions[0], 3)
-    return jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2))(cache, new, positions)
-
-
 @functools.partial(compilation.jit, static_argnums=0)
 def encoder_decoder_logits(graph, params, decoder_tokens, encoder_tokens, encoder_lengths) -> jax.Array:
     """Teacher-forced logits float32[B, T, V] of a model with an encoder, split by `nnx.split`: see `LanguageModel.logits`."""

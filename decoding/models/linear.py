@@ -4,6 +4,8 @@ A weight is an `nnx.Param`; what it holds is known to this module alone.  Everyt
 config, so that a weight may be held in another form than a plain array.
 """
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -37,6 +39,36 @@ def weight(
     """
     value = (jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5).astype(dtype)
     return nnx.Param(value, axes=axes, parts=parts, role=role, gated=gated)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values", "scale"], meta_fields=["outputs", "dtype"])
+@dataclasses.dataclass(frozen=True)
+class RoundedWeight:
+    """A weight that is held in fewer bits than it is computed in, for XLA's products, which widen it as they read it.
+
+    Attributes:
+      values: int8 or bfloat16[in, out], or [N, d] of a table.
+      scale: float32[outputs], what a unit of int8 is worth; None of bfloat16.
+      outputs: the axis of `values` that has one scale each: a product's columns, a table's rows.
+      dtype: name of the model's, which embeddings have.
+    """
+
+    values: jax.Array
+    scale: jax.Array | None
+    outputs: int
+    dtype: str
+
+    def product(self, axes: str, x: jax.Array) -> jax.Array:
+        """The einsum of x and the weight, whose outputs are the last axis: float32."""
+        result = jnp.einsum(axes, x, self.values.astype(x.dtype), preferred_element_type=jnp.float32)
+        return result if self.scale is None else result * self.scale
+
+    def rows(self, ids: jax.Array) -> jax.Array:
+        """Rows of a table, in `dtype`."""
+        rows = self.values[ids]
+        if self.scale is not None:
+            rows = rows.astype(jnp.float32) * self.scale[ids][..., None]
+        return rows.astype(self.dtype)
 
 
 class RowNorm(NamedTuple):
@@ -110,7 +142,8 @@ def project(
             residual=residual,
             real=real,
         )
-    x = _times(x if norm is None else norm(x), value)
+    x = x if norm is None else norm(x)
+    x = value.product("...i,io->...o", x).astype(x.dtype) if isinstance(value, RoundedWeight) else _times(x, value)
     if bias is not None:
         x = x + bias[...]
     if gate_pieces:
@@ -153,6 +186,8 @@ def _ends(norm: RowNorm | None) -> tuple | None:
 def embed(tokens: jax.Array, table: nnx.Param) -> jax.Array:
     """Rows of a table [N, d]: int32[...] -> [..., d] in the table's dtype, float32 where it is packed."""
     value = table.get_value()
+    if isinstance(value, RoundedWeight):
+        return value.rows(tokens)
     return kernels.rows(value, tokens) if isinstance(value, PackedWeight) else value[tokens]
 
 
@@ -176,9 +211,12 @@ def _logits(x, weight, norm, scale, *, tied: bool) -> jax.Array:
     x = x if scale == 1.0 else x * scale
     if isinstance(value, PackedWeight):
         return kernels.product(x, value)
+    axes = "bsd,vd->bsv" if tied else "bsd,dv->bsv"
+    if isinstance(value, RoundedWeight):
+        return value.product(axes, x)
     if x.dtype != value.dtype:
         return _times(x, value.T if tied else value)
-    return jnp.einsum("bsd,vd->bsv" if tied else "bsd,dv->bsv", x, value, preferred_element_type=jnp.float32)
+    return jnp.einsum(axes, x, value, preferred_element_type=jnp.float32)
 
 
 def is_packed(weight: nnx.Param) -> bool:

@@ -1,4 +1,7 @@
-"""Weights as `decoding.kernels` holds them: packed once, when they are loaded, and nothing else kept."""
+"""Weights in another form than a plain array: as `decoding.kernels` holds them or, for XLA's products, in fewer bits.
+
+They are packed or rounded once, when they are loaded, and nothing else is kept.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +12,11 @@ from flax import nnx
 from decoding import kernels
 from decoding.kernels import PackedWeight
 from decoding.models.base import LanguageModel, Shape
+from decoding.models.linear import RoundedWeight
 
 # Of weights: rounded to a dtype or, "file", as they are stored.
 FORMS = (*kernels.FLOATS, "file")
+ROUNDED = ("bfloat16", "int8")  # those that XLA's products take too
 
 
 class Packing:
@@ -24,9 +29,7 @@ class Packing:
           form: one of FORMS.
         """
         self._form = form
-        abstract = nnx.eval_shape(lambda: shape.build(rngs=nnx.Rngs(0), dtype=jnp.float32))
-        leaves = nnx.to_flat_state(nnx.state(abstract))
-        self._metadata = {".".join(map(str, keys)): leaf.get_metadata() for keys, leaf in leaves}
+        self._metadata = _metadata(shape)
 
     def place(self, path: str, value) -> PackedWeight | tuple[PackedWeight, ...] | jax.Array:
         """The parameter at a path, an array or `checkpoints.gguf.Blocks`, packed where products read it."""
@@ -51,6 +54,59 @@ class Packing:
             return kernels.pack(np.concatenate([values for values, _ in columns], axis=1), kind, gated=gated)
         packed = [kernels.pack_blocks(*part) if part[1] in kernels.BLOCKS else kernels.pack(*part) for part in columns]
         return tuple(packed)
+
+
+def _metadata(shape: Shape) -> dict[str, dict]:
+    """What is said of every parameter where it is made, by its path."""
+    abstract = nnx.eval_shape(lambda: shape.build(rngs=nnx.Rngs(0), dtype=jnp.float32))
+    leaves = nnx.to_flat_state(nnx.state(abstract))
+    return {".".join(map(str, keys)): leaf.get_metadata() for keys, leaf in leaves}
+
+
+class Rounding:
+    """Which parameters of a model for XLA's products are held in fewer bits, and how: the same as of `Packing`."""
+
+    def __init__(self, shape: Shape, form: str, dtype: str):
+        """
+        Args:
+          shape: of the model.
+          form: one of ROUNDED.
+          dtype: the model's, "float32" or "bfloat16".
+        """
+        self._form, self._dtype = form, dtype
+        self._roles = {path: metadata.get("role") for path, metadata in _metadata(shape).items()}
+
+    def round(self, path: str, value):
+        """The parameter at a path, NumPy's or a shape with perhaps a sharding."""
+        role = self._roles[path]
+        if not role:
+            return value
+        outputs = 1 if role == "product" else 0
+        if isinstance(value, jax.ShapeDtypeStruct):
+            return self._abstract(value, outputs)
+        if self._form == "bfloat16":
+            return RoundedWeight(value.astype(ml_dtypes.bfloat16), None, outputs, self._dtype)
+        integers, scale = kernels.round_to_int8(value.T if outputs else value)
+        return RoundedWeight(integers.T if outputs else integers, scale, outputs, self._dtype)
+
+    def _abstract(self, value: jax.ShapeDtypeStruct, outputs: int) -> RoundedWeight:
+        place = value.sharding
+        values = jax.ShapeDtypeStruct(value.shape, self._form, sharding=place)
+        if place is not None:
+            place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(place.spec[outputs]))
+        scale = jax.ShapeDtypeStruct(value.shape[outputs : outputs + 1], jnp.float32, sharding=place)
+        return RoundedWeight(values, scale if self._form == "int8" else None, outputs, self._dtype)
+
+
+def round_abstract(model: LanguageModel, form: str) -> LanguageModel:
+    """A model of shapes, perhaps on a mesh, as one that is loaded in this form."""
+    rounding = Rounding(model.config, form, model.dtype.name)
+    graph, state = nnx.split(model)
+    flat = [
+        (keys, leaf.replace(rounding.round(".".join(map(str, keys)), leaf.get_value())))
+        for keys, leaf in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def pack_model(model: LanguageModel, form: str = "float32") -> LanguageModel:

@@ -16,6 +16,8 @@ from decoding.drafts import fitted
 from decoding.drafts.ngram import is_ngram
 from decoding.drafts.suffixes import is_index
 from decoding.engine import Generator
+from decoding.models.linear import RoundedWeight
+from decoding.models.resident import ROUNDED, round_abstract
 from decoding.programs import max_positions, prefill_rows
 from decoding.registry import DRAFTS, drafts_of
 from pipeline.job.preflight import check_models, models_of
@@ -50,6 +52,12 @@ def abstract_models(config: JobConfig, vocab_size: int | None = None):
     if len(drafts_of(name)) == 1 and name not in DRAFTS and not is_ngram(name) and not is_index(name):
         return target, model("model.draft", name)
     return target, fitted(target, models_of(config.model).load_draft(), vocab_size)[1]
+
+
+def placed(target, mesh: jax.sharding.Mesh | None, weights: str):
+    """An abstract target as a worker whose products are XLA's has it: on a mesh if there is one, its weights in their form."""
+    target = target if mesh is None else sharding.shard(target, mesh)
+    return round_abstract(target, weights) if weights in ROUNDED else target
 
 
 def job_programs(target, draft, config: DecodingConfig, vocab_size: int | None, baseline: bool) -> dict:
@@ -138,7 +146,7 @@ def slice_job(config: JobConfig, options: PlanOptions) -> SliceJob:
         mesh = jax.sharding.AbstractMesh((data, ways), ("data", "model"))
     vocab_size = job_vocabulary(config) if options.prepare else None
     target, draft = abstract_models(config, vocab_size)
-    target = sharding.shard(target, mesh)
+    target = placed(target, mesh, config.model.weights)
     if draft is not None and options.split_draft and draft.config is not None:
         draft = sharding.shard(draft, mesh)
     return SliceJob(
@@ -214,9 +222,11 @@ def advice(job: SliceJob, short: int) -> str:
     fewer = memory.largest(lambda slots: job.at(slots).guess().total + short // 8 <= limit, job.mesh.shape["data"])
     if 0 < fewer < job.config.num_slots:
         said.append(f"--num_slots={fewer}")
-    if job.target.embedding.get_value().dtype == jnp.float32:
-        said.append('--config.model.dtype=bfloat16 (half the bytes)')
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in roofline.parameters(job.target).values())
+    if job.target.dtype == jnp.float32:
+        said.append("--config.model.dtype=bfloat16 (half the bytes)")
+    if not isinstance(job.target.embedding.get_value(), RoundedWeight):
+        said.append("--config.model.weights=int8 (a byte a weight)")
+    held = sum(map(roofline.whole_bytes, roofline.parameters(job.target).values()))
     wider = ways * 2
     while wider < 4096 and held / wider + job.guess().states * ways / wider > 0.85 * limit:
         wider *= 2

@@ -11,7 +11,7 @@ import decoding
 from decoding.drafts.base import as_draft
 from decoding.sharding import Placement, mesh_of
 from pipeline.planning import chips
-from pipeline.planning.roofline import parameters, shard_bytes
+from pipeline.planning.roofline import parameters, shard_bytes, whole_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,7 @@ def from_shapes(target, draft, config: decoding.DecodingConfig, max_positions: i
     held = sum(shard_bytes(leaf) for leaf in parameters(target).values())
     if draft is not None:
         whole = mesh_of(draft) is None
-        held += sum(
-            leaf.size * leaf.dtype.itemsize if whole else shard_bytes(leaf) for leaf in parameters(draft).values()
-        )
+        held += sum(map(whole_bytes if whole else shard_bytes, parameters(draft).values()))
     states = sum(map(shard_bytes, jax.tree.leaves(state_shapes(target, draft, config, max_positions))))
     staged = states * staged_rows // config.num_slots
     ways = mesh.shape["model"] if target.vocab_size % mesh.shape["model"] == 0 else 1

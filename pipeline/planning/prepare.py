@@ -8,7 +8,7 @@ from decoding import sharding
 from decoding.checkpoints.load import form_of
 from decoding.compilation import Compiler
 from pipeline.job.preflight import models_of
-from pipeline.planning.jobs import abstract_models, is_preset, job_programs, job_vocabulary
+from pipeline.planning.jobs import abstract_models, is_preset, job_programs, job_vocabulary, placed
 from pipeline.settings import JobConfig
 
 
@@ -28,8 +28,8 @@ def prepare_here(config: JobConfig) -> int:
         target, draft = models.load_target(), models.load_draft("" if config.decoding.gammas == (0,) else None)
     else:
         target, draft = abstract_models(config, vocab_size)
-    if config.model.mesh:
-        target = sharding.shard(target, sharding.make_mesh(*sharding.parse_mesh(config.model.mesh)))
+        mesh = sharding.make_mesh(*sharding.parse_mesh(model.mesh)) if model.mesh else None
+        target = placed(target, mesh, model.weights)
     compiler = Compiler()
     compiler.lowered = job_programs(target, draft, config.decoding, vocab_size, config.shards.baseline_fraction > 0)
     return len(compiler.compile())

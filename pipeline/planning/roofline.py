@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from decoding.models.base import KEY_BLOCK, LanguageModel, state_length
+from decoding.models.linear import RoundedWeight
 from decoding.sharding import DATA, MODEL
 from pipeline.planning.chips import Chip
 
@@ -42,13 +43,22 @@ class Work:
         return max(self.bytes / chip.bandwidth, self.flops / chip.flops) + ring + overhead * self.layers
 
 
-def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+def shard_size(leaf: jax.ShapeDtypeStruct) -> int:
+    """Elements of one device's part."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape)
+
+
+def shard_bytes(value: jax.ShapeDtypeStruct | RoundedWeight) -> int:
     """Bytes of one device's part."""
-    shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape
-    return math.prod(shape) * leaf.dtype.itemsize
+    return sum(shard_size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(value))
 
 
-def parameters(model: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
+def whole_bytes(value: jax.ShapeDtypeStruct | RoundedWeight) -> int:
+    """Bytes of all of it."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(value))
+
+
+def parameters(model: nnx.Module) -> dict[str, jax.ShapeDtypeStruct | RoundedWeight]:
     """By path."""
     return {".".join(map(str, keys)): leaf.get_value() for keys, leaf in nnx.to_flat_state(nnx.state(model))}
 
@@ -66,15 +76,15 @@ def step_work(
     config = model.config
     rows = slots / mesh.shape.get(DATA, 1)
     read = flops = 0.0
-    for path, leaf in parameters(model).items():
+    for path, value in parameters(model).items():
+        matrix = jax.tree.leaves(value)[0]
         if not config.read_by_step(path):
             if path == "embedding":  # of which as many rows are
-                read += rows * positions * config.d_model * leaf.dtype.itemsize
+                read += rows * positions * config.d_model * matrix.dtype.itemsize
             continue
-        size = shard_bytes(leaf)
-        read += size
-        flops += 2 * size / leaf.dtype.itemsize * rows * positions if len(leaf.shape) == 2 else 0
-    itemsize, ways = leaf.dtype.itemsize, mesh.shape[MODEL]
+        read += shard_bytes(value)
+        flops += 2 * shard_size(matrix) * rows * positions if len(matrix.shape) == 2 else 0
+    itemsize, ways = model.dtype.itemsize, mesh.shape[MODEL]
     shares = ways if config.attention_shards == ways else 1
     layers, dim = config.decoder_layers, config.head_dim
     attentions = 2 if config.encoder_decoder else 1

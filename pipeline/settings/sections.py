@@ -175,8 +175,8 @@ class ModelConfig:
         several of these with commas between for a cascade, or "" for plain decoding; see docs/drafts.md.
       tokenizer: directory or file of the tokeniser, "" for the target's directory.
       dtype: of the parameters: "float32" or "bfloat16".
-      weights: of products on processors: "float32", "bfloat16" or "int8" (one scale per output column), to which they are
-        rounded; "file", as they are stored; "plain" for XLA's products; "" to choose what rounds nothing. See docs/models.md.
+      weights: of products: "float32", "bfloat16" or "int8" (one scale per output column), to which they are rounded; "file",
+        on a processor, as they are stored; "plain" for arrays of `dtype`; "" to choose what rounds nothing. See docs/models.md.
       draft_weights: the same of the draft's, "" for as `weights` says: "int8" makes a small draft cheaper at the cost of a
         little α, and whatever a draft is rounded to, outputs keep the target's distribution.
       vocab_size: how many tokens may occur, where models are padded beyond their tokeniser's; 0 for all, or where target
@@ -218,10 +218,10 @@ class ModelConfig:
         for name in ("weights", "draft_weights"):
             form = getattr(self, name)
             require(form in allowed, f"model.{name}", form, ", ".join(f'"{form}"' for form in allowed))
-        ok = self.dtype == "float32" or self.weights in ("", "plain")
-        require(ok, "model.weights", self.weights, '"" or "plain" with model.dtype bfloat16')
-        ok = not self.mesh or self.weights in ("", "plain")
-        require(ok, "model.weights", self.weights, '"" or "plain" with a model.mesh')
+        ok = self.dtype == "float32" or self.weights in ("", "plain", "int8")
+        require(ok, "model.weights", self.weights, '"", "plain" or "int8" with model.dtype bfloat16')
+        ok = not self.mesh or self.weights != "file"
+        require(ok, "model.weights", self.weights, 'anything but "file" with a model.mesh')
         require(self.vocab_size >= 0, "model.vocab_size", self.vocab_size, "at least 0; 0 for all")
         least, most = self.prompt_lookup_min_ngram, self.prompt_lookup_max_ngram
         require(least >= 1, "model.prompt_lookup_min_ngram", least, "at least 1")

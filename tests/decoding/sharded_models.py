@@ -17,6 +17,8 @@ from flax import nnx
 import decoding
 from decoding import sharding
 from decoding.checkpoints import architecture
+from decoding.models import resident
+from decoding.models.linear import RoundedWeight
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "testdata" / "golden"
 VOCABULARY = 96
@@ -160,6 +162,38 @@ def loaded() -> dict:
     return found
 
 
+def rounded() -> dict:
+    """Of weights in fewer bits on 2 x 2 devices: how far logits are from those of the same numbers as float32, whether a plan's
+    shapes are those that are loaded, and the bytes of a device's products."""
+    mesh, found = sharding.make_mesh(2, 2, jax.devices()[:4]), {}
+    for name, form in (("llama", "int8"), ("t5_v1_1_draft", "int8"), ("t5_v1_1_draft", "bfloat16")):
+        path = str(GOLDEN / name)
+        split, plain = decoding.load_model(path, weights=form, mesh=mesh), decoding.load_model(path, weights="plain")
+        rounding, flat, changed = resident.Rounding(plain.config, form, "float32"), [], 0.0
+        for keys, leaf in nnx.to_flat_state(nnx.state(plain)):
+            value = exact = np.asarray(leaf.get_value())
+            held = rounding.round(".".join(map(str, keys)), value)
+            if isinstance(held, RoundedWeight):
+                value = held.values.astype(np.float32)
+                if held.scale is not None:
+                    value *= np.expand_dims(held.scale, 1 - held.outputs)
+                changed = max(changed, float(np.abs(value - exact).max() / np.abs(exact).max()))
+            flat.append((keys, leaf.replace(jnp.asarray(value))))
+        wide = teacher_forced(nnx.merge(nnx.split(plain)[0], nnx.from_flat_state(flat)))
+        planned = resident.round_abstract(sharding.shard(sharding.abstract(plain.config), mesh), form)
+        (graph, mine), (other, theirs) = map(nnx.split, (split, planned))
+        pairs = list(zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True))
+        same = all((a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding) for a, b in pairs)
+        found[f"{name} {form}"] = {
+            "error": float(np.abs(teacher_forced(split) - wide).max() / np.abs(wide).max()),
+            "changed": changed,
+            "as_planned": graph == other and same,
+            "short_bytes": sum(a.addressable_shards[0].data.nbytes for a, _ in pairs if a.dtype.name == form),
+            "plain_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(plain))),
+        }
+    return found
+
+
 if __name__ == "__main__":
-    others = {"collectives": collectives, "loaded": loaded}
+    others = {"collectives": collectives, "loaded": loaded, "rounded": rounded}
     print(json.dumps({case: others[case]() if case in others else run(case) for case in sys.argv[1:]}))

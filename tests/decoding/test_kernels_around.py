@@ -88,10 +88,12 @@ def _turns() -> np.ndarray:
 def test_attention_over_a_cache_and_the_same_bits_step_by_step(instruction_set, steps):
     positions = np.array([0, 40, T - steps], np.int32)
     qkv, bias, turns = _random(0, 3, steps, (H + 2 * G) * D), _random(1, H, T), _turns()
-    key, value = _random(2, 3, G, D, T), _random(3, 3, G, T, D)
+    keys, value = _random(2, 3, G, D, T), _random(3, 3, G, T, D)
+    key = attention.in_blocks(keys.swapaxes(2, 3))
     attend = jax.jit(lambda qkv, key, value, at: attention.attend_cache(qkv, key, value, at, scale=0.3, bias=bias, turns=turns))
     out, new_key, new_value = attend(qkv, key, value, positions)
-    expected = _attention(qkv, key, value, positions, bias, turns)
+    new_key = attention.out_of_blocks(new_key).swapaxes(2, 3)
+    expected = _attention(qkv, keys, value, positions, bias, turns)
     for mine, exact in zip((out, new_key, new_value), expected):
         np.testing.assert_allclose(mine, exact, atol=5e-6)
     alone = []
@@ -106,12 +108,13 @@ def test_windows_and_caps(instruction_set, window):
     """Against XLA's form, over tiles of queries whose windows begin apart; the same bits step by step."""
     steps, positions = 9, np.array([0, 40, T - 9], np.int32)
     heads, turns = Heads(H, G, D), _turns()
-    qkv, key, value = _random(0, 3, steps, (H + 2 * G) * D), _random(2, 3, G, D, T), _random(3, 3, G, T, D)
+    qkv, keys, value = _random(0, 3, steps, (H + 2 * G) * D), _random(2, 3, G, T, D), _random(3, 3, G, T, D)
+    key = attention.in_blocks(keys)
     given = dict(scale=0.3, turns=turns, window=window, cap=2.5)
     out, *_ = attention.attend_cache(qkv, key, value, positions, **given)
-    place = where(Cache(key.swapaxes(2, 3), value, own=False), positions, steps, window=window)
+    place = where(Cache(keys, value, own=False), positions, steps, window=window)
     angles = np.stack([turns[at : at + steps] for at in positions])[:, None]
-    plain = Cache(jnp.asarray(key.swapaxes(2, 3)), jnp.asarray(value), own=False)
+    plain = Cache(jnp.asarray(keys), jnp.asarray(value), own=False)
     exact, _ = attend_cache(qkv, plain, place._replace(turns=angles), heads, scale=0.3, cap=2.5)
     np.testing.assert_allclose(out, exact, atol=2e-5)
     blind = attention.attend_cache(qkv, key, value, positions, **given | dict(cap=0.0))[0]
@@ -132,39 +135,42 @@ def test_a_node_of_a_tree_has_the_bits_of_its_path(instruction_set, window):
         chains.append([*(chains[parent] if parent >= 0 else []), node])
         depths.append(len(chains[node]) - 1)
     given = dict(scale=0.3, bias=_random(1, H, T), turns=_turns(), window=window, cap=2.5)
-    qkv, key, value = _random(0, 2, nodes, (H + 2 * G) * D), _random(2, 2, G, D, T), _random(3, 2, G, T, D)
+    qkv, key, value = _random(0, 2, nodes, (H + 2 * G) * D), _random(2, 2, G, T, D), _random(3, 2, G, T, D)
     length, gap = T - 3, 5  # entries between prompt and nodes, which are nobody's
     mask = np.zeros((2, nodes, length), bool)
     for row, prompt in enumerate(prompts):
-        key[row, :, :, prompt : prompt + gap] = np.nan
+        key[row, :, prompt : prompt + gap] = np.nan
         for node in range(nodes):
             mask[row, node, :prompt] = mask[row, node, prompt + gap + np.array(chains[node])] = True
+    key = attention.in_blocks(key)
     text = jax.jit(lambda *operands: attention.attend_cache(*operands, **given))
     out, new_key, new_value = jax.jit(lambda mask, *operands: attention.attend_cache(*operands, mask=mask, **given))(
         mask, qkv, key, value, prompts + gap
     )
     for node, chain in enumerate(chains):
         alone, key_alone, value_alone = text(qkv[:, chain], key, value, prompts)
+        written, key_alone = attention.out_of_blocks(new_key), attention.out_of_blocks(key_alone)
         np.testing.assert_array_equal(out[:, node], alone[:, -1])
         for row, prompt in enumerate(prompts):
             at, own = prompt + gap + node, prompt + len(chain) - 1
-            np.testing.assert_array_equal(new_key[row, :, :, at], key_alone[row, :, :, own])
+            np.testing.assert_array_equal(written[row, :, at], key_alone[row, :, own])
             np.testing.assert_array_equal(new_value[row, :, at], value_alone[row, :, own])
 
 
 def test_nothing_beyond_a_row_reaches_it():
     """Garbage in the cache, NaN too, is not there for a row that ends before it."""
     qkv, bias, turns = _random(0, 1, 1, (H + 2 * G) * D), _random(1, H, T), _turns()
-    key, value, at = _random(2, 1, G, D, T), _random(3, 1, G, T, D), np.array([20], np.int32)
-    clean = attention.attend_cache(qkv, key, value, at, bias=bias, turns=turns)[0]
-    key[..., 21:], value[:, :, 21:] = np.nan, np.nan
-    np.testing.assert_array_equal(attention.attend_cache(qkv, key, value, at, bias=bias, turns=turns)[0], clean)
+    key, value, at = _random(2, 1, G, T, D), _random(3, 1, G, T, D), np.array([20], np.int32)
+    attend = lambda: attention.attend_cache(qkv, attention.in_blocks(key), value, at, bias=bias, turns=turns)[0]
+    clean = attend()
+    key[:, :, 21:], value[:, :, 21:] = np.nan, np.nan
+    np.testing.assert_array_equal(attend(), clean)
 
 
 def test_inputs_without_padding_are_what_they_are_alone():
     lengths = np.array([5, 1, 33, 12], np.int32)
     qkv, turns = _random(0, int(lengths.sum()) + 7, (H + 2 * G) * D), _turns()
-    empty = lambda rows: (np.zeros((rows, G, D, T), np.float32), np.zeros((rows, G, T, D), np.float32))
+    empty = lambda rows: (np.zeros((rows, G, T // 32, D, 32), np.float32), np.zeros((rows, G, T, D), np.float32))
     zeros = lambda rows: np.zeros(rows, np.int32)
     out, key, value = attention.attend_cache(qkv, *empty(4), zeros(4), turns=turns, counts=lengths)
     both_ways, bias = _random(1, int(lengths.sum()) + 7, 3 * H * D), _random(2, H, 2 * 40 - 1)
@@ -187,7 +193,7 @@ def test_inputs_without_padding_are_what_they_are_alone():
 
 
 def test_caches_are_not_copied_in_a_loop():
-    key, value = jnp.zeros((3, G, D, T)), jnp.zeros((3, G, T, D))
+    key, value = jnp.zeros((3, G, T // 32, D, 32)), jnp.zeros((3, G, T, D))
 
     def loop(qkv, key, value):
         def body(i, carry):
@@ -227,8 +233,9 @@ def test_every_form_of_a_gguf_file(tmp_path):
 def test_weights_that_cannot_be_are_refused(monkeypatch, golden):
     with pytest.raises(ValueError, match="weights is 'int4'; allowed: plain, float32, bfloat16, int8, file"):
         decoding.load_model(str(golden / "llama"), weights="int4")
-    with pytest.raises(ValueError, match="weights is 'int8', which needs a processor"):
-        decoding.load_model(str(golden / "llama"), dtype="bfloat16", weights="int8")
+    with pytest.raises(ValueError, match="weights is 'bfloat16' with dtype bfloat16"):
+        decoding.load_model(str(golden / "llama"), dtype="bfloat16", weights="bfloat16")
+    assert form_of("int8", "bfloat16", None) == ""  # XLA's products
     monkeypatch.setattr(kernels, "available", lambda: None)
     assert form_of("", "float32", None) == form_of("float32", "float32", None) == ""
     with pytest.raises(ValueError, match="weights is 'file', which needs"):

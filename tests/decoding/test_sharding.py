@@ -33,7 +33,7 @@ def measure(*cases: str) -> dict[str, dict]:
 
 @functools.cache
 def quick() -> dict[str, dict]:
-    return measure("t5:2:4", "collectives", "loaded")
+    return measure("t5:2:4", "collectives", "loaded", "rounded")
 
 
 def check(case: str, found: dict) -> None:
@@ -100,6 +100,14 @@ def test_what_the_mesh_does_not_divide_is_whole_everywhere():
 
 def test_checkpoints_are_loaded_onto_a_mesh():
     assert quick()["loaded"] == {"llama": True, "t5_v1_1_draft": True}
+
+
+def test_weights_in_fewer_bits_on_a_mesh_are_the_numbers_that_they_are_rounded_to():
+    for case, found in quick()["rounded"].items():
+        assert found["error"] < 1e-5 < found["changed"] < 1 / 250, (case, found)
+        assert found["as_planned"], case
+        # Two devices share all products but what is whole on both.
+        assert found["short_bytes"] < found["plain_bytes"] / (7 if "int8" in case else 3.5), (case, found)
 
 
 def config(name: str):
