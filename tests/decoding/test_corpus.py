@@ -162,6 +162,16 @@ def test_greedy_output_is_the_targets(drawn):
     assert sum(int(result.accepted.sum()) for result in results) > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("texts", [[[2, 3]], [[2, 3, 4, 1]] * 100, [[4] * 3000]], ids=["one place", "duplicates", "one token"])
+def test_odd_indexes_do_no_harm(drawn, tmp_path, texts):
+    target, inputs, own, _ = drawn
+    draft = decoding.CorpusDraft.load(save(tmp_path, texts, 5), min_match=1)
+    config = decoding.DecodingConfig(gamma=3, temperature=0.0, max_decode_tokens=20, num_slots=2, input_buckets=(2,))
+    results = decoding.Generator(target, draft, config).generate(inputs, ["a", "b", "c"])
+    assert [result.tokens.tolist() for result in results] == own
+
+
 @pytest.mark.parametrize(
     "verification", ["token", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("block", "coupled"))]
 )

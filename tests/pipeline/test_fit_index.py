@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from decoding.drafts import suffixes
+from decoding.drafts.suffixes import IndexInfo
 from pipeline import fit_index, generate
 from tests.pipeline.helpers import files, rows, summary
 from transforms import index
@@ -79,3 +80,30 @@ def test_a_folder_of_something_else_is_not_written_into(command, tmp_path, capsy
     (tmp_path / "index" / "mine.txt").write_text("mine")
     fitted(command, tmp_path / "index", expect=2)
     assert "holds other files, for example 'mine.txt'" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_indexes_that_cannot_be_the_jobs_stop_the_launch(command, tmp_path, capsys):
+    """Another tokeniser's, another end, another size, cut off; alone and in a cascade."""
+    folder, tokens = str(tmp_path / "other"), suffixes.divided([[3, 4]], 384)
+    for info, message in (
+        (IndexInfo(384, 0, 1, {"pieces_sha256": "0" * 64}), "fitted with another tokeniser than that of"),
+        (IndexInfo(384, 0, 2, {}), "whose eos_id is 2; allowed:"),
+        (IndexInfo(384, 5, 1, {}), "whose start_id is 5; allowed:"),
+        (IndexInfo(390, 0, 1, {}), "whose vocab_size is 390; allowed:"),
+        (None, "is not an index as pipeline.fit_index writes it"),
+    ):
+        if info:
+            suffixes.save(folder, tokens, info)
+        else:
+            file = tmp_path / "other" / suffixes.FILE
+            file.write_bytes(file.read_bytes()[:-1])
+        for draft in (folder, f"lookup,{folder}"):
+            assert generate.main(command(f"--config.model.draft={draft}")) == 2
+            assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_texts_in_which_nothing_follows_make_no_index(command, tmp_path, sentences, capsys):
+    sentences.write_text("".join(json.dumps({"en": "x", "de": ""}) + "\n" for _ in range(9)))
+    fitted(command, tmp_path / "index", expect=1)
+    assert "0 places; allowed: 1 to" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "index" / suffixes.FILE).exists()

@@ -1,4 +1,4 @@
-"""Jobs with hints from their beginning to their end: γ = auto, samples, resuming, folders that lack ids, decoder-only models."""
+"""Jobs with hints from beginning to end: γ = auto, samples, resuming, folders that lack ids, decoder-only models."""
 
 import json
 import pathlib
