@@ -15,6 +15,7 @@ from tests.pipeline.helpers import errors, rows, summary
 from tests.support import tiny_tokenizers
 from transforms.tokenize import load_tokenizer
 
+SENTENCES = pathlib.Path(__file__).parents[1] / "testdata" / "sentences" / "sentences_software.test.jsonl"
 LANGUAGES = ("source_language", "target_language", "target_language_field")
 LINES = [line.strip() for line in tiny_tokenizers.lines(6)]
 
@@ -176,3 +177,25 @@ def test_bart(tmp_path, launch):
     assert {(row[0], row[-1]) for row in found["input_tokens"]} == {(0, 2)}
     assert {row[0] for row in found["output_tokens"]} == {0}
     assert {row[-1] for row in found["output_tokens"] if len(row) == 9} <= {2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["pegasus", "nllb"])
+def test_real_sentences(family, tmp_path, launch, many):
+    folder, settings, languages = tmp_path / "pegasus", [], []
+    if family == "pegasus":
+        target = write_model(folder, family, tiny_tokenizers.write_pegasus(folder), decoder_start_token_id=0, eos_token_id=1)
+    else:
+        target, settings = many[family], ["source_language=eng_Latn", "target_language=deu_Latn"]
+    tokenizer = load_tokenizer(target)
+    sentences = [json.loads(line)["text"][:40].strip() for line in SENTENCES.read_text().splitlines()[:6]]
+    out = launch(target, [{"text": text} for text in sentences], *settings)
+    found = rows(out)
+    assert summary(out)["errors"] == {"total": 0} and found["inputs"].tolist() == sentences
+    if family == "nllb":
+        languages = [tokenizer.pieces().index(code) for code in ("deu_Latn", "eng_Latn")]
+    end = 1 if family == "pegasus" else 2
+    for text, row in zip(sentences, found.to_dict("records")):
+        assert row["input_tokens"].tolist() == [*languages, *tokenizer.encode(text), end]
+        assert row["prediction"] == tokenizer.decode(row["output_tokens"])
+        assert row["output_tokens"][0] == languages[0] if languages else row["output_tokens"][0] != 0
