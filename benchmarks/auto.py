@@ -46,7 +46,7 @@ class Fixed:
     def choose(self) -> tuple[int, bool]:
         return self._gamma, False
 
-    def observe(self, gamma, accepted, examined) -> None:
+    def observe(self, *seen) -> None:
         pass
 
 

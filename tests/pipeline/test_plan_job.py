@@ -13,7 +13,7 @@ import pytest
 from decoding import sharding, theory
 from decoding.checkpoints import architecture
 from pipeline import plan
-from pipeline.planning import chips, hlo, memory, roofline
+from pipeline.planning import chips, hlo, jobs, memory, roofline
 from pipeline.settings import ConfigError, ModelConfig
 
 CONFIG = f"--config={pathlib.Path(__file__).resolve().parent.parent.parent / 'configs' / 'quickstart.py'}"
@@ -129,6 +129,27 @@ def test_split_over_four_chips_each_reads_a_quarter_and_sums_are_sent():
     assert part.bytes == pytest.approx(whole.bytes / 4, rel=1e-3)
     link = chips.TPUS["v4"].link
     assert part.seconds(chips.TPUS["v4"], 4) == pytest.approx(part.bytes / 1228e9 + 1.5 * part.sums / (2 * link))
+
+
+def test_int8_weights_are_a_byte_each_in_memory_and_in_a_pass():
+    """T5 v1.1 XXL, whose 11B parameters in bfloat16 leave a v4 chip hardly any room."""
+    mesh = jax.sharding.AbstractMesh((1, 1), ("data", "model"))
+    options = {"slots": 1, "positions": 1, "input_length": 64, "max_decode_tokens": 64, "max_positions": 100}
+    plain = sharding.shard(architecture.abstract_model("t5-v1.1-xxl", jnp.bfloat16), mesh)
+    rounded = jobs.placed(architecture.abstract_model("t5-v1.1-xxl", jnp.bfloat16), mesh, "int8")
+    held = [sum(map(roofline.whole_bytes, roofline.parameters(model).values())) for model in (plain, rounded)]
+    assert held[0] == 2 * 11_135_332_352 and 11_135_332_352 < held[1] < 11.15e9
+    both = [roofline.step_work(model, mesh, **options) for model in (plain, rounded)]
+    assert both[1].bytes == pytest.approx(both[0].bytes / 2, rel=0.02) and both[1].flops == both[0].flops
+
+
+@pytest.mark.slow
+@NEEDS_LIBTPU
+def test_int8_weights_are_widened_as_they_are_read(tmp_path):
+    """On one v4 chip the loop of T5 v1.1 small has no room for a wide copy of its weights."""
+    found = run(*SMALL[:1], "--config.model.draft=", "--config.decoding.gamma=0", "--config.model.dtype=bfloat16",
+                "--config.model.weights=int8", "--topology=v4:2x2x1", "--chips=1", "--programs=loop", tmp_path=tmp_path)[1]
+    assert found["memory"]["temporary"] < found["memory"]["parameters"] / 2
 
 
 def test_what_is_whole_on_every_chip_needs_no_sum():
