@@ -3,6 +3,7 @@
     python -m benchmarks.peers                                   # everything: about half an hour on two cores
     python -m benchmarks.peers --workloads=demo --batches=1,32 --systems=ct2,plain,gamma-auto --repeats=3
     python -m benchmarks.peers --workloads=smollm2 --gammas=3,auto --new-tokens=128      # OpenVINO GenAI's ground
+    python -m benchmarks.peers --workloads=beams --batches=1,8 --gammas=2,4                # beam search with 4 beams
 
 Needs the extra `bench` (`make benchmark` installs it). Prints a Markdown table and writes it, with every single timing, to
 --output as peers.md and peers.json. How it measures is told in pipeline/benchmarking/paired.py and benchmarks/systems.py.
@@ -25,17 +26,19 @@ from pipeline.job.machine import versions as installed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REFERENCES = ("hf", "plain")     # outputs are compared with the first of these that runs: plain greedy
-SMOLLM2 = "smollm2"
+SMOLLM2, BEAMS = "smollm2", "beams"
+OF_WORKLOAD = {SMOLLM2: systems.of_gguf, BEAMS: systems.of_beams}  # of others: `systems.available`
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", type=_names, default=["small", "demo"], help="of: small, base (T5 v1.1 shapes with "
-                        "random weights), demo, smollm2 (a GGUF file at batch 1) (default: small,demo)")
+                        "random weights), demo, beams (demo's, 4 beams), smollm2 (a GGUF file at batch 1) "
+                        "(default: small,demo)")
     parser.add_argument("--batches", type=_integers, default=[1, 8, 32, 64])
     parser.add_argument("--systems", type=_names, default=None, help="of: ct2, ct2-int8, hf, hf-assisted, plain, plain-int8, "
-                        "gamma-N for every N in --gammas; of smollm2: openvino, openvino-lookup, plain, gamma-N "
-                        "(default: all)")
+                        "gamma-N for every N in --gammas; of smollm2: openvino, openvino-lookup, plain, gamma-N; "
+                        "of beams: ct2, hf, plain, gamma-N (default: all)")
     parser.add_argument("--gammas", type=_gammas, default=["auto", 5], help="speculative settings (default: auto,5)")
     parser.add_argument("--repeats", type=int, default=7, help="after a first one that is dropped (default: 7)")
     parser.add_argument("--new-tokens", type=int, default=64, help="limit per sequence; random weights always reach it")
@@ -48,7 +51,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "out" / "peers")
     parser.add_argument("--seed", type=int, default=0, help="of the order of runs")
     arguments = parser.parse_args(argv)
-    known = {"small", "base", "demo", SMOLLM2}
+    known = {"small", "base", "demo", *OF_WORKLOAD}
     if not set(arguments.workloads) <= known:
         parser.error(f"--workloads={','.join(arguments.workloads)}: allowed are {', '.join(sorted(known))}")
     if arguments.repeats < 1:
@@ -83,9 +86,10 @@ def set_environment(threads: int, cache: Path) -> None:
 def prepare(name: str, arguments: argparse.Namespace) -> workloads.Workload:
     """The workload called `name`; makes and converts models in the process that calls it."""
     arguments.cache.mkdir(parents=True, exist_ok=True)
-    if name == "demo":
-        return workloads.demo_workload(
+    if name in ("demo", BEAMS):
+        found = workloads.demo_workload(
             arguments.pair, arguments.sentences, arguments.cache, arguments.batches, arguments.new_tokens)
+        return dataclasses.replace(found, name=f"{found.name}, {systems.BEAMS} beams") if name == BEAMS else found
     if name == SMOLLM2:
         return workloads.smollm2_workload(6, arguments.new_tokens)
     return workloads.random_workload(name, arguments.cache, arguments.batches, arguments.new_tokens)
@@ -163,9 +167,7 @@ def versions() -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     set_environment(arguments.threads, arguments.cache)
-    of_workload = {
-        name: (systems.of_gguf if name == SMOLLM2 else systems.available)(arguments.gammas) for name in arguments.workloads
-    }
+    of_workload = {name: OF_WORKLOAD.get(name, systems.available)(arguments.gammas) for name in arguments.workloads}
     known = {system for available in of_workload.values() for system in available}
     if unknown := set(arguments.systems or ()) - known:
         sys.exit(f"--systems={','.join(sorted(unknown))}: allowed are {', '.join(sorted(known))}")

@@ -3,7 +3,8 @@
 A system is built from a workload in its own process (its thread pools and allocator are then its own), answers one run at
 a time, and sleeps while the others run. All are greedy, batch by batch in the order of the inputs, and count the same
 tokens: generated ones, EOS included. SpecBeam refills finished rows from the remaining inputs of the run, which is what
-its users get; the others decode `batch` inputs at a time.
+its users get; the others decode `batch` inputs at a time. With beams the best text alone counts, its log-probability divided
+by its length, and each system ends a search as it does by default.
 """
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from benchmarks import measure, workloads
 
 Tokens = list[list[int]]
 Decode = Callable[[Sequence[Sequence[int]], int], Tokens]   # (inputs, batch) -> generated tokens per input
+BEAMS, DRAFT_BEAMS = 4, 8
 
 
 def _batches(inputs: Sequence[Sequence[int]], batch: int) -> Iterator[Sequence[Sequence[int]]]:
@@ -26,7 +28,7 @@ def _batches(inputs: Sequence[Sequence[int]], batch: int) -> Iterator[Sequence[S
         yield inputs[start : start + batch]
 
 
-def hugging_face(workload: workloads.Workload, threads: int, *, assisted: bool = False) -> Decode:
+def hugging_face(workload: workloads.Workload, threads: int, *, assisted: bool = False, beams: int = 1) -> Decode:
     """transformers' `generate` in float32; `assisted` adds the draft as assistant_model (batch 1 only)."""
     import torch
     from transformers import T5ForConditionalGeneration
@@ -45,7 +47,7 @@ def hugging_face(workload: workloads.Workload, threads: int, *, assisted: bool =
             ids = torch.tensor([[*row, *[workloads.PAD] * (width - len(row))] for row in chunk])
             mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in chunk])
             with torch.inference_mode():
-                output = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, num_beams=1,
+                output = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, num_beams=beams,
                                         max_new_tokens=workload.max_new_tokens, **options)
             rows += [measure.until_eos(row[1:], workloads.EOS, workload.max_new_tokens) for row in output.tolist()]
         return rows
@@ -53,8 +55,8 @@ def hugging_face(workload: workloads.Workload, threads: int, *, assisted: bool =
     return decode
 
 
-def ctranslate2(workload: workloads.Workload, threads: int, *, compute_type: str) -> Decode:
-    """CTranslate2's Translator with greedy search; int8 quantises the same weights when loading.
+def ctranslate2(workload: workloads.Workload, threads: int, *, compute_type: str, beams: int = 1) -> Decode:
+    """CTranslate2's Translator with greedy or beam search; int8 quantises the same weights when loading.
 
     On some virtual machines its threads wait for each other longer than they work: at every batch size it gets the number
     of threads, up to `threads`, that took the least time in a first run.
@@ -80,7 +82,7 @@ def ctranslate2(workload: workloads.Workload, threads: int, *, compute_type: str
         rows: Tokens = []
         for chunk in _batches(inputs, batch):
             results = translator.translate_batch(
-                [list(map(str, row)) for row in chunk], beam_size=1, max_batch_size=batch, return_end_token=True,
+                [list(map(str, row)) for row in chunk], beam_size=beams, max_batch_size=batch, return_end_token=True,
                 max_decoding_length=workload.max_new_tokens, max_input_length=0)
             rows += [[int(token) for token in result.hypotheses[0]] for result in results]
         return rows
@@ -88,8 +90,11 @@ def ctranslate2(workload: workloads.Workload, threads: int, *, compute_type: str
     return decode
 
 
-def specbeam(workload: workloads.Workload, threads: int, *, gamma: int | str | None, weights: str = "float32") -> Decode:
-    """SpecBeam's Generator: plain (`gamma` None), or with the draft and a fixed or automatic γ; weights rounded as said."""
+def specbeam(
+    workload: workloads.Workload, threads: int, *, gamma: int | str | None, weights: str = "float32", **settings
+) -> Decode:
+    """SpecBeam's Generator: plain (`gamma` None), or with the draft and a fixed or automatic γ; weights rounded as said, more
+    settings of decoding."""
     import decoding
 
     target = decoding.load_model(str(workload.target), weights=weights)
@@ -101,7 +106,7 @@ def specbeam(workload: workloads.Workload, threads: int, *, gamma: int | str | N
     generators = {
         batch: decoding.Generator(target, draft, decoding.DecodingConfig(
             gamma=0 if gamma is None else gamma, temperature=0.0, num_slots=batch,
-            max_decode_tokens=workload.max_new_tokens, input_buckets=buckets))
+            max_decode_tokens=workload.max_new_tokens, input_buckets=buckets, **settings))
         for batch in workload.examples
     }
 
@@ -175,6 +180,19 @@ def available(gammas: Sequence[int | str]) -> dict[str, System]:
     }
     for gamma in gammas:
         systems[f"gamma-{gamma}"] = System(f"SpecBeam γ = {gamma}", functools.partial(specbeam, gamma=gamma))
+    return systems
+
+
+def of_beams(gammas: Sequence[int | str]) -> dict[str, System]:
+    """As `available`, with BEAMS beams; the draft's are DRAFT_BEAMS."""
+    ours = functools.partial(specbeam, num_beams=BEAMS, draft_beams=DRAFT_BEAMS)
+    systems = {
+        "ct2": System("CTranslate2 float32", functools.partial(ctranslate2, compute_type="float32", beams=BEAMS)),
+        "hf": System("Hugging Face", functools.partial(hugging_face, beams=BEAMS)),
+        "plain": System("SpecBeam plain beams", functools.partial(ours, gamma=None)),
+    }
+    for gamma in gammas:
+        systems[f"gamma-{gamma}"] = System(f"SpecBeam, u = {DRAFT_BEAMS}, γ = {gamma}", functools.partial(ours, gamma=gamma))
     return systems
 
 

@@ -5,12 +5,13 @@ batches, or on a CPU, the first is far off, and a fixed γ loses.  So the rate i
 
     tokens per second of γ  =  (1 + a_1 + a_1 a_2 + ... + a_1 ... a_γ) / seconds per iteration of γ,
 
-a_j being the acceptance of the j-th guess among those examined.  Of a cascade an iteration has two costs, as its model may
+a_j being the acceptance of the j-th guess among those examined.  In beam search steps take the place of tokens, and a_j is the
+share of examined steps at a block's j-th place that were covered.  Of a cascade an iteration has two costs, as its model may
 rest where every row copies, and their share so far says what one costs on average.  A choice is made between chunks, before
 any token of the next one is drafted, from what was emitted before, so it cannot bias the samples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,12 @@ class GammaPolicy:
         keep = min(1.0, _MEMORY / max(self._examined.sum(), 1.0))
         self._accepted, self._examined = self._accepted * keep, self._examined * keep
         self._iterations, self._rested = self._iterations * keep, self._rested * keep
+
+
+def policy_of(gammas: Sequence[int], costs: Costs) -> GammaPolicy | None:
+    """What chooses among several γ; None of one."""
+    mine = {gamma: seconds for gamma, seconds in costs.items() if abs(gamma) in gammas}
+    return GammaPolicy(mine) if len(gammas) > 1 else None
 
 
 def encode_costs(costs: Costs) -> dict[str, float]:

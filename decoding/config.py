@@ -202,7 +202,6 @@ class DecodingConfig:
         for name in _NOT_WITH_BEAMS:
             default = 0.0 if name == "temperature" else getattr(type(self), name)
             require(getattr(self, name) == default, name, f"{default!r} with num_beams above 1")
-        require(self.gamma != "auto", "gamma", "a whole number with num_beams above 1")
 
     @property
     def beam_search(self) -> bool:
@@ -213,6 +212,10 @@ class DecodingConfig:
     def draft_width(self) -> int:
         """Beams that a draft which is a model searches with, u."""
         return self.draft_beams or 2 * self.num_beams
+
+    def call_positions(self, gamma: int) -> int:
+        """Positions of a row that a target call at this γ is fed; with beams nodes of a tree, where the draft searches."""
+        return self.num_beams + gamma * self.draft_width if self.beam_search else gamma + 1
 
     @property
     def generations_per_input(self) -> int:

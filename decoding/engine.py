@@ -29,7 +29,7 @@ from collections.abc import Callable, Hashable, Sequence
 import jax
 import numpy as np
 
-from decoding.adaptive import PROBE_ITERATIONS, Costs, GammaPolicy
+from decoding.adaptive import PROBE_ITERATIONS, Costs, policy_of
 from decoding.beams.programs import BeamPrograms
 from decoding.beams.run import BeamRun
 from decoding.config import DecodingConfig, Generation
@@ -140,7 +140,7 @@ class Generator:
         self._check(inputs, example_ids, hints)
         with self._lock:
             if self.config.beam_search:
-                return BeamRun(self._programs, inputs, example_ids).to_the_end()
+                return BeamRun(self._programs, inputs, example_ids, self.costs).to_the_end()
             return _Run(self._programs, self.costs, inputs, example_ids, hints).to_the_end()
 
     def _check(self, inputs, example_ids, hints) -> None:
@@ -173,9 +173,7 @@ class _Run(Run):
         config = programs.config
         super().__init__(programs, inputs, example_ids, hints, samples=config.num_samples, results=config.num_samples)
         self._packed = idle_rows(config.num_slots)
-        self._policy: GammaPolicy | None = None
-        if len(config.gammas) > 1:
-            self._policy = GammaPolicy({gamma: seconds for gamma, seconds in costs.items() if abs(gamma) in config.gammas})
+        self._policy = policy_of(config.gammas, costs)
 
     def to_the_end(self) -> tuple[list[Generation], EngineReport]:
         """Decodes everything."""
@@ -188,7 +186,10 @@ class _Run(Run):
             if not self._occupants:
                 break
             if self._policy and gamma > 0:
-                self._introduce()
+                strangers = {slot: one for slot, one in self._occupants.items() if one.drafted is None}
+                self._introduce([(slot, one.item // config.num_samples) for slot, one in strangers.items()])
+                for one in strangers.values():
+                    one.drafted = len(one.prompt) - 1
                 self._catch_up()
             limit = PROBE_ITERATIONS if probe else config.chunk_iterations
             self._states, rows, log = programs.chunk(gamma, self._states, self._packed, limit, self._stop_done())
@@ -212,20 +213,6 @@ class _Run(Run):
         self._occupants[slot] = Occupant(item, now, chunks=[], prompt=prompt, drafted=drafted)
 
     # The draft, after chunks without it.
-
-    def _introduce(self) -> None:
-        """Prefills the draft for rows that came while γ was 0."""
-        strangers = collections.defaultdict(list)
-        for slot, occupant in self._occupants.items():
-            if occupant.drafted is None:
-                example = occupant.item // self._config.num_samples
-                strangers[self._bucket(example)].append((slot, example))
-                occupant.drafted = len(occupant.prompt) - 1
-        for bucket, pairs in strangers.items():
-            rows = self._programs.prefill_rows(bucket)
-            for some in (pairs[i : i + rows] for i in range(0, len(pairs), rows)):
-                prefilled = self._programs.prefill(DRAFT, *self._batch(bucket, [example for _, example in some]))
-                self._insert(DRAFT, bucket, prefilled, [(row, slot) for row, (slot, _) in enumerate(some)])
 
     def _catch_up(self) -> None:
         """Feeds the draft the tokens emitted without it, so that it stands at most one behind every row.

@@ -135,10 +135,26 @@ class Programs:
           All states, of which those that this γ uses are taken over; packed rows; and an Emission whose arrays have the
           iteration as first axis [K, B, ...], with count 0 beyond the last iteration run.
         """
-        used, rows, log = self._compiled["chunk", gamma](
-            self._params, _used(states, gamma), packed, np.int32(max_iterations), np.int32(stop_done)
+        mine, rows, log = self._compiled["chunk", gamma](
+            self._params, used(states, gamma), packed, np.int32(max_iterations), np.int32(stop_done)
         )
-        return (*used, *states[len(used) :]), rows, log
+        return (*mine, *states[len(mine) :]), rows, log
+
+    def trial(self, gamma: int, states, iterations: int, rests: bool):
+        """A chunk of so many iterations in which all rows decode, from a blank start; states as of `chunk`, when it is done.
+
+        Args:
+          rests: all rows are done, so that a cascade's model rests.
+        """
+        config = self.config
+        row = new_row(self.start_id, self.start_id, 0, config.max_decode_tokens, row_key(config.seed, "", 0))
+        # No number of done rows ends it, so it runs them all, also where a row draws EOS.
+        packed, never = np.tile(row, (config.num_slots, 1)), config.num_slots + 1
+        if rests:  # rows that are done stay where they are: in the middle of where the others come
+            packed[:, DONE], packed[:, POSITION] = 1, iterations * (gamma + 1) // 2
+        states, _, log = self.chunk(gamma, states, packed, iterations, never)
+        jax.device_get(log)
+        return states
 
     # The programs themselves.
 
@@ -167,9 +183,9 @@ class Programs:
     def _add_chunks(self, params, states) -> None:
         config, place, add, integers = self.config, self._placement, self.compiler.add, self._integers
         for gamma in config.gammas:
-            chunk, used = functools.partial(self._chunk, gamma), _used(states, gamma)
-            arguments = (params, used, integers(config.num_slots, WIDTH), integers(), integers())
-            outputs = (used, place.everywhere, place.everywhere)
+            chunk, mine = functools.partial(self._chunk, gamma), used(states, gamma)
+            arguments = (params, mine, integers(config.num_slots, WIDTH), integers(), integers())
+            outputs = (mine, place.everywhere, place.everywhere)
             add(("chunk", gamma), place.jit(chunk, outputs, donate_argnums=1), *arguments)
         if len(config.gammas) > 1:
             slots, block, draft = config.num_slots, max(config.gammas) + 1, states[DRAFT]
@@ -220,7 +236,7 @@ class Programs:
         return states, pack(rows), log
 
 
-def _used(states, gamma: int):
+def used(states, gamma: int):
     """The states that a chunk of this γ works on; one that only passes through a loop is copied on its way, by XLA on CPU."""
     return states if gamma else states[:1]
 
@@ -232,9 +248,7 @@ def measure_costs(programs: Programs) -> Costs:
     since whatever else runs can only add.
     """
     logging.getLogger("specbeam.status").info("measuring what each γ costs")
-    config = programs.config
-    row = new_row(programs.start_id, programs.start_id, 0, config.max_decode_tokens, row_key(config.seed, "", 0))
-    states = programs.empty()
+    config, states = programs.config, programs.empty()
     choices = [*config.gammas, *(-gamma for gamma in config.gammas if gamma and programs.draft_may_rest)]
 
     def seconds(choice: int) -> float:
@@ -242,13 +256,8 @@ def measure_costs(programs: Programs) -> Costs:
         gamma = abs(choice)
         # As many as a chunk has, if every token is accepted: what a call costs beside them is shared as in a job.
         iterations = max(1, min(config.chunk_iterations, config.max_decode_tokens // (gamma + 1)))
-        packed = np.tile(row, (config.num_slots, 1))
-        if choice < 0:  # rows that are done stay where they are: in the middle of where the others come
-            packed[:, DONE], packed[:, POSITION] = 1, iterations * (gamma + 1) // 2
         started = time.perf_counter()
-        # No number of done rows ends it, so it runs them all, also where a row draws EOS.
-        states, _, log = programs.chunk(gamma, states, packed, iterations, config.num_slots + 1)
-        jax.device_get(log)
+        states = programs.trial(gamma, states, iterations, rests=choice < 0)
         return (time.perf_counter() - started) / iterations
 
     costs, began = {}, time.perf_counter()

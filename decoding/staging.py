@@ -10,7 +10,7 @@ import numpy as np
 from decoding.config import Generation
 from decoding.faults import NonFiniteLogits
 from decoding.hints import Hints, joined_hints
-from decoding.programs import Programs
+from decoding.programs import DRAFT, Programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +136,17 @@ class Run:
             self._enter(slot, example, sample, now)
         for which, state in enumerate(staged.states):
             self._insert(which, staged.tokens.shape[1], state, moved)
+
+    def _introduce(self, strangers: Sequence[tuple[int, int]]) -> None:
+        """Prefills the draft for rows that came while γ was 0: (slot, example) pairs."""
+        by_bucket = collections.defaultdict(list)
+        for slot, example in strangers:
+            by_bucket[self._bucket(example)].append((slot, example))
+        for bucket, pairs in by_bucket.items():
+            rows = self._programs.prefill_rows(bucket)
+            for some in (pairs[i : i + rows] for i in range(0, len(pairs), rows)):
+                prefilled = self._programs.prefill(DRAFT, *self._batch(bucket, [example for _, example in some]))
+                self._insert(DRAFT, bucket, prefilled, [(row, slot) for row, (slot, _) in enumerate(some)])
 
     def _insert(self, which: int, bucket: int, prefilled, moved: Sequence[tuple[int, int]]) -> None:
         """Copies rows of a prefilled state into slots: (row, slot) pairs."""

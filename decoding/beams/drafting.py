@@ -103,6 +103,35 @@ def _searched(model: LanguageModel, state: State, beams: Beams, gamma: int, rule
     return forest._replace(depths=beams.depth[:, None] + below), state
 
 
+def caught_up(model: LanguageModel, state: State, beams: Beams, since: jax.Array) -> State:
+    """A draft's state with the steps that were decided without it, from depth int32[B] `since` of each search on.
+
+    The newest two depths are fed with the next forest.  Searches that lack nothing, those that are done among them, are told by
+    a `since` at or above depth - 1; what they have is written again.
+    """
+    slots, width, length = beams.mask.shape
+    missing = since < beams.depth - 1
+
+    def nodes(k, above):
+        """Tokens and depths of the entries of depth start + k, where they begin, and what they see."""
+        depths = jnp.minimum(beams.start + k, beams.texts.shape[2] - 1)[:, None, None]
+        tokens, parents = (jnp.take_along_axis(array, depths, axis=2)[..., 0] for array in (beams.fed, beams.parents))
+        used = beams.start + width * (k + 1)
+        mask = among(above, parents) | entries(used, width, length)
+        return tokens, jnp.broadcast_to(depths[..., 0], (slots, width)), used, mask
+
+    def feed(k, carry):
+        mask, state = carry
+        tokens, depths, used, mask = nodes(k, mask)
+        return mask, model.step(tokens, used, state, tree=Tree(depths, beams.key_depths, mask))[1]
+
+    prompt = jnp.broadcast_to((np.arange(length) < beams.start[:, None])[:, None], beams.mask.shape)
+    first = jnp.min(jnp.where(missing, since - beams.start, beams.texts.shape[2]))
+    last = jnp.max(jnp.where(missing, beams.depth - 1 - beams.start, 0))
+    mask = jax.lax.fori_loop(0, first, lambda k, mask: nodes(k, mask)[3], prompt)
+    return jax.lax.fori_loop(first, last, feed, (mask, state))[1]
+
+
 def _copied(draft: Draft, state: State, beams: Beams, gamma: int, rules: Rules) -> Forest:
     slots, width, length = beams.mask.shape
     flat = lambda array: array.reshape(slots * width, *array.shape[2:])

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from decoding.beams import search, speculative
+from decoding.beams import drafting, search, speculative
 from decoding.beams.search import Beams, Rules
 from decoding.config import DecodingConfig
-from decoding.drafts.base import Draft
+from decoding.drafts.base import Draft, ModelDraft
 from decoding.models.base import LanguageModel
-from decoding.programs import TARGET, Programs
+from decoding.programs import DRAFT, TARGET, Programs, used
 
 
 class Found(NamedTuple):
@@ -39,19 +39,37 @@ class BeamPrograms(Programs):
     ):
         self._rules = Rules.of(target, config)
         super().__init__(target, draft, config, vocab_size)
+        self.draft_may_rest = False  # a cascade guesses for every beam
 
     def no_beams(self) -> Beams:
         """Searches of which none is going on."""
         return self._compiled["empty beams"]()
 
-    def chunk(self, states, beams: Beams, prompts: np.ndarray, lengths: np.ndarray, max_iterations: int, stop_done: int):
+    def chunk(
+        self, gamma: int, states, beams: Beams, prompts: np.ndarray, lengths: np.ndarray, max_iterations: int, stop_done: int
+    ):
         """Begins searches where int32[B] lengths of prompts int32[B, L] are above 0, and iterates as other chunks do.
 
         Returns:
           States and beams, the given ones taken over; `Found`; and int32[2], iterations of the batch and of all rows.
         """
         limits = (np.int32(max_iterations), np.int32(stop_done))
-        return self._compiled["chunk", self.config.gammas[0]](self._params, states, beams, prompts, lengths, *limits)
+        run, mine = self._compiled["chunk", gamma], used(states, gamma)
+        mine, *found = run(self._params, mine, beams, prompts, lengths, *limits)
+        return (*mine, *states[len(mine) :]), *found
+
+    def follow(self, state, beams: Beams, since: np.ndarray):
+        """The draft's state as `drafting.caught_up` has it."""
+        return self._compiled["follow"](self._params, state, beams, since)
+
+    def trial(self, gamma: int, states, iterations: int, rests: bool):
+        prompts = np.full((self.config.num_slots, self.prompt_length), self.start_id, np.int32)
+        lengths = np.ones((self.config.num_slots,), np.int32)
+        states, _, _, counts = self.chunk(
+            gamma, states, self.no_beams(), prompts, lengths, iterations, self.config.num_slots + 1
+        )
+        jax.device_get(counts)
+        return states
 
     def _room(self) -> int:
         return search.positions(self.config)
@@ -69,13 +87,22 @@ class BeamPrograms(Programs):
         place, add, slots = self._placement, self.compiler.add, self.config.num_slots
         beams = place.whole(jax.eval_shape(self._empty_beams))
         add("empty beams", place.jit(self._empty_beams, place.everywhere))
-        arguments = (params, states, beams, self._integers(slots, self.prompt_length), self._integers(slots))
-        outputs = (states, place.everywhere, place.everywhere, place.everywhere)
-        chunk = place.jit(self._chunk_of_beams, outputs, donate_argnums=(1, 2))
-        add(("chunk", self.config.gammas[0]), chunk, *arguments, self._integers(), self._integers())
+        rows = self._integers(slots, self.prompt_length), self._integers(slots)
+        for gamma in self.config.gammas:
+            mine = used(states, gamma)
+            chunk, outputs = functools.partial(self._chunk_of_beams, gamma), (mine, *(place.everywhere,) * 3)
+            chunk = place.jit(chunk, outputs, donate_argnums=(1, 2))
+            add(("chunk", gamma), chunk, params, mine, beams, *rows, self._integers(), self._integers())
+        if len(self.config.gammas) > 1:
+            follow = place.jit(self._follow, states[DRAFT], donate_argnums=1)
+            add("follow", follow, params, states[DRAFT], beams, self._integers(slots))
 
-    def _chunk_of_beams(self, params, states, beams, prompts, lengths, max_iterations, stop_done):
-        models, (gamma,) = self._models(params), self.config.gammas
+    def _follow(self, params, state, beams, since):
+        draft = self._models(params)[DRAFT]
+        return drafting.caught_up(draft.model, state, beams, since) if isinstance(draft, ModelDraft) else state
+
+    def _chunk_of_beams(self, gamma, params, states, beams, prompts, lengths, max_iterations, stop_done):
+        models = self._models(params)
         if gamma:
             iterate = functools.partial(speculative.iterate, *models, gamma=gamma, rules=self._rules)
         else:

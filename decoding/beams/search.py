@@ -33,6 +33,8 @@ class Beams(NamedTuple):
 
     Attributes:
       texts: int32[B, w, P], decoder inputs of running beams by depth, valid up to `depth`.
+      fed, parents: int32[B, w, P], by depth: the tokens that ran on there, whether their texts survived or not, and which beam
+        of the depth before each came from; the entries of the cache, w by w.
       logprobs: float32[B, w, P], of the raw target, of each token of `texts` that was generated.
       scores: float32[B, w], sums of log-probabilities, the best first.
       start, depth: int32[B], decoder positions of the last token of the prompt, and of the newest one.
@@ -52,6 +54,8 @@ class Beams(NamedTuple):
     """
 
     texts: jax.Array
+    fed: jax.Array
+    parents: jax.Array
     logprobs: jax.Array
     scores: jax.Array
     start: jax.Array
@@ -181,6 +185,8 @@ def begin(rules: Rules, prompts: jax.Array, lengths: jax.Array, length: int) -> 
     zeros, no = jnp.zeros((slots,), jnp.int32), jnp.zeros((slots,), bool)
     return Beams(
         texts=texts,
+        fed=texts,
+        parents=jnp.zeros_like(texts),
         logprobs=floats,
         scores=scores,
         start=start,
@@ -280,6 +286,8 @@ def advance(beams: Beams, logits: jax.Array, rules: Rules) -> tuple[Beams, jax.A
     fed = seen(beams)
     moved = beams._replace(
         texts=among(texts, best),
+        fed=jnp.where(at, among(token, best)[..., None], beams.fed),
+        parents=jnp.where(at, parents[..., None], beams.parents),
         logprobs=among(logprobs, best),
         scores=running,
         depth=beams.depth + 1,

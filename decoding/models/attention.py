@@ -17,6 +17,7 @@ from decoding.models.base import (
     MASKED,
     attend,
     attend_existing,
+    gather_cache,
     merge_heads,
     rms_norm,
     split_fused,
@@ -102,14 +103,12 @@ class Cache:
     def moved(self, starts: jax.Array, order: jax.Array, size: int) -> "Cache":
         """With entry starts[b] + order[b, i] < starts[b] + size of before at starts[b] + i: int32[B] and int32[B, M]."""
 
-        def taken(array, starts):
-            window = lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, size, 1)
-            return jnp.take_along_axis(jax.vmap(window)(array, starts), order[:, None, :, None], axis=2)
 
         key, key_starts = self.key, starts
         if self.own:
             first, blocks = self._blocks(starts, size)
             key, key_starts = kernels.out_of_blocks(blocks), starts - first * kernels.KEYS
+        taken = lambda array, starts: gather_cache(array, starts, order, size)
         return self.with_entries(taken(key, key_starts), taken(self.value, starts), starts)
 
 

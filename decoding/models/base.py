@@ -373,6 +373,29 @@ def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.A
     return jax.lax.platform_dependent(cache, new, positions, tpu=write_tpu, default=write)
 
 
+def gather_cache(cache: jax.Array, positions: jax.Array, order: jax.Array, size: int) -> jax.Array:
+    """[B, H, M, D]: of `cache` [B, H, T, D] entries positions[b] + order[b, i], below positions[b] + size: int32[B], int32[B, M]."""
+
+    def window(cache, positions, axis):
+        part = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)
+        if cache.shape[0] == 1:  # as in `write_cache`
+            return part(cache, positions[0], axis=axis)
+        return jax.vmap(functools.partial(part, axis=axis - 1))(cache, positions)
+
+    def gather(cache, positions, order):
+        return jnp.take_along_axis(window(cache, positions, 2), order[:, None, :, None], axis=2)
+
+    def gather_tpu(cache, positions, order):
+        # Where time is innermost, a gather along it would have the whole cache laid out anew; a product with zeros and ones,
+        # which is exact, takes it as it lies.
+        if cache.shape[3] % _TPU_LANES == 0:
+            return gather(cache, positions, order)
+        block, ones = window(cache.swapaxes(2, 3), positions, 3), jax.nn.one_hot(order, size, dtype=cache.dtype)
+        return jnp.einsum("bhdt,bmt->bhmd", block, ones, precision=jax.lax.Precision.HIGHEST)
+
+    return jax.lax.platform_dependent(cache, positions, order, tpu=gather_tpu, default=gather)
+
+
 @functools.partial(compilation.jit, static_argnums=0)
 def encoder_decoder_logits(graph, params, decoder_tokens, encoder_tokens, encoder_lengths) -> jax.Array:
     """Teacher-forced logits float32[B, T, V] of a model with an encoder, split by `nnx.split`: see `LanguageModel.logits`."""

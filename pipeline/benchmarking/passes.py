@@ -144,12 +144,13 @@ PassSeconds = Mapping[Pass, Sequence[float]]
 """Seconds of each kind of pass, by counted repeat."""
 
 
-def draft_cost(seconds: PassSeconds, num_slots: int) -> Ratio | None:
-    """The paper's c: time of a draft run over time of a target run, both over one position. None without a draft."""
-    draft = seconds.get(Pass(num_slots, "draft", 1))
-    return Ratio.of(draft, seconds[Pass(num_slots, "target", 1)]) if draft else None
+def draft_cost(seconds: PassSeconds, num_slots: int, plain: int = 1) -> Ratio | None:
+    """The paper's c: time of a draft run over time of a target run, both over `plain` positions, those of a call of plain
+    decoding. None without a draft."""
+    draft = seconds.get(Pass(num_slots, "draft", plain))
+    return Ratio.of(draft, seconds[Pass(num_slots, "target", plain)]) if draft else None
 
 
-def pass_cost(seconds: PassSeconds, num_slots: int, positions: int) -> Ratio:
-    """Time of a target run over so many positions, over time of a run over one."""
-    return Ratio.of(seconds[Pass(num_slots, "target", positions)], seconds[Pass(num_slots, "target", 1)])
+def pass_cost(seconds: PassSeconds, num_slots: int, positions: int, plain: int = 1) -> Ratio:
+    """Time of a target run over so many positions, over time of a run over as many as plain decoding's."""
+    return Ratio.of(seconds[Pass(num_slots, "target", positions)], seconds[Pass(num_slots, "target", plain)])

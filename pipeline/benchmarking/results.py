@@ -19,6 +19,7 @@ from pipeline.benchmarking.runner import Measurements, Runner
 from pipeline.benchmarking.settings import Group, Setting
 from pipeline.job import machine
 from transforms.folder import FolderError
+from transforms.statistics import beams
 from transforms.storage import OutputFolder
 
 RESULTS = "benchmark.json"
@@ -49,7 +50,13 @@ def open_folder(output: str) -> OutputFolder:
 
 
 def setting_row(
-    setting: Setting, plain: Measurements, measured: Measurements, passes: PassSeconds, *, exact: bool = True
+    setting: Setting,
+    plain: Measurements,
+    measured: Measurements,
+    passes: PassSeconds,
+    *,
+    exact: bool = True,
+    positions: int | None = None,
 ) -> dict:
     """What benchmark.json says of one setting.
 
@@ -59,8 +66,11 @@ def setting_row(
       measured: of the setting.
       passes: seconds of single passes.
       exact: whether decoding is; under lenience it is not.
+      positions: of a target call; None for γ + 1, or of "auto".
     """
     alpha, slots = measured.statistics.alpha(), setting.num_slots
+    searches = measured.statistics.searches if measured.statistics.searches.counts else None
+    found = searches and beams.summary(searches)
     iterations, tokens = sum(measured.iterations), sum(measured.tokens)
     row = {
         **dataclasses.asdict(setting),
@@ -71,9 +81,10 @@ def setting_row(
         "compilations": measured.compilations,
         "gammas": {str(gamma): count for gamma, count in sorted(measured.gammas.items())},
         "tokens_per_second": tokens / sum(measured.seconds),
-        "tokens_per_target_call": tokens / sum(measured.row_iterations),
+        "positions": positions,
+        "tokens_per_target_call": found["steps"] / found["target_calls"] if found else tokens / sum(measured.row_iterations),
         "slot_occupancy": sum(measured.row_iterations) / (iterations * slots),
-        "alpha": alpha,
+        "alpha": found["covered"] if found else alpha,
         "generations": measured.generations,
         "same_tokens_expected": exact and setting.same_tokens,
         "differing_generations": measured.differing,
@@ -86,7 +97,7 @@ def setting_row(
         row["iteration_cost"] = dataclasses.asdict(
             Ratio.of(measured.seconds_per_iteration, plain.seconds_per_iteration)
         )
-    if setting.gamma not in (0, "auto") and alpha:
+    if setting.gamma not in (0, "auto") and alpha and not found:
         mean, gamma = alpha["mean"], setting.gamma
         draft = draft_cost(passes, slots)
         c = draft.mean if draft else 0.0  # a draft that is no model costs next to nothing
@@ -98,18 +109,19 @@ def setting_row(
     return row
 
 
-def cost_row(num_slots: int, passes: PassSeconds) -> dict:
-    """What benchmark.json says of single passes at one batch size."""
+def cost_row(num_slots: int, passes: PassSeconds, plain: int = 1) -> dict:
+    """What benchmark.json says of single passes at one batch size; `plain` positions are those of plain decoding's calls."""
     mine = {one: list(seconds) for one, seconds in passes.items() if one.num_slots == num_slots}
     target = {str(one.positions): seconds for one, seconds in mine.items() if one.model == "target"}
-    c = draft_cost(passes, num_slots)
+    c = draft_cost(passes, num_slots, plain)
     return {
         "num_slots": num_slots,
+        "plain_positions": plain,
         "target_seconds": target,
-        "draft_seconds": mine.get(Pass(num_slots, "draft", 1)),
+        "draft_seconds": mine.get(Pass(num_slots, "draft", plain)),
         "c": c and dataclasses.asdict(c),
         "pass_cost": {
-            width: dataclasses.asdict(pass_cost(passes, num_slots, int(width))) for width in target
+            width: dataclasses.asdict(pass_cost(passes, num_slots, int(width), plain)) for width in target
         },
     }
 
@@ -125,13 +137,14 @@ def results_of(runner: Runner, groups: Sequence[Group]) -> dict:
                 runner.measured[setting],
                 runner.passes,
                 exact=runner.base.exact,
+                positions=runner.positions(setting),
             )
             for group in groups
             for setting in group.settings
         ],
         "costs": [
             {
-                **cost_row(slots, runner.passes),
+                **cost_row(slots, runner.passes, runner.base.call_positions(0)),
                 "first_positions": [0, runner.span - 1],
                 "state_positions": runner.max_positions,
             }

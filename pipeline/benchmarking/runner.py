@@ -88,7 +88,8 @@ class Runner:
         """
         self._groups, self._examples, self.base = groups, examples, base
         every = [setting for group in groups for setting in group.settings]
-        widths = sorted({1, *(setting.gamma + 1 for setting in every if setting.gamma != "auto")})
+        plain = base.call_positions(0)
+        widths = sorted({plain, *filter(None, map(self.positions, every))})
         self.max_positions = base.max_decode_tokens + widths[-1]
         self.generators: dict[Setting, decoding.Generator] = {}
         for number, setting in enumerate(every, 1):
@@ -101,7 +102,7 @@ class Runner:
         for num_slots in sorted({setting.num_slots for setting in every}):
             announce(f"compiling single passes, {slots(num_slots)}")
             group = []
-            for name, model, positions in (("target", target, widths), ("draft", draft, [1])):
+            for name, model, positions in (("target", target, widths), ("draft", draft, [plain])):
                 if model is not None and not isinstance(model, Draft):
                     self._timers[num_slots, name] = PassTimer(
                         model,
@@ -117,6 +118,10 @@ class Runner:
         self.passes: dict[Pass, list[float]] = {one: [] for group in self._pass_groups for one in group}
         self.span = base.max_decode_tokens
         self._typical = sorted((example.tokens for example in examples), key=len)[len(examples) // 2]
+
+    def positions(self, setting: Setting) -> int | None:
+        """Of a row that a target call of a setting is fed; None where γ varies."""
+        return None if setting.gamma == "auto" else setting.config(self.base).call_positions(setting.gamma)
 
     @property
     def num_runs(self) -> int:

@@ -9,7 +9,10 @@ from decoding.registry import RULES
 from pipeline.settings import ConfigError, JobConfig, parse_command_line, refuse_placeholders
 from pipeline.settings.flags import Parser, number
 
-VARIED = {"gamma": "gammas", "num_slots": "num_slots", "verification": "verifications", "temperature": "temperatures"}
+VARIED = {
+    **{"gamma": "gammas", "num_slots": "num_slots", "verification": "verifications", "temperature": "temperatures"},
+    "draft_beams": "draft_beams",
+}
 """BenchmarkOptions of the config that this job varies, and the flags that say over what."""
 
 
@@ -21,6 +24,7 @@ class BenchmarkOptions:
     num_slots: tuple[int, ...]
     verifications: tuple[str, ...]
     temperatures: tuple[float, ...]
+    draft_beams: tuple[int, ...]
     repeats: int
     examples: int
     seed: int
@@ -39,6 +43,7 @@ class Setting:
     temperature: float
     verification: str
     gamma: int | str
+    draft_beams: int = 0  # 0 of plain decoding, and where there are no beams
 
     @property
     def same_tokens(self) -> bool:
@@ -54,6 +59,8 @@ class Setting:
         """Its way of decoding, for people, γ aside."""
         if self.gamma == 0:
             return f"plain, {self.verification}" if self.temperature > 0 and self.same_tokens else "plain"
+        if self.draft_beams:
+            return f"beams, u {self.draft_beams}"
         return self.verification if self.temperature > 0 else "greedy"
 
     def __str__(self) -> str:
@@ -89,7 +96,8 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, str, BenchmarkOptions]:
     add("--gammas", default="0,1,2,4,7,auto", help="tokens drafted per iteration, or auto (default: %(default)s)")
     add("--num_slots", default="1,8,32", help="batch sizes (default: %(default)s)")
     add("--verifications", default="token,block", help="of token, block, coupled (default: %(default)s)")
-    add("--temperatures", default="0,1", help="0 is greedy (default: %(default)s)")
+    add("--temperatures", default="", help="0 is greedy (default: 0,1; with decoding.num_beams 0 alone)")
+    add("--draft_beams", default="", help="with decoding.num_beams: the draft's (default: once and twice as many)")
     add("--repeats", default="7", help="after a first one that is not counted; at least 2 (default: %(default)s)")
     add("--examples", default="64", help="inputs, from the beginning (default: %(default)s)")
     add("--seed", default="0", help="of the order of runs (default: %(default)s)")
@@ -97,16 +105,21 @@ def parse(args: Sequence[str]) -> tuple[JobConfig, str, BenchmarkOptions]:
     for name, flag in VARIED.items():
         if stray := [arg for arg in others if arg.split("=", 1)[0] == f"--config.decoding.{name}"]:
             raise ConfigError(f"{stray[0]!r} is one value, and this job compares several; allowed: --{flag}=...")
-    # The config's own γ plays no part, and must not be refused for want of a draft.
-    command = parse_command_line([*others, "--config.decoding.gamma=0"])
+    # The config's own γ and temperature play no part, and must not be refused for want of a draft, or with beams.
+    command = parse_command_line([*others, "--config.decoding.gamma=0", "--config.decoding.temperature=0.0"])
     refuse_placeholders(command)
     if command.beam_args:
         raise ConfigError(f"{command.beam_args[0]!r} is not an option of this job; --help lists them")
+    beams = command.config.decoding.num_beams
+    if own.draft_beams and beams == 1:
+        raise ConfigError(f"--draft_beams is {own.draft_beams!r}; allowed: with decoding.num_beams above 1")
+    draft_beams, temperatures = own.draft_beams or f"{beams},{2 * beams}", "0,1" if beams == 1 else "0"
     settings = BenchmarkOptions(
         gammas=_several("gammas", own.gammas, _gamma, 'whole numbers from 0 to 64, or "auto"'),
         num_slots=_several("num_slots", own.num_slots, int, "whole numbers of at least 1"),
         verifications=_several("verifications", own.verifications, _verification, ", ".join(RULES.names())),
-        temperatures=_several("temperatures", own.temperatures, float, "numbers of at least 0"),
+        temperatures=_several("temperatures", own.temperatures or temperatures, float, "numbers of at least 0"),
+        draft_beams=(0,) if beams == 1 else _several("draft_beams", draft_beams, int, f"numbers of at least {beams}"),
         repeats=number("repeats", own.repeats, int, 2),
         examples=number("examples", own.examples, int, 1),
         seed=number("seed", own.seed, int, 0),
@@ -158,10 +171,11 @@ def group_settings(settings: BenchmarkOptions) -> list[Group]:
                 families = [tuple(name for name in settings.verifications if name not in own), *((name,) for name in own)]
             for names in filter(None, families):
                 speculative = tuple(
-                    Setting(num_slots, temperature, name, gamma)
+                    Setting(num_slots, temperature, name, gamma, width)
                     for gamma in settings.gammas
                     if gamma != 0
                     for name in names
+                    for width in settings.draft_beams
                 )
                 found.append(Group(Setting(num_slots, temperature, names[0], 0), speculative))
     return found

@@ -68,9 +68,10 @@ def _costs_table(costs: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("slots", "target pass", f"c {level}", "positions", f"cost of a pass {level}"):
         table.add_column(name, justify="right")
     for cost in costs:
-        one = cost["target_seconds"]["1"]
+        plain = str(cost["plain_positions"])
+        one = cost["target_seconds"][plain]
         first = [str(cost["num_slots"]), f"{1e3 * sum(one) / len(one):.3f} ms", _shown(cost["c"], 3)]
-        wider = [(width, _shown(ratio)) for width, ratio in cost["pass_cost"].items() if width != "1"]
+        wider = [(width, _shown(ratio)) for width, ratio in cost["pass_cost"].items() if width != plain]
         for i, cells in enumerate(wider or [("", "")]):
             add_row(table, *(["", "", ""] if i else first), *cells)
         table.add_section()

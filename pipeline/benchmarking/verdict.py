@@ -13,6 +13,8 @@ def verdict(
     alpha: float | None = None,
     tokens_per_call: float | None = None,
     draft_cost: float | None = None,
+    positions: int | None = None,
+    plain_positions: int = 1,
 ) -> str:
     """What the interval of a speedup says, and what it is made of.
 
@@ -24,6 +26,8 @@ def verdict(
       alpha: acceptance rate.
       tokens_per_call: tokens per target call.
       draft_cost: of one draft call, in target calls over one position: the paper's c. None where it costs nothing.
+      positions, plain_positions: of a target call, γ + 1 where None, and of one of plain decoding; several are beam search's,
+        whose α is the share of steps covered, and whose tokens are steps.
     """
     mean, low, high = (speedup[name] for name in ("mean", "low", "high"))
     if low is None or low <= 1 <= high:
@@ -34,13 +38,16 @@ def verdict(
     text = f"{says}: at {where}, γ = {gamma} is {mean:.2f} times{interval} as fast as plain decoding"
     reasons = []
     if pass_cost is not None and gamma != "auto":
-        cost = f"a call over {gamma + 1} positions costs {pass_cost['mean']:.2f} of one over a single position"
+        one = "a single position" if plain_positions == 1 else f"{plain_positions}"
+        cost = f"a call over {positions or gamma + 1} positions costs {pass_cost['mean']:.2f} of one over {one}"
         if draft_cost:
             cost += f", {gamma} draft calls {gamma * draft_cost:.2f}"
         reasons.append(cost)
     if alpha is not None:
-        brings = "" if tokens_per_call is None else f", {tokens_per_call:.2f} tokens a call"
-        reasons.append(f"of the guesses {alpha:.0%} are accepted (α){brings}")
+        beams = plain_positions > 1
+        brings = "" if tokens_per_call is None else f", {tokens_per_call:.2f} {'steps' if beams else 'tokens'} a call"
+        told = f"of the steps {alpha:.0%} are covered" if beams else f"of the guesses {alpha:.0%} are accepted (α)"
+        reasons.append(told + brings)
     return text + (f", because {', and '.join(reasons)}." if reasons else ".")
 
 
@@ -50,8 +57,8 @@ def of_benchmark(results: Mapping[str, Any]) -> str:
     rows = []
     for row in results["rows"]:
         cost = costs[row["num_slots"]]
-        passes = None if row["gamma"] == "auto" else cost["pass_cost"].get(str(row["gamma"] + 1))
-        rows.append({**row, "pass_cost": passes, "c": cost["c"]})
+        passes = None if row["gamma"] == "auto" else cost["pass_cost"].get(str(row.get("positions") or row["gamma"] + 1))
+        rows.append({**row, "pass_cost": passes, "c": cost["c"], "plain_positions": cost.get("plain_positions", 1)})
     return of_settings(rows)
 
 
@@ -79,6 +86,8 @@ def of_settings(rows: Sequence[Mapping[str, Any]]) -> str:
         alpha=best["alpha"]["mean"] if best["alpha"] else None,
         tokens_per_call=best["tokens_per_target_call"],
         draft_cost=best["c"]["mean"] if best["c"] else None,
+        positions=best.get("positions"),
+        plain_positions=best.get("plain_positions", 1),
     )
     losing = [row for row in rows if row["speedup"]["high"] is not None and row["speedup"]["high"] < 1]
     if losing and best not in losing:
@@ -93,4 +102,5 @@ def of_settings(rows: Sequence[Mapping[str, Any]]) -> str:
 def _where(row: Mapping[str, Any]) -> str:
     slots = row["num_slots"]
     rule = f", {row['verification']}" if row["temperature"] > 0 else ""
+    rule += f", u = {row['draft_beams']}" if row.get("draft_beams") else ""
     return f"{slots} slot{'s' if slots != 1 else ''}, temperature {row['temperature']:g}{rule}"

@@ -143,7 +143,7 @@ def _speedup_row(
         "pass_cost": None,
         "predicted": {},
     }
-    if gamma == "auto" or not row["alpha"]:
+    if gamma == "auto" or not row["alpha"] or row.get("draft_beams"):
         return found
     alpha, c = found["alpha"], draft_cost(cost)
     v = estimate_of(cost["pass_cost"][str(gamma + 1)])

@@ -32,7 +32,7 @@ def measured_costs(sources: Sequence[Source]) -> list[dict]:
     for source in sources:
         for cost in source.results["costs"] if source.kind == BENCHMARK and source.drafts else ():
             rows = [row for row in source.results["rows"] if row["num_slots"] == cost["num_slots"]]
-            one_pass = math.exp(np.log(cost["target_seconds"]["1"]).mean())
+            one_pass = math.exp(np.log(cost["target_seconds"][str(cost.get("plain_positions", 1))]).mean())
             plain = {
                 row["temperature"]: sum(row["seconds"]) / sum(row["iterations"]) / one_pass for row in rows if row["gamma"] == 0
             }

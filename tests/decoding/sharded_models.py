@@ -103,17 +103,18 @@ def teacher_forced(model_) -> np.ndarray:
     return np.asarray(model_.logits(tokens, *encoder))
 
 
-def greedy(target, draft) -> list[list[int]]:
+def decoded(target, draft, beams: int) -> list[list[int]]:
     config = decoding.DecodingConfig(
-        gamma=3, temperature=0.0, num_slots=8, max_decode_tokens=6, input_buckets=(8,), chunk_iterations=4
-    )
+        gamma=3, temperature=0.0, num_slots=8, max_decode_tokens=6, input_buckets=(8,), chunk_iterations=4,
+        num_beams=beams, num_return_sequences=beams,
+    )  # fmt: skip
     results = decoding.Generator(target, draft, config).generate(texts(), [str(i) for i in range(len(texts()))])
     return [result.tokens.tolist() for result in results]
 
 
 @functools.cache
-def alone(name: str):
-    return teacher_forced(model(name)), greedy(model(name), model(name, 1))
+def alone(name: str, beams: int):
+    return teacher_forced(model(name)), decoded(model(name), model(name, 1), beams)
 
 
 def collectives() -> dict[str, int]:
@@ -132,16 +133,17 @@ def collectives() -> dict[str, int]:
 
 
 def run(case: str) -> dict:
-    name, data, ways = case.split(":")
+    name, data, ways, *searched = case.split(":")
+    beams = 3 if searched else 1
     mesh = sharding.make_mesh(int(data), int(ways), jax.devices()[: int(data) * int(ways)])
     split = sharding.shard(model(name), mesh)
-    logits, tokens = alone(name)
+    logits, tokens = alone(name, beams)
     # The draft is split on the model's axis, or, without a mesh, copied to every device.
     draft = model(name, 1) if int(data) > 1 else sharding.shard(model(name, 1), mesh)
     arrays = jax.tree.leaves(nnx.state(split))
     return {
         "error": float(np.max(np.abs(teacher_forced(split) - logits)) / np.max(np.abs(logits))),
-        "same_tokens": greedy(split, draft) == tokens,
+        "same_tokens": decoded(split, draft, beams) == tokens,
         "tokens": sum(map(len, tokens)),
         "whole_bytes": sum(array.nbytes for array in jax.tree.leaves(nnx.state(model(name)))),
         "device_bytes": sum(array.addressable_shards[0].data.nbytes for array in arrays),

@@ -61,7 +61,7 @@ def search(family: str, width: int, draft=None, draft_beams: int = 0, **settings
         object.__setattr__(config, name, value)
     programs = BeamPrograms(target, draft, config, None)
     programs.compile()
-    return BeamRun(programs, inputs, list(map(str, range(len(inputs))))).to_the_end()[0]
+    return BeamRun(programs, inputs, list(map(str, range(len(inputs)))), {}).to_the_end()[0]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from pipeline.settings import ConfigError
 
 def settings(**changes) -> BenchmarkOptions:
     known = dict(gammas=(0, 2, "auto"), num_slots=(4,), verifications=("token", "block"), temperatures=(0.0, 1.0))
-    return BenchmarkOptions(**(known | dict(repeats=2, examples=5, seed=0) | changes))
+    return BenchmarkOptions(**(known | dict(draft_beams=(0,), repeats=2, examples=5, seed=0) | changes))
 
 
 def test_groups():
@@ -23,6 +23,13 @@ def test_groups():
     assert [(one.gamma, one.verification) for one in sampled.speculative] == [
         (2, "token"), (2, "block"), ("auto", "token"), ("auto", "block"),
     ]  # fmt: skip
+
+
+def test_beams_are_measured_by_their_drafts_width():
+    (found,) = group_settings(settings(temperatures=(0.0,), draft_beams=(4, 8)))
+    assert found.plain == Setting(4, 0.0, "token", 0)
+    assert [(one.gamma, one.draft_beams) for one in found.speculative] == [(2, 4), (2, 8), ("auto", 4), ("auto", 8)]
+    assert str(found.speculative[1]) == "4 slots, temperature 0, beams, u 8, γ 2"
 
 
 def test_plain_is_measured_though_not_asked_for_and_coupled_has_its_own():
@@ -52,6 +59,7 @@ def test_used_buckets():
         ("--verifications=token,blok", ["--verifications", "'token,blok'", "block"]),
         ("--temperatures=-1", ["decoding.temperature", "-1.0", "at least 0"]),
         ("--temperatures=nan", ["decoding.temperature", "nan"]),
+        ("--draft_beams=4", ["--draft_beams", "'4'", "decoding.num_beams above 1"]),
         ("--repeats=1", ["--repeats", "'1'", "at least 2"]),
         ("--examples=0", ["--examples", "'0'", "at least 1"]),
         ("--seed=-1", ["--seed", "'-1'", "at least 0"]),
@@ -83,6 +91,11 @@ def test_flags(command, tmp_path):
     assert output == str(tmp_path / "out")
     assert parse(command("--gammas=0", "--config.model.draft="))[2].gammas == (0,)
     assert parse(command("--gammas=2", "--verifications=token", "--config.decoding.lenience=0.5"))
+    beams = command("--config.decoding.num_beams=4", "--verifications=token", "--gammas=0,2")
+    assert parse(beams)[2].draft_beams == (4, 8) and parse(beams)[2].temperatures == (0.0,)
+    assert parse([*beams, "--draft_beams=6"])[2].draft_beams == (6,)
+    with pytest.raises(ConfigError, match="decoding.draft_beams is 2; allowed: 0, or at least 4"):
+        parse([*beams, "--draft_beams=2"])
     with pytest.raises(ConfigError, match="--config is missing"):
         parse(["--output=x"])
 

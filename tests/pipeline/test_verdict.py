@@ -33,6 +33,17 @@ def test_reasons_are_the_cost_of_a_call_and_what_it_brings():
     )
 
 
+def test_of_beams_a_call_has_nodes_and_decides_steps():
+    text = verdict(
+        ratio(1.5, 1.4, 1.6), gamma=2, where="here", pass_cost=ratio(1.6, 1.5, 1.7), alpha=0.3, tokens_per_call=1.4,
+        draft_cost=0.1, positions=20, plain_positions=4,
+    )  # fmt: skip
+    assert text.endswith(
+        "because a call over 20 positions costs 1.60 of one over 4, 2 draft calls 0.20, and of the steps 30% are covered, "
+        "1.40 steps a call."
+    )
+
+
 def row(gamma, speedup, slots=1, temperature=0.0):
     return {
         "num_slots": slots, "temperature": temperature, "verification": "token", "gamma": gamma, "speedup": speedup,
