@@ -374,7 +374,7 @@ def write_cache(cache: jax.Array, new: jax.Array, positions: jax.Array) -> jax.A
 
 
 def gather_cache(cache: jax.Array, positions: jax.Array, order: jax.Array, size: int) -> jax.Array:
-    """[B, H, M, D]: of `cache` [B, H, T, D] entries positions[b] + order[b, i], below positions[b] + size: int32[B], int32[B, M]."""
+    """Entries positions[b] + order[b, i], below positions[b] + size, of `cache` [B, H, T, D]: [B, H, M, D]."""
 
     def window(cache, positions, axis):
         part = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size)

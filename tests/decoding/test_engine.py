@@ -362,7 +362,7 @@ COSTS = {0: 1.0, 1: 1.0, 3: 1.0}
 
 
 def test_a_draft_that_sat_out_some_chunks_has_no_hole_in_its_cache(target, monkeypatch):
-    monkeypatch.setattr(decoding.engine, "GammaPolicy", Cycle)
+    monkeypatch.setattr(decoding.adaptive, "GammaPolicy", Cycle)
     engine = Generator(target, target, config(**AUTO), costs=COSTS)
     inputs, ids = examples(40)
     rows, report = engine.generate_with_report(inputs, ids)
@@ -376,7 +376,7 @@ def test_a_draft_that_sat_out_some_chunks_has_no_hole_in_its_cache(target, monke
 
 
 def test_changing_gammas_leave_greedy_output_and_order_alone(target, draft, monkeypatch):
-    monkeypatch.setattr(decoding.engine, "GammaPolicy", Cycle)
+    monkeypatch.setattr(decoding.adaptive, "GammaPolicy", Cycle)
     engine = Generator(target, draft, config(**AUTO, temperature=0.0), costs=COSTS)
     inputs, ids = examples(40)
     rows = engine.generate(inputs, ids)

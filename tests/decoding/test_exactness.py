@@ -120,7 +120,7 @@ def test_plain_sampling_has_the_targets_law(pair):
 
 
 def sample_while_gamma_changes(pair, monkeypatch, rounds: int, choices=(0, 1, 3, 5)):
-    monkeypatch.setattr(decoding.engine, "GammaPolicy", Cycle)
+    monkeypatch.setattr(decoding.adaptive, "GammaPolicy", Cycle)
     config = DecodingConfig(
         gamma="auto",
         gamma_choices=choices,
