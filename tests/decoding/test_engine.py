@@ -353,7 +353,7 @@ class Cycle:
     def choose(self):
         return next(self._turns), False
 
-    def observe(self, gamma, accepted, examined):
+    def observe(self, gamma, accepted, examined, iterations, rested):
         assert len(accepted) == len(examined) == gamma and np.all(accepted <= examined)
 
 

@@ -168,7 +168,7 @@ class Cycle:
     def choose(self):
         return next(self._turns), False
 
-    def observe(self, gamma, accepted, examined):
+    def observe(self, gamma, accepted, examined, iterations, rested):
         pass
 
 
