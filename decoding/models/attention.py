@@ -102,8 +102,6 @@ class Cache:
 
     def moved(self, starts: jax.Array, order: jax.Array, size: int) -> "Cache":
         """With entry starts[b] + order[b, i] < starts[b] + size of before at starts[b] + i: int32[B] and int32[B, M]."""
-
-
         key, key_starts = self.key, starts
         if self.own:
             first, blocks = self._blocks(starts, size)
