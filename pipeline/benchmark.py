@@ -2,7 +2,7 @@
 
     python -m pipeline.benchmark --config=configs/quickstart.py --output=DIR [--config.path.to.setting=value]
         [--gammas=0,1,2,4,7,auto] [--num_slots=1,8,32] [--verifications=token,block] [--temperatures=0,1]
-        [--repeats=7] [--examples=64] [--seed=0]
+        [--draft_beams=4,8] [--repeats=7] [--examples=64] [--seed=0]
 
 Runs in this process, one batch size after the other. Prints tables and writes DIR/benchmark.json, after every repeat,
 with every single timing.
