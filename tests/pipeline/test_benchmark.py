@@ -127,7 +127,7 @@ def test_a_run_says_what_it_was(run):
     folder, _, results, args = run
     assert results["settings"] == {
         "gammas": [2, 4], "num_slots": [2, 1], "verifications": ["token", "coupled"], "temperatures": [0.0, 1.0],
-        "repeats": 2, "examples": 9, "seed": 0,
+        "repeats": 2, "examples": 9, "seed": 0, "draft_beams": [0],
     }  # fmt: skip
     assert "gamma" not in results["config"]["decoding"] and results["config"]["decoding"]["max_decode_tokens"] == 6
     assert results["config"]["model"]["dtype"] == "float32"
