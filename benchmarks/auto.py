@@ -17,20 +17,21 @@ needs far fewer repeats for the same interval.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 import decoding
-import decoding.engine
+import decoding.adaptive
 from benchmarks.engine import INPUT_TOKENS, NEW_TOKENS, ROOT, repeated
 from benchmarks.machine import describe
 from benchmarks.measure import TimedRun, seconds_per_token, timed
 from benchmarks.workloads import read_sentences
-from decoding.adaptive import GammaPolicy
 from pipeline.benchmarking.paired import Ratio
 
 # How many times the fastest's time makes a fixed γ hopeless, by the repeat after which it is asked.
@@ -50,6 +51,11 @@ class Fixed:
         pass
 
 
+def always(gamma: int):
+    """A context in which a generator with gamma="auto" always takes one γ."""
+    return mock.patch.object(decoding.adaptive, "GammaPolicy", lambda costs: Fixed(gamma))
+
+
 def measure_setting(target, draft, inputs, batch: int, temperature: float, repeats: int, examples: int) -> dict:
     """One row of the table."""
     settings = dict(
@@ -62,8 +68,8 @@ def measure_setting(target, draft, inputs, batch: int, temperature: float, repea
 
     def run(name: str):
         generator = plain if name == "0" else auto
-        decoding.engine.GammaPolicy = GammaPolicy if name in ("0", "auto") else lambda costs: Fixed(int(name))
-        results, report = generator.generate_with_report(inputs, ids)
+        with contextlib.nullcontext() if name in ("0", "auto") else always(int(name)):
+            results, report = generator.generate_with_report(inputs, ids)
         if name == "auto":
             used.update(report.gammas)
         return [result.tokens for result in results]

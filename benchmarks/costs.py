@@ -18,8 +18,7 @@ import jax
 import numpy as np
 
 import decoding
-import decoding.engine
-from benchmarks.auto import Fixed
+from benchmarks.auto import always
 from benchmarks.engine import INPUT_TOKENS, NEW_TOKENS, ROOT, repeated
 from benchmarks.workloads import read_sentences
 
@@ -46,15 +45,15 @@ class TimedPrograms:
 def measure(generator, inputs: list, ids: list[str], repeats: int) -> tuple[dict, dict]:
     """Seconds per iteration by γ: those predicted, and one of each repeat."""
     gammas, order = generator.config.gammas, np.random.default_rng(0)
-    measured, programs, policy = {gamma: [] for gamma in gammas}, generator._programs, decoding.engine.GammaPolicy
+    measured, programs = {gamma: [] for gamma in gammas}, generator._programs
     for repeat in range(repeats + 1):
         for gamma in map(int, order.permutation(gammas)):
             timed = generator._programs = TimedPrograms(programs)
-            decoding.engine.GammaPolicy = lambda costs, gamma=gamma: Fixed(gamma)
-            generator.generate(inputs, ids)
+            with always(gamma):
+                generator.generate(inputs, ids)
             if repeat:
                 measured[gamma].append(timed.seconds / timed.iterations)
-    generator._programs, decoding.engine.GammaPolicy = programs, policy
+    generator._programs = programs
     return {gamma: generator.costs[gamma] for gamma in gammas}, measured
 
 

@@ -75,11 +75,11 @@ def keep_programs(directory: str | None = None) -> str:
     return directory
 
 
-def compiler_options(platform: str, products: str = "") -> dict[str, str] | None:
+def compiler_options(platform: str, matrix_units: bool = False) -> dict[str, str] | None:
     """What every program of ours is compiled with for a platform, "cpu": as `compiler_options` of jax.jit.
 
     Args:
-      products: as of `jit`.
+      matrix_units: as of `jit`.
     """
     if platform != "cpu":
         return None
@@ -89,20 +89,20 @@ def compiler_options(platform: str, products: str = "") -> dict[str, str] | None
     if xla_flags.without_fusions(os.environ.get("XLA_FLAGS", "")):
         # Said again, because a process that had a backend before `decoding` was imported does not look there any more.
         # A product by itself is none of those that go wrong.
-        options[xla_flags.FUSIONS] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if products else ""
+        options[xla_flags.FUSIONS] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if matrix_units else ""
     return options
 
 
-def jit(function: Callable, products: str = "", **options) -> Callable:
+def jit(function: Callable, matrix_units: bool = False, **options) -> Callable:
     """`jax.jit` with our options, for what is compiled when it is first called.
 
     Args:
-      products: "bfloat16" where the program has products of bfloat16, which a processor's matrix units are then used for.
+      matrix_units: whether a processor's are used for the program's products of bfloat16.
     """
 
     @functools.cache
     def compiled(platform: str) -> Callable:
-        return jax.jit(function, compiler_options=compiler_options(platform, products), **options)
+        return jax.jit(function, compiler_options=compiler_options(platform, matrix_units), **options)
 
     @functools.wraps(function)
     def call(*args, **kwargs):

@@ -186,10 +186,7 @@ class _Run(Run):
             if not self._occupants:
                 break
             if self._policy and gamma > 0:
-                strangers = {slot: one for slot, one in self._occupants.items() if one.drafted is None}
-                self._introduce([(slot, one.item // config.num_samples) for slot, one in strangers.items()])
-                for one in strangers.values():
-                    one.drafted = len(one.prompt) - 1
+                self._introduce()
                 self._catch_up()
             limit = PROBE_ITERATIONS if probe else config.chunk_iterations
             self._states, rows, log = programs.chunk(gamma, self._states, self._packed, limit, self._stop_done())
@@ -213,6 +210,9 @@ class _Run(Run):
         self._occupants[slot] = Occupant(item, now, chunks=[], prompt=prompt, drafted=drafted)
 
     # The draft, after chunks without it.
+
+    def _example(self, occupant: Occupant) -> int:
+        return occupant.item // self._config.num_samples
 
     def _catch_up(self) -> None:
         """Feeds the draft the tokens emitted without it, so that it stands at most one behind every row.

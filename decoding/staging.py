@@ -57,7 +57,7 @@ class Staged:
 class Run:
     """What one call's examples wait for, and what is in the slots; steps 1 to 3 of `decoding.engine`.
 
-    A subclass says what a row begins with (`_enter`), has chunks run, and harvests.
+    A subclass says what a row begins with (`_enter`) and whose it is (`_example`), has chunks run, and harvests.
     """
 
     def __init__(self, programs: Programs, inputs, example_ids, hints: Hints | None, samples: int, results: int):
@@ -137,10 +137,17 @@ class Run:
         for which, state in enumerate(staged.states):
             self._insert(which, staged.tokens.shape[1], state, moved)
 
-    def _introduce(self, strangers: Sequence[tuple[int, int]]) -> None:
-        """Prefills the draft for rows that came while γ was 0: (slot, example) pairs."""
+    def _example(self, occupant) -> int:
+        """Which example an occupant's row belongs to."""
+        raise NotImplementedError
+
+    def _introduce(self) -> None:
+        """Prefills the draft for rows that came while γ was 0."""
+        strangers = {slot: one for slot, one in self._occupants.items() if one.drafted is None}
         by_bucket = collections.defaultdict(list)
-        for slot, example in strangers:
+        for slot, one in strangers.items():
+            example = self._example(one)
+            one.drafted = len(self._prompt(example)) - 1
             by_bucket[self._bucket(example)].append((slot, example))
         for bucket, pairs in by_bucket.items():
             rows = self._programs.prefill_rows(bucket)

@@ -81,12 +81,12 @@ class BeamRun(Run):
         drafted = len(prompt) - 1 if len(self._staged.states) > 1 else None
         self._occupants[slot] = _Occupant(example, now, len(prompt) - 1, [], drafted)
 
+    def _example(self, occupant: _Occupant) -> int:
+        return occupant.example
+
     def _catch_up(self) -> None:
         """Has the draft stand at most one step behind every search; the next forest begins with that one."""
-        strangers = {slot: one for slot, one in self._occupants.items() if one.drafted is None}
-        self._introduce([(slot, one.example) for slot, one in strangers.items()])
-        for one in strangers.values():
-            one.drafted = len(self._prompt(one.example)) - 1
+        self._introduce()
         behind = {slot: one for slot, one in self._occupants.items() if one.drafted < one.depth - 1}
         if behind:
             since = np.full((self._config.num_slots,), np.iinfo(np.int32).max, np.int32)

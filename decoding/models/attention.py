@@ -17,14 +17,13 @@ from decoding.models.base import (
     MASKED,
     attend,
     attend_existing,
-    gather_cache,
     merge_heads,
     rms_norm,
     split_fused,
     split_heads,
     state_length,
-    write_cache,
 )
+from decoding.models.cache import gather_cache, write_cache
 from decoding.models.relative import causal_bias, distance_table
 from decoding.models.tree import Tree
 

@@ -155,7 +155,7 @@ def project(
 
 
 def _times(x: jax.Array, value: jax.Array) -> jax.Array:
-    """x [..., in] @ value [in, out] in x's dtype; bfloat16 weights of float32 features are multiplied as they are."""
+    """x [..., in] @ value [in, out]; bfloat16 weights of float32 features, which training has, are multiplied in bfloat16."""
     return _mixed(x, value) if x.dtype == jnp.float32 and value.dtype == jnp.bfloat16 else x @ value
 
 

@@ -3,6 +3,9 @@
 They are packed or rounded once, when they are loaded, and nothing else is kept.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -101,11 +104,13 @@ class Rounding:
 def round_abstract(model: LanguageModel, form: str) -> LanguageModel:
     """A model of shapes, perhaps on a mesh, as one that is loaded in this form."""
     rounding = Rounding(model.config, form, model.dtype.name)
+    return replaced(model, rounding.round)
+
+
+def replaced(model: LanguageModel, place: Callable[[str, Any], Any]) -> LanguageModel:
+    """A model whose parameters are what `place` makes of a path and a value; those of `model` stay what they are."""
     graph, state = nnx.split(model)
-    flat = [
-        (keys, leaf.replace(rounding.round(".".join(map(str, keys)), leaf.get_value())))
-        for keys, leaf in nnx.to_flat_state(state)
-    ]
+    flat = [(keys, leaf.replace(place(".".join(map(str, keys)), leaf.get_value()))) for keys, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
@@ -118,9 +123,4 @@ def pack_model(model: LanguageModel, form: str = "float32") -> LanguageModel:
     if any(isinstance(leaf.get_value(), PackedWeight | tuple) for _, leaf in nnx.to_flat_state(nnx.state(model))):
         raise ValueError('the model is packed already; load it with weights="plain"')
     packing = Packing(model.config, form)
-    graph, state = nnx.split(model)
-    flat = [
-        (keys, leaf.replace(packing.place(".".join(map(str, keys)), np.asarray(leaf.get_value()))))
-        for keys, leaf in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    return replaced(model, lambda path, value: packing.place(path, np.asarray(value)))

@@ -28,9 +28,9 @@ class Recipe:
       weight_decay: of the matrices in layers, as a share of the learning rate.
       own_share: share of the steps whose texts the draft draws itself, for the batch's inputs and at its temperatures, before
         the target judges them (on-policy distillation, 2306.13649): a draft is then corrected where it really goes.
-      products: dtype of the factors of layers' and heads' products, of target and draft, "float32" or "bfloat16"; sums, norms,
-        softmax, gradients and the weights that are learnt are float32 in both. Several times as fast where a processor has
-        AMX or an accelerator matrix units.
+      products: dtype of the factors of layers' and heads' products, of target and draft, "float32" or "bfloat16"; gradients
+        are rounded where they pass one, and sums, norms, softmax and the weights that are learnt are float32 in both. Faster
+        where a processor has AMX or an accelerator matrix units.
       seed: of new weights, of the order of texts and of the draft's own.
     """
 

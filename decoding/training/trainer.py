@@ -5,7 +5,7 @@ can be minimised itself, over the whole vocabulary, with the target computing p 
 al., 2310.08461) compares it with the divergences that are usual.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from decoding import compilation, sharding
 from decoding.config import DATA, DecodingConfig
 from decoding.models.base import LanguageModel, State, install
+from decoding.models.resident import replaced
 from decoding.sampling import argmax, standardize
 from decoding.training.recipe import Law, Recipe
 from decoding.training.weights import Tensors, Weights, assemble, sources_of, unscaled_queries
@@ -87,14 +88,17 @@ class Trainer:
         teacher = self._config if target is None else target
         self._vocab_size = min(teacher.vocab_size, self._config.vocab_size)
         self._buckets = tuple(buckets)
-        self._graph, self._target = (None, None) if target is None else nnx.split(_with_products(target, recipe.products))
-        self._dtypes = dict.fromkeys(_products(sharding.parameters(sharding.abstract(self._config))), recipe.products)
+        self._graph, self._target, self._dtypes = None, None, _rounded(sharding.abstract(self._config), recipe.products)
+        if target is not None:
+            dtypes = _rounded(target, recipe.products)
+            cast = lambda path, value: value.astype(dtypes.get(path, value.dtype))
+            self._graph, self._target = nnx.split(replaced(target, cast))
         self._encoder_decoder, self._start_id = teacher.encoder_decoder, teacher.start_id
         self._optimizer = self._make_optimizer(start.tensors)
         self._target = self._place(self._target)
-        products = recipe.products if recipe.products == "bfloat16" else ""
-        self._step = compilation.jit(self._train, products, static_argnums=0, donate_argnums=1)
-        self._beta = compilation.jit(self._measure, products, static_argnums=0)
+        units = recipe.products == "bfloat16"
+        self._step = compilation.jit(self._train, units, static_argnums=0, donate_argnums=1)
+        self._beta = compilation.jit(self._measure, units, static_argnums=0)
 
     def begin(self, start: Weights) -> TrainState:
         """The state before the first step."""
@@ -168,12 +172,7 @@ class Trainer:
         def muon(peak: float):
             return optax.contrib.muon(schedule(peak), weight_decay=recipe.weight_decay)
 
-        matrices = {
-            name
-            for path in self._dtypes
-            if path != "head"
-            for name in self._sources[path].names
-        }
+        matrices = {name for path in self._dtypes if path != "head" for name in self._sources[path].names}
         queries = set(unscaled_queries(self._config, tensors))
         labels = {name: "query" if name in queries else "matrix" if name in matrices else "other" for name in tensors}
         return optax.partition(
@@ -289,19 +288,9 @@ def distance(p: jax.Array, logits: jax.Array, kl_weight: float) -> jax.Array:
     return kl_weight * divergence + (1.0 - kl_weight) * variation
 
 
-def _products(parameters: Mapping[str, nnx.Param]) -> list[str]:
-    """Paths of weights that features are multiplied by."""
-    return [path for path, leaf in parameters.items() if leaf.get_metadata().get("role") == "product"]
-
-
-def _with_products(model: LanguageModel, dtype: str) -> LanguageModel:
-    """A model of plain arrays, the weights of its products rounded."""
-    graph, state = nnx.split(model)
-    flat = [
-        (path, leaf.replace(leaf[...].astype(dtype)) if leaf.get_metadata().get("role") == "product" else leaf)
-        for path, leaf in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+def _rounded(model: LanguageModel, dtype: str) -> dict[str, str]:
+    """The dtype of weights that features are multiplied by, by path."""
+    return {path: dtype for path, leaf in sharding.parameters(model).items() if leaf.get_metadata().get("role") == "product"}
 
 
 def _real(batch: Batch) -> jax.Array:
