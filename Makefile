@@ -16,7 +16,8 @@ WORKERS ?= 2
 define install
 	@echo "Installing $(1)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable "$(1)" \
-	    || $(BIN)/python -m pip install --constraint requirements.lock --editable "$(1)"
+	    || { echo "uv could not, as it says above: pip installs the same, in a minute or two"; \
+	         $(BIN)/python -m pip install --constraint requirements.lock --editable "$(1)"; }
 	@touch $@
 endef
 
