@@ -10,7 +10,10 @@ from pipeline.settings import ConfigError, JobConfig, parse_command_line, refuse
 from pipeline.settings.flags import Parser, number
 
 VARIED = {
-    **{"gamma": "gammas", "num_slots": "num_slots", "verification": "verifications", "temperature": "temperatures"},
+    "gamma": "gammas",
+    "num_slots": "num_slots",
+    "verification": "verifications",
+    "temperature": "temperatures",
     "draft_beams": "draft_beams",
 }
 """BenchmarkOptions of the config that this job varies, and the flags that say over what."""
