@@ -1,9 +1,9 @@
 // Attention of the newest positions of every row over the keys and values that the row has, and nothing else.
 //
-// A tile is up to four queries that share a head of keys: they share every load of a key and of a value, and sixteen keys are
-// scored at once. Each score is a sum over D and each output a sum over keys, both in rising order, one query independent of the
-// others, so that its bits depend neither on S nor on the rows beside it. A node of a tree sees the keys of its path one behind
-// the other, wherever they lie: its bits are those of a text's position.
+// A tile is up to four queries that share a head of keys: they share every load of a key and of a value, and sixteen keys, or
+// twice as many, are scored at once. Each score is a sum over D and each output a sum over keys, both in rising order, one query
+// independent of the others, so that its bits depend neither on S nor on the rows beside it. A node of a tree sees the keys of
+// its path one behind the other, wherever they lie: its bits are those of a text's position.
 //
 // Compiled once for each instruction set, as product.cc is and under the same rule: no templates of the standard library.
 #include "attention.h"
@@ -17,7 +17,15 @@ namespace {
 using namespace sixteen;
 
 constexpr int kQueries = 4;
-static_assert(kKeys == 2 * kLanes, "two vectors of keys are scored at once");
+constexpr int kTogether = native::kBytes == 64 ? 2 : 1;  // vectors of keys, or of outputs, whose sums fit the registers
+constexpr int64_t kSpan = kTogether * kLanes;
+static_assert(kKeys % kSpan == 0, "keys that are scored at once lie together");
+// f(0) to f(n - 1), each number known when it is compiled: what it indexes stays in registers.
+template <int i> struct Index { constexpr operator int() const { return i; } };
+template <int n, class F> inline void each(F f) {
+  if constexpr (n > 0) each<n - 1>(f), f(Index<n - 1>{});
+}
+
 template <class T> constexpr T min(T a, T b) { return a < b ? a : b; }
 template <class T> constexpr T max(T a, T b) { return a > b ? a : b; }
 
@@ -55,17 +63,21 @@ void tile(const float* q, const Query* queries, const float* key, const float* v
     peak[r] = choose(score > peak[r], score, peak[r]);
     store(scores + r * stride + at, score);
   };
-  for (int64_t t = begin / kKeys * kKeys; t < end; t += kKeys) {
-    Floats sums[R][2] = {};
+  for (int64_t t = begin / kSpan * kSpan; t < end; t += kSpan) {
+    Floats sums[R][kTogether] = {};
     for (int64_t d = 0; d < D; d++) {
       const float* at = key + key_at(t, d, D);
-      const Floats first = load(at), second = load(at + kLanes);
-      for (int r = 0; r < R; r++) sums[r][0] += q[r * D + d] * first, sums[r][1] += q[r * D + d] * second;
+      each<kTogether>([&](auto v) {
+        const Floats keys = load(at + v * kLanes);
+        each<R>([&](auto r) { sums[r][v] += q[r * D + d] * keys; });
+      });
     }
-    for (int r = 0; r < R; r++)
-      for (int half = 0; half < 2; half++)
-        if (tree) store(scores + r * stride + t + half * kLanes, sums[r][half]);
-        else finish(r, t + half * kLanes, sums[r][half]);
+    each<R>([&](auto r) {
+      each<kTogether>([&](auto v) {
+        if (tree) store(scores + r * stride + t + v * kLanes, sums[r][v]);
+        else finish(r, t + v * kLanes, sums[r][v]);
+      });
+    });
   }
   for (int r = 0; tree && r < R; r++) {  // a path rises, so nothing is overwritten before it is read
     float* mine = scores + r * stride;
@@ -82,27 +94,29 @@ void tile(const float* q, const Query* queries, const float* key, const float* v
     }
     inverse[r] = 1.0f / sum(total[r]);
   }
-  for (int64_t d = 0; d < D; d += kKeys) {
-    const int64_t width = min(kKeys, D - d), low = min(width, kLanes), high = width - low;
-    Floats sums[R][2] = {};
-    const auto add = [&](int64_t t, int begin, int end) {  // a key that these queries see
-      const float* at = value + place(begin, t) * D + d;
-      const Floats first = low == kLanes ? load(at) : load_some(at, low, 0);
-      const Floats second = high == kLanes ? load(at + kLanes) : load_some(at + low, high, 0);
-      for (int r = begin; r < end; r++) {
-        const float weight = scores[r * stride + t];
-        sums[r][0] += weight * first, sums[r][1] += weight * second;
-      }
+  for (int64_t d = 0; d < D; d += kSpan) {
+    Floats sums[R][kTogether] = {};
+    const auto values = [=](int64_t t, int v) {
+      const int64_t at = d + v * kLanes, width = min(max(D - at, int64_t{0}), kLanes);
+      return width == kLanes ? load(value + t * D + at) : load_some(value + t * D + at, width, 0);
     };
-    for (int r = 0; r < R; r++)
-      for (int64_t t = queries[r].first; t < min(from, queries[r].keys); t++) add(t, r, r + 1);
-    for (int64_t t = from; t < fewest; t++) add(t, 0, R);
-    for (int r = 0; r < R; r++) {
-      for (int64_t t = max(from, fewest); t < queries[r].keys; t++) add(t, r, r + 1);
-      const Floats first = sums[r][0] * inverse[r], second = sums[r][1] * inverse[r];
-      std::memcpy(queries[r].out + d, &first, sizeof(float) * low);
-      std::memcpy(queries[r].out + d + low, &second, sizeof(float) * high);
-    }
+    const auto own = [&](auto r, int64_t t, int64_t end) {  // keys that not all of these queries see
+      for (; t < end; t++)
+        each<kTogether>([&](auto v) { sums[r][v] += scores[r * stride + t] * values(place(r, t), v); });
+    };
+    each<R>([&](auto r) { own(r, queries[r].first, min(from, queries[r].keys)); });
+    for (int64_t t = from; t < fewest; t++)
+      each<kTogether>([&](auto v) {
+        const Floats shared = values(place(0, t), v);
+        each<R>([&](auto r) { sums[r][v] += scores[r * stride + t] * shared; });
+      });
+    each<R>([&](auto r) {
+      own(r, max(from, fewest), queries[r].keys);
+      each<kTogether>([&](auto v) {
+        const int64_t at = d + v * kLanes;
+        if (at < D) store_some(queries[r].out + at, sums[r][v] * inverse[r], D - at);
+      });
+    });
   }
 }
 

@@ -51,7 +51,7 @@ void finish(const Call& call, int64_t row, int64_t column, const float* sums) {
     value = activate(call.activation, value);
     if (call.multiply) value *= read(call.y + at);
     if (call.residual) value += read(call.residual + at);
-    memcpy(call.y + at + i, &value, sizeof(float) * (count < kLanes ? count : kLanes));
+    store_some(call.y + at + i, value, count);
   }
 }
 

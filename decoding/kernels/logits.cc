@@ -23,7 +23,7 @@ inline Floats read(const float* row, int64_t i, int64_t n, float rest) {
 }
 
 inline void write(float* row, int64_t i, int64_t n, Floats value) {
-  std::memcpy(row + i, &value, sizeof(float) * min(n - i, kLanes));
+  store_some(row + i, value, n - i);
 }
 
 // Σ term(i) over i = 0, 16, ... below n; what a term has beyond n must be 0.
@@ -49,7 +49,7 @@ float largest(const float* row, int64_t n) {  // of those that are numbers
 float log_normalizer(const float* row, int64_t n) {
   const float top = largest(row, n);
   const double sum = total(n, [=](int64_t i) { return exponential(read(row, i, n, -kInfinity) - top); });
-  return top == -kInfinity ? top : top + logarithm(splat(sum))[0];
+  return top == -kInfinity ? top : top + lane(logarithm(splat(sum)), 0);
 }
 
 // The least value of a row above which lies a mass below `limit`; the mass of an element is 1 where there is none given. Values
@@ -130,13 +130,13 @@ int32_t argmax(const float* row, int64_t n) {
   Ints where = lanes();
   for (int64_t i = 0; i < n; i += kLanes) {
     const Floats x = read(row, i, n, -kInfinity);
-    where = x > best ? lanes() + int32_t(i) : where;
+    where = choose(x > best, lanes() + int32_t(i), where);
     best = choose(x > best, x, best);
   }
   const float top = highest(best);
   int32_t first = n - 1;  // of a row of NaN too
   for (int i = 0; i < kLanes; ++i)
-    if (best[i] == top && where[i] < first && row[where[i]] == top) first = where[i];
+    if (lane(best, i) == top && lane(where, i) < first && row[lane(where, i)] == top) first = lane(where, i);
   return first;
 }
 
@@ -164,7 +164,7 @@ int32_t draw(const float* weights, const float* times, int64_t n) {
 
 // -log(1 - f) for f in the middles of 2^32 equal pieces of (0, 1), as decoding/sampling.py has it.
 inline Floats exponential_time(Words words) {
-  Floats f = (__builtin_convertvector(~words, Floats) + 0.5f) * 0x1p-32f;
+  Floats f = (As<Floats>::number(~words) + 0.5f) * 0x1p-32f;
   f = choose(f > splat(1 - 0x1p-24f), splat(1 - 0x1p-24f), f);
   const Floats u = 1.0f - f;
   return choose(u == splat(1.0f), f, f * (logarithm(u) / (u - 1.0f)));  // what rounding took from u, it took from both
@@ -193,22 +193,21 @@ int32_t draw_coupled(const float* weights, int64_t n, uint32_t key, uint32_t mor
     const Floats w = read(weights, i, n, 0);
     if (!(highest(w) > 0)) continue;  // filtered out
     const Ints place = lanes() + int32_t(i);
-    const Floats speed = choose(w > Floats{}, w / exponential_time(threefry(key, more, (Words)place)), splat(-1));
-    where = speed > best ? place : where;
+    const Floats speed = choose(w > Floats{}, w / exponential_time(threefry(key, more, As<Words>::bits(place))), splat(-1));
+    where = choose(speed > best, place, where);
     best = choose(speed > best, speed, best);
   }
   const float top = highest(best);
   int32_t first = n - 1;
   for (int i = 0; i < kLanes; ++i)
-    if (best[i] == top && where[i] < first) first = where[i];
+    if (lane(best, i) == top && lane(where, i) < first) first = lane(where, i);
   return first;
 }
 
 void times(const uint32_t* words, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += kLanes) {
-    Words some{};
-    std::memcpy(&some, words + i, sizeof(float) * min(n - i, kLanes));
-    write(out, i, n, exponential_time(some));
+    const Floats some = read(reinterpret_cast<const float*>(words), i, n, 0);
+    write(out, i, n, exponential_time(As<Words>::bits(some)));
   }
 }
 

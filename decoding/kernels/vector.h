@@ -1,50 +1,110 @@
-// Sixteen floats as one value, in GCC's and Clang's vector extension: the compiler makes of it what the instruction set has, one
-// AVX-512 register, two of AVX2, four of NEON or SSE. Products and sums are contracted to fused ones where there are such.
+// Sixteen floats as one value: one register of AVX-512, two of AVX2, four of NEON or SSE. Registers are GCC's and Clang's
+// vectors; halves are put together here, since GCC makes loops over single floats of vectors wider than the processor's.
+// Products and sums are contracted to fused ones where there are such.
 #pragma once
-#include <cstdint>
-#include <cstring>
+#include "registers.h"
 
 namespace specbeam {
-namespace {  // every file has its own, compiled for its instruction set
+namespace {
 namespace sixteen {
 
 constexpr int64_t kLanes = 16;
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 
-inline Floats load(const float* at) {
-  Floats value;
-  std::memcpy(&value, at, sizeof value);
-  return value;
+template <class Half> struct Two { Half low, high; };
+template <class T, int bytes> struct Vector { using type = Two<typename Vector<T, bytes / 2>::type>; };
+template <class T> struct Vector<T, native::kBytes> : native::Register<T> {};
+using Floats = Vector<float, 4 * kLanes>::type;
+using Ints = Vector<int32_t, 4 * kLanes>::type;
+using Words = Vector<uint32_t, 4 * kLanes>::type;
+
+#define BINARY(op) \
+  template <class A, class B> inline auto operator op(Two<A> a, Two<B> b) { return two(a.low op b.low, a.high op b.high); } \
+  template <class A, class N> inline auto operator op(Two<A> a, N b) { return two(a.low op b, a.high op b); } \
+  template <class N, class B> inline auto operator op(N a, Two<B> b) { return two(a op b.low, a op b.high); }
+#define ASSIGNING(op) \
+  template <class A, class B> inline void operator op##=(Two<A>& a, B b) { a = a op b; }
+template <class Half> inline Two<Half> two(Half low, Half high) { return {low, high}; }
+BINARY(+) BINARY(-) BINARY(*) BINARY(/) BINARY(&) BINARY(|) BINARY(^) BINARY(<<) BINARY(>>) BINARY(<) BINARY(>) BINARY(==)
+ASSIGNING(+) ASSIGNING(*)
+template <class A> inline Two<A> operator-(Two<A> a) { return {-a.low, -a.high}; }
+template <class A> inline Two<A> operator~(Two<A> a) { return {~a.low, ~a.high}; }
+#undef BINARY
+#undef ASSIGNING
+
+// The same bits, or the same numbers, as another kind of lanes.
+template <class To> struct As {
+  template <class From> static To bits(From value) { return (To)value; }
+  template <class From> static To number(From value) { return __builtin_convertvector(value, To); }
+};
+template <class Half> struct As<Two<Half>> {
+  template <class From> static Two<Half> bits(From value) { return {As<Half>::bits(value.low), As<Half>::bits(value.high)}; }
+  template <class From> static Two<Half> number(From value) {
+    return {As<Half>::number(value.low), As<Half>::number(value.high)};
+  }
+};
+
+template <class Mask, class V> inline V choose(Mask condition, V yes, V no) { return condition ? yes : no; }
+template <class Mask, class Half> inline Two<Half> choose(Two<Mask> condition, Two<Half> yes, Two<Half> no) {
+  return {choose(condition.low, yes.low, no.low), choose(condition.high, yes.high, no.high)};
 }
 
-inline void store(float* at, Floats value) { std::memcpy(at, &value, sizeof value); }
+// Half by half: copied as a whole, a value would go through memory.
+template <class V> struct Memory {
+  static V load(const float* at) { V value; std::memcpy(&value, at, sizeof value); return value; }
+  static void store(float* at, V value) { std::memcpy(at, &value, sizeof value); }
+};
+template <class Half> struct Memory<Two<Half>> {
+  static constexpr int64_t kHalf = sizeof(Half) / sizeof(float);
+  static Two<Half> load(const float* at) { return {Memory<Half>::load(at), Memory<Half>::load(at + kHalf)}; }
+  static void store(float* at, Two<Half> value) {
+    Memory<Half>::store(at, value.low), Memory<Half>::store(at + kHalf, value.high);
+  }
+};
+
+inline Floats load(const float* at) { return Memory<Floats>::load(at); }
+inline void store(float* at, Floats value) { Memory<Floats>::store(at, value); }
 
 inline Floats splat(float value) { return value - Floats{}; }
 
-inline Ints lanes() { return Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+inline Ints lanes() {
+  static constexpr int32_t numbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return As<Ints>::bits(load(reinterpret_cast<const float*>(numbers)));
+}
+
+inline float lane(Floats value, int i) { float all[kLanes]; std::memcpy(all, &value, sizeof all); return all[i]; }
+inline int32_t lane(Ints value, int i) { int32_t all[kLanes]; std::memcpy(all, &value, sizeof all); return all[i]; }
 
 // The first `count` floats, and `rest` in the other lanes.
 inline Floats load_some(const float* at, int64_t count, float rest) {
-  Floats value = splat(rest);
-  std::memcpy(&value, at, sizeof(float) * count);
-  return value;
+  float all[kLanes];
+  store(all, splat(rest));
+  std::memcpy(all, at, sizeof(float) * count);
+  return load(all);
 }
 
-inline Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
+// The first `count` lanes, or all where there are no more.
+inline void store_some(float* at, Floats value, int64_t count) {
+  if (count >= kLanes) return store(at, value);
+  float all[kLanes];
+  store(all, value);
+  std::memcpy(at, all, sizeof(float) * count);
+}
 
 // Lanes are added in one order, so that the sum's bits depend on nothing else.
-inline float sum(Floats value) {
-  for (int half = kLanes / 2; half; half /= 2)
+template <class V> inline float sum(V value) {
+  for (int half = native::kBytes / 8; half; half /= 2)
     for (int i = 0; i < half; i++) value[i] += value[i + half];
   return value[0];
 }
+template <class Half> inline float sum(Two<Half> value) { return sum(value.low + value.high); }
 
-inline float highest(Floats value) {
+template <class V> inline float highest(V value) {
   float best = value[0];
-  for (int i = 1; i < kLanes; i++) best = value[i] > best ? value[i] : best;
+  for (int i = 1; i < native::kBytes / 4; i++) best = value[i] > best ? value[i] : best;
   return best;
+}
+template <class Half> inline float highest(Two<Half> value) {
+  return highest(choose(value.high > value.low, value.high, value.low));
 }
 
 // e^x within 2 units in the last place: x = n ln 2 + r, a polynomial for e^r (Cephes), n into the exponent. 0 below -87.3, NaN
@@ -54,7 +114,7 @@ inline Floats exponential(Floats x) {
   Floats clamped = choose(x < low, low, x);
   clamped = choose(clamped > high, high, clamped);
   Floats n = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number, which stands in the low bits
-  const Ints exponent = (Ints)n - (Ints)splat(12582912.0f);
+  const Ints exponent = As<Ints>::bits(n) - As<Ints>::bits(splat(12582912.0f));
   n = n - 12582912.0f;
   const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
   Floats p = splat(1.9875691500e-4f);
@@ -66,16 +126,16 @@ inline Floats exponential(Floats x) {
   p = p * (r * r) + r + 1.0f;
   // In two halves: 2^128 is no float.
   const Ints first = exponent >> 1, second = exponent - first;
-  Floats result = p * (Floats)((first + 127) << 23) * (Floats)((second + 127) << 23);
+  Floats result = p * As<Floats>::bits((first + 127) << 23) * As<Floats>::bits((second + 127) << 23);
   result = choose(x < low, Floats{}, result);
   return choose(x > high, splat(__builtin_inff()), result);
 }
 
 // The natural logarithm of positive normal numbers within 2 units in the last place, near 1 too (Cephes). NaN stays NaN.
 inline Floats logarithm(Floats x) {
-  const Ints bits = (Ints)x;
-  Floats m = (Floats)((bits & 0x007fffff) | 0x3f000000);  // x = m 2^e, m from 0.5 to 1
-  Floats e = __builtin_convertvector((bits >> 23) - 126, Floats);
+  const Ints bits = As<Ints>::bits(x);
+  Floats m = As<Floats>::bits((bits & 0x007fffff) | 0x3f000000);  // x = m 2^e, m from 0.5 to 1
+  Floats e = As<Floats>::number((bits >> 23) - 126);
   const Ints small = m < splat(0.707106781f);
   e = choose(small, e - 1.0f, e);
   m = choose(small, m + m, m) - 1.0f;
