@@ -2,11 +2,12 @@
 
     python -m benchmarks.peers                                   # everything: about half an hour on two cores
     python -m benchmarks.peers --workloads=demo --batches=1,32 --systems=ct2,plain,gamma-auto --repeats=3
-    python -m benchmarks.peers --workloads=smollm2 --gammas=3,auto --new-tokens=128      # OpenVINO GenAI's ground
+    python -m benchmarks.peers --workloads=smollm2 --gammas=3,auto --new-tokens=128      # OpenVINO's and llama.cpp's ground
     python -m benchmarks.peers --workloads=beams --batches=1,8 --gammas=2,4                # beam search with 4 beams
 
-Needs the extra `bench` (`make benchmark` installs it). Prints a Markdown table and writes it, with every single timing, to
---output as peers.md and peers.json. How it measures is told in pipeline/benchmarking/paired.py and benchmarks/systems.py.
+Needs the extra `bench` (`make benchmark` installs it); llama.cpp joins where `bench-llama` is too. Prints a Markdown table and
+writes it, with every single timing, to --output as peers.md and peers.json. How it measures is told in
+pipeline/benchmarking/paired.py and benchmarks/systems.py.
 """
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
                         "(default: small,demo)")
     parser.add_argument("--batches", type=_integers, default=[1, 8, 32, 64])
     parser.add_argument("--systems", type=_names, default=None, help="of: ct2, ct2-int8, hf, hf-assisted, plain, plain-int8, "
-                        "gamma-N for every N in --gammas; of smollm2: openvino, openvino-lookup, plain, gamma-N; "
-                        "of beams: ct2, hf, plain, gamma-N (default: all)")
+                        "gamma-N for every N in --gammas; of smollm2: openvino, openvino-lookup, llama, llama-lookup, "
+                        "plain, gamma-N; of beams: ct2, hf, plain, gamma-N (default: all)")
     parser.add_argument("--gammas", type=_gammas, default=["auto", 5], help="speculative settings (default: auto,5)")
     parser.add_argument("--repeats", type=int, default=7, help="after a first one that is dropped (default: 7)")
     parser.add_argument("--new-tokens", type=int, default=64, help="limit per sequence; random weights always reach it")
@@ -93,6 +94,15 @@ def prepare(name: str, arguments: argparse.Namespace) -> workloads.Workload:
     if name == SMOLLM2:
         return workloads.smollm2_workload(6, arguments.new_tokens)
     return workloads.random_workload(name, arguments.cache, arguments.batches, arguments.new_tokens)
+
+
+def choose(available: dict[str, systems.System], names: Sequence[str] | None) -> dict[str, systems.System]:
+    """The systems called `names` (None: all) that are installed; a line on stderr tells which of them are not."""
+    chosen = {name: system for name, system in available.items() if name in (names or available)}
+    if missing := [name for name, system in chosen.items() if not system.installed()]:
+        modules = ", ".join(sorted({chosen[name].module for name in missing}))
+        print(f"Left out: {', '.join(missing)}; {modules} is not installed (benchmarks/README.md says how)", file=sys.stderr)
+    return {name: system for name, system in chosen.items() if name not in missing}
 
 
 def compare(workload: workloads.Workload, chosen: dict[str, systems.System], arguments: argparse.Namespace) -> dict:
@@ -160,17 +170,21 @@ def table(result: dict) -> str:
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages compared, where installed."""
-    found = installed(("specbeam", "jax", "jaxlib", "flax", "torch", "transformers", "ctranslate2", "openvino-genai"))
+    found = installed(("specbeam", "jax", "jaxlib", "flax", "torch", "transformers", "ctranslate2", "openvino-genai",
+                       "llama-cpp-python"))
     return {name: version for name, version in found.items() if version}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    set_environment(arguments.threads, arguments.cache)
     of_workload = {name: OF_WORKLOAD.get(name, systems.available)(arguments.gammas) for name in arguments.workloads}
     known = {system for available in of_workload.values() for system in available}
     if unknown := set(arguments.systems or ()) - known:
         sys.exit(f"--systems={','.join(sorted(unknown))}: allowed are {', '.join(sorted(known))}")
+    chosen = {name: choose(available, arguments.systems) for name, available in of_workload.items()}
+    if empty := [name for name, some in chosen.items() if not some]:
+        sys.exit(f"--workloads={','.join(empty)}: no system is left to run")
+    set_environment(arguments.threads, arguments.cache)
     arguments.output.mkdir(parents=True, exist_ok=True)
     report = {"machine": machine.describe(arguments.threads), "versions": versions(), "results": []}
     spawn = multiprocessing.get_context("spawn")
@@ -178,8 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in arguments.workloads:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:   # imports PyTorch, then is gone
             workload = pool.submit(prepare, name, arguments).result()
-        chosen = {one: of_workload[name][one] for one in of_workload[name] if one in (arguments.systems or of_workload[name])}
-        report["results"].append(compare(workload, chosen, arguments))
+        report["results"].append(compare(workload, chosen[name], arguments))
         tables.append(table(report["results"][-1]))
         print(tables[-1], flush=True)
     (arguments.output / "peers.json").write_text(json.dumps(report, indent=1))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -21,6 +23,7 @@ from benchmarks import measure, workloads
 Tokens = list[list[int]]
 Decode = Callable[[Sequence[Sequence[int]], int], Tokens]   # (inputs, batch) -> generated tokens per input
 BEAMS, DRAFT_BEAMS = 4, 8
+LOOKUP, MAX_NGRAM = 3, 3     # peers' prompt lookup: tokens guessed at a call; the n-gram's is SpecBeam's default
 
 
 def _batches(inputs: Sequence[Sequence[int]], batch: int) -> Iterator[Sequence[Sequence[int]]]:
@@ -128,7 +131,7 @@ def openvino(workload: workloads.Workload, threads: int, *, lookup: int | None =
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens, config.do_sample, config.eos_token_id = workload.max_new_tokens, False, workload.eos
     if lookup:
-        config.num_assistant_tokens, config.max_ngram_size = lookup, 3
+        config.num_assistant_tokens, config.max_ngram_size = lookup, MAX_NGRAM
 
     def decode(inputs: Sequence[Sequence[int]], batch: int) -> Tokens:
         rows: Tokens = []
@@ -142,23 +145,61 @@ def openvino(workload: workloads.Workload, threads: int, *, lookup: int | None =
     return decode
 
 
+def llama_cpp(workload: workloads.Workload, threads: int, *, lookup: int | None = None) -> Decode:
+    """llama.cpp's Python package on a GGUF file, greedy, one text at a time; `lookup` guesses from the prompt per call.
+
+    With a draft the package wants the logits of every position, prefill's too, and copies them.
+    """
+    import llama_cpp
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    options = {}
+    if lookup:
+        options["draft_model"] = LlamaPromptLookupDecoding(max_ngram_size=MAX_NGRAM, num_pred_tokens=lookup)
+        options["logits_all"] = True     # a draft implies it, but alone makes room for `n_batch` positions, not `n_ctx`
+    model = llama_cpp.Llama(
+        str(workload.target), n_ctx=max(map(len, workload.inputs)) + workload.max_new_tokens, n_threads=threads,
+        n_threads_batch=threads, verbose=False, **options)
+
+    def decode(inputs: Sequence[Sequence[int]], batch: int) -> Tokens:
+        rows: Tokens = []
+        for row in inputs:
+            model.reset()                # else what this prompt shares with the last one would not be computed
+            rows.append([])
+            for token in itertools.islice(model.generate(row, temp=0.0), workload.max_new_tokens):
+                rows[-1].append(token)
+                if token == workload.eos:
+                    break
+        return rows
+
+    return decode
+
+
 @dataclasses.dataclass(frozen=True)
 class System:
-    """How a system is called in tables, how it is built, and the batch sizes it can run (None: any)."""
+    """How a system is called in tables, how it is built, the batch sizes it can run (None: any), the module it may lack."""
 
     title: str
     build: Callable[[workloads.Workload, int], Decode]
     only_batches: tuple[int, ...] | None = None
+    module: str | None = None        # of a package that is not in the extra `bench`
 
     def runs(self, batch: int) -> bool:
         return self.only_batches is None or batch in self.only_batches
+
+    def installed(self) -> bool:
+        return self.module is None or importlib.util.find_spec(self.module) is not None
 
 
 def of_gguf(gammas: Sequence[int | str]) -> dict[str, System]:
     """As `available`, for a GGUF file with prompt lookup at batch 1. Ratios are to the first."""
     systems = {
         "openvino": System("OpenVINO GenAI", openvino),
-        "openvino-lookup": System("OpenVINO GenAI, prompt lookup of 3", functools.partial(openvino, lookup=3)),
+        "openvino-lookup": System(
+            f"OpenVINO GenAI, prompt lookup of {LOOKUP}", functools.partial(openvino, lookup=LOOKUP)),
+        "llama": System("llama.cpp", llama_cpp, module="llama_cpp"),
+        "llama-lookup": System(
+            f"llama.cpp, prompt lookup of {LOOKUP}", functools.partial(llama_cpp, lookup=LOOKUP), module="llama_cpp"),
         "plain": System("SpecBeam plain", functools.partial(specbeam, gamma=None, weights="file")),
     }
     for gamma in gammas:
