@@ -148,7 +148,8 @@ def openvino(workload: workloads.Workload, threads: int, *, lookup: int | None =
 def llama_cpp(workload: workloads.Workload, threads: int, *, lookup: int | None = None) -> Decode:
     """llama.cpp's Python package on a GGUF file, greedy, one text at a time; `lookup` guesses from the prompt per call.
 
-    With a draft the package wants the logits of every position, prefill's too, and copies them.
+    With a draft the package wants the logits of every position, prefill's too, and copies them, and its last guesses may go
+    beyond the last token that is asked for.
     """
     import llama_cpp
     from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
@@ -157,9 +158,9 @@ def llama_cpp(workload: workloads.Workload, threads: int, *, lookup: int | None 
     if lookup:
         options["draft_model"] = LlamaPromptLookupDecoding(max_ngram_size=MAX_NGRAM, num_pred_tokens=lookup)
         options["logits_all"] = True     # a draft implies it, but alone makes room for `n_batch` positions, not `n_ctx`
+    positions = max(map(len, workload.inputs)) + workload.max_new_tokens + (lookup or 0)
     model = llama_cpp.Llama(
-        str(workload.target), n_ctx=max(map(len, workload.inputs)) + workload.max_new_tokens, n_threads=threads,
-        n_threads_batch=threads, verbose=False, **options)
+        str(workload.target), n_ctx=positions, n_threads=threads, n_threads_batch=threads, verbose=False, **options)
 
     def decode(inputs: Sequence[Sequence[int]], batch: int) -> Tokens:
         rows: Tokens = []

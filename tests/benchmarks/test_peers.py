@@ -71,7 +71,7 @@ def test_llama_cpp_gets_the_ids_afresh_and_stops_at_eos_or_the_limit(models, loo
     assert model.path == "model.gguf" and model.prompts == inputs
     assert (draft and draft.sizes) == (lookup and (3, 3))
     assert settings.pop("logits_all", False) is bool(lookup)
-    assert settings == {"n_ctx": 2 + LIMIT, "n_threads": 2, "n_threads_batch": 2, "verbose": False}
+    assert settings == {"n_ctx": 2 + LIMIT + (lookup or 0), "n_threads": 2, "n_threads_batch": 2, "verbose": False}
 
 
 def test_where_llama_cpp_is_installed_it_is_compared(models, capsys):
