@@ -11,6 +11,7 @@ import pathlib
 from ml_collections import config_dict
 
 _EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
+_PAIR = _EXAMPLES / "models" / "ende_software"
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -22,10 +23,13 @@ def get_config() -> config_dict.ConfigDict:
     config.input.target_field = "de"
 
     config.model = config_dict.ConfigDict()
-    config.model.target = str(_EXAMPLES / "models" / "ende_software" / "target")
-    config.model.draft = str(_EXAMPLES / "models" / "ende_software" / "draft")
-
-    config.model.draft_weights = "int8"  # on processors: a little α for half the draft's cost
+    config.model.target = str(_PAIR / "target")
+    config.model.draft = str(_PAIR / "draft")
+    # What makes the draft cheaper at the cost of a little α: of 8,192 pieces those that the target says most often (not where
+    # another target is given), and on processors int8.
+    config.model.draft_vocabulary = str(_PAIR / "unigram")
+    config.model.draft_vocabulary_size = 4096
+    config.model.draft_weights = "int8"
 
     config.decoding = config_dict.ConfigDict()
     config.decoding.gamma = 3

@@ -15,7 +15,7 @@ from decoding.checkpoints.fill import fill
 from decoding.checkpoints.storage import CheckpointError
 from decoding.models import resident
 from decoding.models.base import LanguageModel
-from decoding.models.vocabulary import SomeTokens
+from decoding.models.vocabulary import SomeTokens, with_head_of
 
 PLAIN = "plain"  # weights as arrays, which XLA multiplies
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -153,7 +153,7 @@ def _load(checkpoint: Checkpoint, dtype: str, weights: str, mesh: jax.sharding.M
 
 
 def _with_head_of(checkpoint: Checkpoint, tokens: np.ndarray) -> Checkpoint:
-    """A checkpoint with a head of its own, of those tokens alone; where it is tied, the embedding stays whole."""
+    """A checkpoint with a head of its own, of those tokens alone."""
     config = checkpoint.config
 
     def columns(value, of_table: bool):
@@ -169,8 +169,7 @@ def _with_head_of(checkpoint: Checkpoint, tokens: np.ndarray) -> Checkpoint:
             if path == "embedding" and config.tied:
                 yield "head", columns(value, of_table=True)
 
-    shape = dataclasses.replace(config, tied=False, head_tokens=len(tokens))
-    return dataclasses.replace(checkpoint, config=shape, parameters=parameters)
+    return dataclasses.replace(checkpoint, config=with_head_of(config, len(tokens)), parameters=parameters)
 
 
 def form_of(weights: str, dtype: str, mesh) -> str:

@@ -66,7 +66,8 @@ def _read(directory: str, names: Sequence[str]) -> tuple[NGramInfo, dict[str, np
             about = json.loads((file.metadata() or {})[_KEY])
             (vocab_size,) = file.get_slice("unigram").get_shape()
             info = NGramInfo(vocab_size, about.pop("start_id"), about.pop("eos_id"), about)
-            return info, {name: file.get_tensor(name) for name in names}
+            unigram = set(file.keys()) == {"unigram"}
+            return info, {name: file.get_tensor(name) for name in (names[:1] if unigram else names)}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; pipeline.fit_ngram writes such a file") from error
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -117,10 +118,14 @@ class NGramDraft(nnx.Module):
     encoder_decoder = None  # needs nothing but the last token
     config = None
 
-    def __init__(self, unigram, starts, followers, shares, backoff, *, start_id: int, eos_id: int):
-        """Raises:
-        ValueError: the arrays do not fit together.
+    def __init__(self, unigram, starts=None, followers=None, shares=None, backoff=None, *, start_id: int, eos_id: int):
+        """Of a unigram, nothing but `unigram` is needed.
+
+        Raises:
+          ValueError: the arrays do not fit together.
         """
+        if starts is None:
+            starts, followers, shares, backoff = np.zeros(len(unigram) + 1), np.zeros(0), np.zeros(0), np.ones(len(unigram))
         unigram, starts, followers, shares, backoff = map(np.asarray, (unigram, starts, followers, shares, backoff))
         size, pairs = len(unigram), len(followers)
         if starts.shape != (size + 1,) or backoff.shape != (size,) or shares.shape != (pairs,):
@@ -201,12 +206,13 @@ class NGramDraft(nnx.Module):
         )
 
     def save(self, directory: str, about: Mapping[str, Any] | None = None) -> None:
-        """Writes `ngram.safetensors` into a directory, local (made where it does not exist) or gs://.
+        """Writes `ngram.safetensors` into a directory, local (made where it does not exist) or gs://; of a unigram, p(x) alone.
 
         Args:
           about: JSON values to be kept with it; see `NGramInfo`.
         """
         arrays = {name: np.asarray(getattr(self, name)[...]) for name in _NAMES}
+        arrays = arrays if self.longest else {"unigram": arrays["unigram"]}
         special = {"start_id": self.start_id, "eos_id": self.eos_id}
         metadata = {_KEY: json.dumps({**(about or {}), **special}, sort_keys=True)}
         storage.write_bytes(storage.join(directory, FILE), safetensors.numpy.save(arrays, metadata=metadata))

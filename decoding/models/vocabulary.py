@@ -1,6 +1,7 @@
 """Models over other tokens than their own: vocabularies padded by different amounts (Qwen2's 72B has 152,064 rows, its 0.5B
 151,936, their tokeniser fewer), and drafts that guess frequent tokens only."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from decoding.models.base import LanguageModel, State, eos_ids
+from decoding.models.base import LanguageModel, Shape, State, eos_ids
 from decoding.models.wrapped import Wrapped
 
 
@@ -63,6 +64,11 @@ class SomeTokens(OtherTokens):
     def over(self, logits: jax.Array) -> jax.Array:
         banned = jnp.full((*logits.shape[:-1], 1), -jnp.inf, logits.dtype)
         return jnp.concatenate([logits, banned], axis=-1)[..., self.columns[...]]
+
+
+def with_head_of(config: Shape, count: int) -> Shape:
+    """A shape whose head is its own and has `count` columns; where it was tied, the embedding stays whole."""
+    return dataclasses.replace(config, tied=False, head_tokens=count)
 
 
 def cut(models: Sequence[LanguageModel], vocab_size: int | None) -> list[LanguageModel]:

@@ -56,6 +56,8 @@ def prepare(config: JobConfig, output: str) -> Distillation:
       FolderError: a folder is not one of the target's texts.
     """
     config = pin_models(config)
+    # Its head is trained whole: which tokens it guesses is for those who use it.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, draft_vocabulary="", draft_vocabulary_size=0))
     settings, model = config.distill, config.model
     alone = dataclasses.replace(
         config, model=dataclasses.replace(model, draft=""), decoding=dataclasses.replace(config.decoding, gamma=0)

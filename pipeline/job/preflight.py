@@ -284,7 +284,7 @@ def _check_vocabulary(model: ModelConfig, target: decoding.CheckpointInfo, piece
     if info.vocab_size != target.vocab_size or info.about.get("pieces_sha256", pieces_sha256(pieces)) != pieces_sha256(pieces):
         raise ConfigError(
             f"model.draft_vocabulary is {folder!r}, which was fitted with another tokeniser than that of {model.target!r}; "
-            "allowed: an n-gram fitted with the same one (python -m pipeline.fit_ngram)"
+            'allowed: an n-gram fitted with the same one (python -m pipeline.fit_ngram), or "" for drafts of all tokens'
         )
     if size > target.vocab_size:
         raise ConfigError(f"model.draft_vocabulary_size is {size}; allowed: 1 to {target.vocab_size}, the target's vocabulary")

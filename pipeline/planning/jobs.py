@@ -7,6 +7,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from decoding import DecodingConfig, sharding
 from decoding.checkpoints import CheckpointError, architecture, find_checkpoint
@@ -18,6 +19,7 @@ from decoding.drafts.suffixes import is_index
 from decoding.engine import Generator
 from decoding.models.linear import RoundedWeight
 from decoding.models.resident import ROUNDED, round_abstract
+from decoding.models.vocabulary import SomeTokens, with_head_of
 from decoding.programs import max_positions, prefill_rows
 from decoding.registry import DRAFTS, drafts_of
 from pipeline.job.preflight import check_models, models_of
@@ -38,20 +40,30 @@ def abstract_models(config: JobConfig, vocab_size: int | None = None):
       ConfigError: a model cannot be found.
     """
 
-    def model(setting: str, path: str):
+    dtype = DTYPES[config.model.dtype]
+
+    def model(setting: str, path: str, guesses: int = 0):
         try:
             if name := path.rpartition("preset:")[2] if "preset:" in path else "":
-                return architecture.abstract_model(name, DTYPES[config.model.dtype])
-            return sharding.abstract(find_checkpoint(path).config, DTYPES[config.model.dtype])
+                shape = architecture.parse_config(*architecture.resolve(name))
+            else:
+                shape = find_checkpoint(path).config
         except (CheckpointError, OSError) as error:
             raise ConfigError(f"{setting} is {path!r}: {error}") from error
+        whole = sharding.abstract(with_head_of(shape, guesses) if guesses else shape, dtype)
+        return nnx.eval_shape(lambda: SomeTokens(whole, range(guesses))) if guesses else whole
 
     target, name = model("model.target", config.model.target), config.model.draft
     if not name or config.decoding.gammas == (0,):
         return target, None
     if len(drafts_of(name)) == 1 and name not in DRAFTS and not is_ngram(name) and not is_index(name):
-        return target, model("model.draft", name)
+        return target, model("model.draft", name, config.model.draft_vocabulary_size)
     return target, fitted(target, models_of(config.model).load_draft(), vocab_size)[1]
+
+
+def inner(model):
+    """A model itself, where its logits are of some tokens alone."""
+    return model.model if isinstance(model, SomeTokens) else model
 
 
 def placed(target, mesh: jax.sharding.Mesh | None, weights: str):
@@ -127,7 +139,7 @@ class SliceJob:
             mesh = jax.sharding.AbstractMesh((mesh.shape["data"], 1), ("data", "model"))
         config = self.config
         return roofline.step_work(
-            model,
+            inner(model),
             mesh,
             slots=config.num_slots,
             positions=positions,
@@ -148,7 +160,11 @@ def slice_job(config: JobConfig, options: PlanOptions) -> SliceJob:
     target, draft = abstract_models(config, vocab_size)
     target = placed(target, mesh, config.model.weights)
     if draft is not None and options.split_draft and draft.config is not None:
-        draft = sharding.shard(draft, mesh)
+        split = sharding.shard(inner(draft), mesh)
+        if draft is inner(draft):
+            draft = split
+        else:
+            draft.model = split
     return SliceJob(
         topology=topology,
         limit=memory.usable(topology),

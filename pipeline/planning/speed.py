@@ -5,15 +5,15 @@ import dataclasses
 import jax
 import numpy as np
 
-import decoding
 from decoding import sharding, theory
 from decoding.checkpoints import architecture
 from decoding.checkpoints.load import DTYPES
 from decoding.programs import max_positions
 from pipeline.benchmarking.passes import PassTimer
+from pipeline.job.preflight import models_of
 from pipeline.planning import chips, roofline
 from pipeline.planning.command import PlanOptions
-from pipeline.planning.jobs import SliceJob, abstract_models
+from pipeline.planning.jobs import SliceJob, abstract_models, inner
 from pipeline.settings import JobConfig
 
 _LONGEST = 16  # γ that the best is looked for among
@@ -63,7 +63,7 @@ def measured(config: JobConfig, options: PlanOptions) -> dict:
     target, draft = abstract_models(config)
     room = max_positions(dataclasses.replace(decoding_config, num_slots=slots))
     result = {"device": device.device_kind, "num_slots": slots, "passes": []}
-    seconds = {}
+    seconds, models = {}, models_of(dataclasses.replace(config.model, mesh=""))
     for name, shape, widths in (("target", target, [1, gamma + 1]), ("draft", draft, [1])):
         if shape is None or shape.config is None:
             continue
@@ -72,7 +72,7 @@ def measured(config: JobConfig, options: PlanOptions) -> dict:
         if "preset:" in path:
             model = architecture.build(shape.config, DTYPES[dtype])
         else:
-            model = decoding.load_model(path, dtype=dtype)
+            model = models.load_target() if name == "target" else models.load_draft()
         timer = PassTimer(
             model,
             num_slots=slots,
@@ -88,7 +88,7 @@ def measured(config: JobConfig, options: PlanOptions) -> dict:
             if chip:
                 mesh = jax.sharding.AbstractMesh((1, 1), ("data", "model"))
                 work = roofline.step_work(
-                    sharding.shard(shape, mesh),
+                    sharding.shard(inner(shape), mesh),
                     mesh,
                     slots=slots,
                     positions=width,

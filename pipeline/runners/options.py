@@ -176,6 +176,7 @@ def paths_of(config: JobConfig, output: str) -> dict[str, str]:
         "model.target": model.target,
         "model.draft": max(drafts_of(model.draft), key=os.path.isabs),
         "model.tokenizer": model.tokenizer,
+        "model.draft_vocabulary": model.draft_vocabulary,
         "score.generations": config.score.generations,
         **{f"score.drafts.{name}": path for name, path in config.score.drafts.items()},
     }

@@ -157,10 +157,10 @@ def _paths(cls: type, path: str = "") -> Iterator[str]:
 
 
 def _adapted(settings: Mapping[str, Any], overridden: set[str]) -> Mapping[str, Any]:
-    """`settings` without what a config file says of another input or draft than the command line names.
+    """`settings` without what a config file says of another input, target or draft than the command line names.
 
-    A text file has no fields, so that those of the file's own input do not apply to it; nor does its γ where the draft is
-    set to nothing: that is plain decoding.
+    A text file has no fields, so that those of the file's own input do not apply to it; nor does its draft vocabulary, which
+    is one of its target's pieces, to another target; nor its γ where the draft is set to nothing: that is plain decoding.
     """
     input_, model, decoding = ({**section} if isinstance(section := settings.get(name, {}), Mapping) else None
                                for name in ("input", "model", "decoding"))  # fmt: skip
@@ -170,6 +170,10 @@ def _adapted(settings: Mapping[str, Any], overridden: set[str]) -> Mapping[str, 
         for name in ("input_field", "target_field", "id_field"):
             if f"--config.input.{name}" not in overridden:
                 input_.pop(name, None)
+    if "--config.model.target" in overridden and "--config.model.draft_vocabulary" not in overridden:
+        model.pop("draft_vocabulary", None)
+    if not model.get("draft_vocabulary", "") and "--config.model.draft_vocabulary_size" not in overridden:
+        model.pop("draft_vocabulary_size", None)
     given = "--config.decoding.gamma" in overridden or ("gamma" in decoding and "--config.model.draft" not in overridden)
     hinted = input_.get("hint_field") or input_.get("hint_folder")  # then a draft copies from them
     if not model.get("draft", "") and not given and not hinted:
@@ -187,7 +191,8 @@ def _refuse_absent_examples(config: JobConfig) -> None:
     """Presets name samples that lie beside them in the repository; an installed package comes without."""
     model = config.model
     for setting, path in [*(("input.pattern", path) for path in config.input.patterns),
-                          ("model.target", model.target), ("model.draft", model.draft)]:  # fmt: skip
+                          ("model.target", model.target), ("model.draft", model.draft),
+                          ("model.draft_vocabulary", model.draft_vocabulary)]:  # fmt: skip
         if path.startswith(f"{_EXAMPLES}{os.sep}") and not _EXAMPLES.is_dir():
             name = os.path.relpath(path, _EXAMPLES.parent)
             raise ConfigError(

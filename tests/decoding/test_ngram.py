@@ -73,6 +73,8 @@ def test_rows_are_distributions_and_survive_saving(tmp_path):
         draft.save(directory, {"order": order})
         np.testing.assert_array_equal(probabilities(decoding.NGramDraft.load(directory), np.arange(6)), found)
         assert ngram.read_info(directory) == ngram.NGramInfo(6, 0, 1, {"order": order})
+        arrays = safetensors.numpy.load_file(tmp_path / "new" / str(order) / ngram.FILE)
+        assert list(arrays) == ["unigram"] if order == 1 else len(arrays) == 5
         assert [path.name for path in (tmp_path / "new" / str(order)).iterdir()] == [ngram.FILE]
 
 

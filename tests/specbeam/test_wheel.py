@@ -50,6 +50,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     lines = (ROOT / "examples" / "data" / "ende_software.test.jsonl").read_text().splitlines(keepends=True)
     (elsewhere / "mine.jsonl").write_text("".join(lines[:6]))
     words += [f"--config.model.{name}=examples/models/ende_software/{name}" for name in ("target", "draft")]
+    words += ["--config.model.draft_vocabulary=examples/models/ende_software/unigram"]
     run(*words, "--config.input.pattern=mine.jsonl", "--config.decoding.input_buckets=(64,)")
     assert len(run(command, "show", "out/quickstart", "--jsonl").splitlines()) == 6
     assert "complete" in run(command, "inspect", "out/quickstart")
