@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import decoding
-from benchmarks.workloads import PAD, read_sentences
+from benchmarks.workloads import EOS, read_sentences
 from tests.decoding.test_same_bits import PAIR
 
 CLOSE = 1e-4
@@ -27,8 +27,9 @@ def theirs(inputs) -> list[list[tuple[list[int], float]]]:
                 torch.tensor([tokens]), do_sample=False, max_new_tokens=NEW_TOKENS, num_beams=BEAMS, length_penalty=0.6,
                 num_return_sequences=BEAMS, output_scores=True, return_dict_in_generate=True,
             )  # fmt: skip
-        texts = [[*text[1:], PAD] for text in out.sequences.tolist()]
-        found.append([(text[: text.index(PAD)], score) for text, score in zip(texts, out.sequences_scores.tolist())])
+        texts = [text[1:] for text in out.sequences.tolist()]  # padded, behind EOS, with EOS
+        ends = [text.index(EOS) + 1 if EOS in text else len(text) for text in texts]
+        found.append([(text[:end], score) for text, end, score in zip(texts, ends, out.sequences_scores.tolist())])
     return found
 
 
