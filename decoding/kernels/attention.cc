@@ -20,9 +20,10 @@ constexpr int kQueries = 4;
 constexpr int kTogether = native::kBytes == 64 ? 2 : 1;  // vectors of keys, or of outputs, whose sums fit the registers
 constexpr int64_t kSpan = kTogether * kLanes;
 static_assert(kKeys % kSpan == 0, "keys that are scored at once lie together");
+#define INLINE inline __attribute__((always_inline))
 // f(0) to f(n - 1), each number known when it is compiled: what it indexes stays in registers.
 template <int i> struct Index { constexpr operator int() const { return i; } };
-template <int n, class F> inline void each(F f) {
+template <int n, class F> INLINE void each(F f) {
   if constexpr (n > 0) each<n - 1>(f), f(Index<n - 1>{});
 }
 
@@ -67,13 +68,13 @@ void tile(const float* q, const Query* queries, const float* key, const float* v
     Floats sums[R][kTogether] = {};
     for (int64_t d = 0; d < D; d++) {
       const float* at = key + key_at(t, d, D);
-      each<kTogether>([&](auto v) {
+      each<kTogether>([&](auto v) __attribute__((always_inline)) {
         const Floats keys = load(at + v * kLanes);
-        each<R>([&](auto r) { sums[r][v] += q[r * D + d] * keys; });
+        each<R>([&](auto r) __attribute__((always_inline)) { sums[r][v] += q[r * D + d] * keys; });
       });
     }
-    each<R>([&](auto r) {
-      each<kTogether>([&](auto v) {
+    each<R>([&](auto r) __attribute__((always_inline)) {
+      each<kTogether>([&](auto v) __attribute__((always_inline)) {
         if (tree) store(scores + r * stride + t + v * kLanes, sums[r][v]);
         else finish(r, t + v * kLanes, sums[r][v]);
       });
@@ -100,19 +101,19 @@ void tile(const float* q, const Query* queries, const float* key, const float* v
       const int64_t at = d + v * kLanes, width = min(max(D - at, int64_t{0}), kLanes);
       return width == kLanes ? load(value + t * D + at) : load_some(value + t * D + at, width, 0);
     };
-    const auto own = [&](auto r, int64_t t, int64_t end) {  // keys that not all of these queries see
+    const auto own = [&](auto r, int64_t t, int64_t end) __attribute__((always_inline)) {  // keys that not all of these queries see
       for (; t < end; t++)
-        each<kTogether>([&](auto v) { sums[r][v] += scores[r * stride + t] * values(place(r, t), v); });
+        each<kTogether>([&](auto v) __attribute__((always_inline)) { sums[r][v] += scores[r * stride + t] * values(place(r, t), v); });
     };
-    each<R>([&](auto r) { own(r, queries[r].first, min(from, queries[r].keys)); });
+    each<R>([&](auto r) __attribute__((always_inline)) { own(r, queries[r].first, min(from, queries[r].keys)); });
     for (int64_t t = from; t < fewest; t++)
-      each<kTogether>([&](auto v) {
+      each<kTogether>([&](auto v) __attribute__((always_inline)) {
         const Floats shared = values(place(0, t), v);
-        each<R>([&](auto r) { sums[r][v] += scores[r * stride + t] * shared; });
+        each<R>([&](auto r) __attribute__((always_inline)) { sums[r][v] += scores[r * stride + t] * shared; });
       });
-    each<R>([&](auto r) {
+    each<R>([&](auto r) __attribute__((always_inline)) {
       own(r, max(from, fewest), queries[r].keys);
-      each<kTogether>([&](auto v) {
+      each<kTogether>([&](auto v) __attribute__((always_inline)) {
         const int64_t at = d + v * kLanes;
         if (at < D) store_some(queries[r].out + at, sums[r][v] * inverse[r], D - at);
       });
