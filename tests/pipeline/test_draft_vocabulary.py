@@ -3,15 +3,19 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors import safe_open
 
 from decoding.config import ACCEPTED, CORRECTED
 from decoding.drafts import ngram
-from pipeline import fit_ngram, generate, quickstart
+from pipeline import fit_ngram, generate, plan, quickstart
 from pipeline.distilling.prepare import prepare
 from pipeline.job.preflight import check_models, models_of
+from pipeline.planning import chips
+from pipeline.planning.jobs import abstract_models
 from pipeline.runners.options import paths_of
 from pipeline.settings import parse_command_line
 from tests.pipeline.conftest import SENTENCES
@@ -107,7 +111,7 @@ def test_a_training_is_the_same_with_it(command, tmp_path, models, unigram):
 
 
 def test_the_shipped_pair_guesses_4096_pieces_in_all_of_quickstarts_runs():
-    """What is shipped is the counts alone, and of enough text: a piece that was never seen is not among the guesses."""
+    """What is shipped is p(x) alone, and of enough text: a piece that was never seen is not among the guesses."""
     config = parse_command_line([*quickstart.PARTS["translation"].settings, "--output=out"]).config
     check_models(config)
     draft = models_of(config.model).load_draft()
@@ -117,3 +121,23 @@ def test_the_shipped_pair_guesses_4096_pieces_in_all_of_quickstarts_runs():
     with safe_open(file, framework="numpy") as opened:
         seen = np.sort(opened.get_tensor("unigram"))
     assert seen[-4096] > seen[0]
+
+
+def test_a_plan_has_the_drafts_very_shape():
+    plain = ("--config.model.weights=plain", "--config.model.draft_weights=plain")
+    config = parse_command_line([QUICKSTART, "--output=out", *plain]).config
+    shapes = lambda model: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), nnx.to_pure_dict(nnx.state(model)))
+    assert shapes(abstract_models(config)[1]) == shapes(models_of(config.model).load_draft())
+
+
+@pytest.mark.parametrize("split", [(), ("--split_draft",)])
+def test_a_plan_counts_the_head_that_is_there(monkeypatch, tmp_path, split):
+    monkeypatch.setattr(chips, "has_compiler", lambda: False)
+    results = []
+    for words in ((), ("--config.model.draft_vocabulary=",)):
+        assert plan.main([QUICKSTART, *words, *split, "--topology=v4:2x2x1", f"--json={tmp_path / 'plan.json'}"]) == 0
+        results.append(json.loads((tmp_path / "plan.json").read_text()))
+    some, whole = results
+    saved = 4 * 128 * 4096 // (4 if split else 1) - 4 * 8192  # half of the head, less where each token's column is
+    assert whole["memory"]["parameters"] - some["memory"]["parameters"] == saved
+    assert some["predicted"]["draft_seconds"] < whole["predicted"]["draft_seconds"]
