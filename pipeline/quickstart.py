@@ -60,9 +60,9 @@ PARTS = {
         "SmolLM2-135M-Instruct corrects texts, its draft copies from them",
         (f"--config={_ROOT / 'configs' / 'smollm2.py'}:correct",),
         gamma=5,
-        texts=8,
-        examples=3,
-        repeats=5,
+        texts=6,
+        examples=2,
+        repeats=6,
     ),
     "translation": Part(
         "a small T5 pair, which comes with SpecBeam, translates",
@@ -70,7 +70,7 @@ PARTS = {
         gamma=3,
         texts=0,
         examples=16,
-        repeats=5,
+        repeats=12,
     ),
 }
 

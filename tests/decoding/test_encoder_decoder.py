@@ -99,6 +99,7 @@ def small(folder: pathlib.Path, name: str):
     return decoding.load_model(str(folder / name))
 
 
+@pytest.mark.slow
 def test_samples_have_the_targets_law():
     """Of one kind: a BART of six tokens, by chi-square as in test_exactness.py."""
     from flax import nnx

@@ -87,6 +87,7 @@ def test_speculation_tells_who_failed_and_leaves_no_trace_in_a_text(bad, method)
         assert faults == plain
 
 
+@pytest.mark.slow
 def test_a_model_may_ban_tokens():
     target = scripted.random_script(0)
     table = np.array(target.table[...])
@@ -104,7 +105,7 @@ def with_embedding(path: str, weights: str, change):
     return model if weights == "plain" else pack_model(model)
 
 
-@pytest.mark.parametrize("weights", ["", "plain"])
+@pytest.mark.parametrize("weights", [pytest.param("", marks=pytest.mark.slow), "plain"])
 def test_caches_of_a_failed_row_spoil_nobody(golden, weights):
     """An embedding that is NaN: whoever has the token fills a slot's caches with NaN, and others come after."""
     path = str(golden / "t5_v1_1_target")

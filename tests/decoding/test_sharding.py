@@ -41,6 +41,7 @@ def check(case: str, found: dict) -> None:
     assert found["same_tokens"] and found["tokens"] > 20, (case, found)
 
 
+@pytest.mark.slow
 def test_logits_and_speculative_greedy_tokens_are_those_of_one_device():
     check("t5:2:4", quick()["t5:2:4"])
 

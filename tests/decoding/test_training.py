@@ -22,6 +22,7 @@ from decoding.training.weights import Weights, assemble, sources_of
 GOLDEN = pathlib.Path(__file__).parent.parent / "testdata" / "golden"
 TARGET = str(GOLDEN / "t5_v1_1_target")
 LAWS = (Law(1.0), Law(0.0))
+slowly = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_attention_over_blocks_has_the_gradient_of_attention():
 # Where weights begin.
 
 
-@pytest.mark.parametrize("name", ["t5_v1_0", "t5_v1_1_target", "umt5", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["t5_v1_1_target", "gpt2", slowly("t5_v1_0"), slowly("umt5"), slowly("llama")])
 def test_weights_are_the_files_tensors_and_make_the_same_model(tmp_path, name):
     weights = Weights.read(str(GOLDEN / name))
     stored = load_file(GOLDEN / name / "model.safetensors")
@@ -148,7 +149,7 @@ def test_new_embeddings_are_the_targets_principal_components():
     np.testing.assert_array_equal(same.tensors["lm_head.weight"], target.tensors["lm_head.weight"])
 
 
-@pytest.mark.parametrize("name", ["t5_v1_0", pytest.param("t5_v1_1_draft", marks=pytest.mark.slow), "llama"])
+@pytest.mark.parametrize("name", ["t5_v1_0", slowly("t5_v1_1_draft"), slowly("llama")])
 def test_a_draft_grows_without_changing_its_logits(name):
     draft = Weights.read(str(GOLDEN / name))
     if name == "llama":
@@ -227,7 +228,7 @@ def test_alpha_rises_and_is_what_scoring_finds(target):
             assert not beta[row, len(text.tokens) :].any()
 
 
-@pytest.mark.parametrize("name", ["t5_v1_1_draft", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["t5_v1_1_draft", slowly("llama")])
 def test_the_drafts_own_texts_are_what_it_draws(name):
     """Greedy ones token for token, and those at temperature 1 by chi-square of their first tokens (20 most likely)."""
     start = Weights.read(str(GOLDEN / name))
@@ -259,7 +260,7 @@ def test_the_drafts_own_texts_are_what_it_draws(name):
     assert scipy.stats.chisquare(seen, expected).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", ["t5_v1_1_draft", "t5_v1_0", "gpt2"])
+@pytest.mark.parametrize("name", [slowly("t5_v1_1_draft"), pytest.param("t5_v1_0", marks=pytest.mark.soak), "gpt2"])
 def test_products_of_bfloat16_have_nearly_the_same_loss_and_gradient(name):
     """Against float32's, of heads that are tied and that are not: rounding to 8 bits of mantissa is 0.4% of a factor."""
     start = Weights.read(str(GOLDEN / name))
@@ -280,6 +281,7 @@ def test_products_of_bfloat16_have_nearly_the_same_loss_and_gradient(name):
     assert 0.99 < cosine < 1 - 1e-9, cosine  # near, and not the same program
 
 
+@pytest.mark.slow
 def test_a_share_of_the_steps_is_on_the_drafts_own_texts(target):
     recipe = Recipe(steps=8, own_share=0.25)
     assert [step for step in range(1, 9) if recipe.own(step)] == [4, 8]
@@ -292,6 +294,7 @@ def test_a_share_of_the_steps_is_on_the_drafts_own_texts(target):
     assert same == [True, False]
 
 
+@pytest.mark.slow
 def test_without_a_target_references_are_learnt_by_their_cross_entropy():
     start = Weights.new({**json.loads((GOLDEN / "t5_v1_1_draft" / "config.json").read_text())}, 0)
     recipe = Recipe(steps=40, batch_tokens=256, kl_weight=1.0, warmup_steps=5, rate=0.01)

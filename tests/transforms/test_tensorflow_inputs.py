@@ -200,6 +200,7 @@ def test_without_tensorflow(monkeypatch, format):
 TEXTS = RecordFields("inputs_pretokenized", "targets_pretokenized")
 
 
+@pytest.mark.slow
 def test_paper_tasks(data_dir, spiece, tmp_path):
     """Text with T5's prefix; tokens by the model's own vocabulary are the ones that its tokeniser yields for the text."""
     import sentencepiece

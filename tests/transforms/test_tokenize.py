@@ -322,6 +322,7 @@ def test_gguf_sentencepiece(folder, tmp_path):
     assert tokenizer.decode(ids) == "a file"
 
 
+@pytest.mark.slow
 def test_gguf_t5(tmp_path):
     """T5's own kind, padded up to the model's vocabulary, with a sentinel that was added: as its spiece.model's."""
     data = tiny_tokenizers.sentencepiece_model(0, 300, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
