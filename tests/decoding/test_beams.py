@@ -117,8 +117,8 @@ def test_speculative_is_plain_bit_for_bit(draft, width, times, gamma):
 @pytest.mark.parametrize(
     "family, draft",
     [
-        ("scripted", "itself"),
-        pytest.param("scripted", "lookup", marks=pytest.mark.slow),
+        pytest.param("scripted", "itself", marks=pytest.mark.slow),
+        pytest.param("scripted", "lookup", marks=pytest.mark.soak),
         *(pytest.param(name, "itself", marks=pytest.mark.slow) for name in SHAPES),
     ],
 )

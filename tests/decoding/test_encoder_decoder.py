@@ -122,6 +122,7 @@ def test_samples_have_the_targets_law():
     assert reference.chi_square([tuple(row.tokens[:3].tolist()) for row in rows], wrong)[0] < 1e-9
 
 
+@pytest.mark.slow
 def test_inputs_say_what_texts_begin_with():
     """NLLB's target languages, from row to row, with a draft that is a model too."""
     name = "m2m_100"

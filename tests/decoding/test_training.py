@@ -139,6 +139,7 @@ def test_layers_are_the_targets_own_the_first_and_the_last(name, counts):
         Weights.of_layers(target, {"num_decoder_layers": 99})
 
 
+@pytest.mark.slow
 def test_new_embeddings_are_the_targets_principal_components():
     target = Weights.read(TARGET)
     draft = Weights.new({**target.raw, "d_model": 16, "num_layers": 1}, 0, target)
@@ -260,7 +261,7 @@ def test_the_drafts_own_texts_are_what_it_draws(name):
     assert scipy.stats.chisquare(seen, expected).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", [slowly("t5_v1_1_draft"), pytest.param("t5_v1_0", marks=pytest.mark.soak), "gpt2"])
+@pytest.mark.parametrize("name", [slowly("t5_v1_1_draft"), *(pytest.param(name, marks=pytest.mark.soak) for name in ("t5_v1_0", "gpt2"))])
 def test_products_of_bfloat16_have_nearly_the_same_loss_and_gradient(name):
     """Against float32's, of heads that are tied and that are not: rounding to 8 bits of mantissa is 0.4% of a factor."""
     start = Weights.read(str(GOLDEN / name))

@@ -68,6 +68,7 @@ def test_without_libtpu_there_is_an_estimate_and_it_says_so(monkeypatch, capsys,
     assert found["memory"]["compiled"] is False and found["programs"] == {} and found["mesh"] == {"data": 1, "model": 2}
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_says_how_much_is_missing_and_what_would(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(chips, "has_compiler", lambda: False)
     status, found = run(*SMALL, "--topology=v5e:2x2", "--chips=1", "--num_slots=2000", tmp_path=tmp_path)

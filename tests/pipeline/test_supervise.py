@@ -17,6 +17,7 @@ from tests.pipeline.helpers import files, summary
 from tests.scaleout.processes import children, launch
 
 
+@pytest.mark.slow
 def test_a_deadly_shard_is_set_aside_and_done_once_its_cause_is_gone(command, tmp_path):
     out = tmp_path / "out"
     launched = launch(command("--direct_num_workers=2"), "deadly=('input.jsonl:12',)")
