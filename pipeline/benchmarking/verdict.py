@@ -76,8 +76,11 @@ def of_settings(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     several = len({row.get("draft") for row in rows}) > 1
     where = lambda row: f"{_where(row)}, draft {row['draft']}" if several else _where(row)
-    # Why a choice of γ = "auto" wins is seen at the γ that it takes.
-    best = max([row for row in rows if row["gamma"] != "auto"] or rows, key=lambda row: row["speedup"]["mean"])
+    # Why a choice of γ = "auto" wins is seen at the γ that it takes: it is told of only where it alone is sure to win.
+    sure = [row for row in rows if row["speedup"]["low"] is not None and row["speedup"]["low"] > 1]
+    fixed = [row for row in rows if row["gamma"] != "auto"]
+    candidates = sure if sure and not any(row in fixed for row in sure) else fixed or rows
+    best = max(candidates, key=lambda row: row["speedup"]["mean"])
     text = verdict(
         best["speedup"],
         gamma=best["gamma"],

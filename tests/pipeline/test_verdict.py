@@ -68,3 +68,15 @@ def test_of_a_benchmark_the_best_setting_is_told_and_where_it_loses():
     assert "a call over 4 positions costs 1.25" in text
     assert text.endswith("It loses in 1 of 3 settings, most at 8 slots, temperature 0, γ = 3: 0.80 times.")
     assert of_benchmark({"rows": [row(0, None)], "costs": [cost]}) == ""
+
+
+def test_a_choice_of_gamma_that_alone_is_sure_to_win_is_what_is_told():
+    cost = {"num_slots": 1, "c": None, "pass_cost": {"4": ratio(1.9, 1.6, 2.2)}}
+    rows = [row(0, None), row(3, ratio(1.13, 0.95, 1.35)), row("auto", ratio(1.32, 1.15, 1.52))]
+    assert of_benchmark({"rows": rows, "costs": [cost]}) == (
+        "Speculation pays here: at 1 slot, temperature 0, γ = auto is 1.32 times (1.15 to 1.52) as fast as plain decoding, "
+        "because of the guesses 50% are accepted (α), 1.90 tokens a call."
+    )
+    rows[2] = row("auto", ratio(1.3, 0.9, 1.5))
+    assert of_benchmark({"rows": rows, "costs": [cost]}).startswith("Whether speculation pays here is open: at 1 slot")
+    assert "γ = 3 is 1.13" in of_benchmark({"rows": rows, "costs": [cost]})
