@@ -25,7 +25,7 @@ FORMS = ["float32", pytest.param("plain", marks=pytest.mark.slow)] if kernels.av
 # Every family, and one that has most of what is new for the others.
 ONE = [pytest.param(name, marks=[] if name == "gemma2" else pytest.mark.slow) for name in FAMILIES]
 WITH_WINDOWS = [one for one in ONE if one.values[0] in ("gemma2", "gemma3", "mistral", "phi3")]
-TABLES = [pytest.param("bigram", marks=pytest.mark.soak), pytest.param("prompt_lookup", marks=pytest.mark.slow)]
+TABLES = [pytest.param(kind, marks=pytest.mark.soak) for kind in ("bigram", "prompt_lookup")]
 
 BUCKETS = (4, 24)
 

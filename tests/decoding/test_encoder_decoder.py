@@ -19,8 +19,7 @@ GOLDEN = hf_models.GOLDEN_DIRECTORY
 FAMILIES = tuple(hf_models.ENCODER_DECODERS)
 FORMS = ["plain", *(["float32"] if kernels.available() else [])]
 
-
-TABLES = ("bigram", "prompt_lookup")
+DRAFTS = ["transformer", pytest.param("prompt_lookup", marks=pytest.mark.slow), pytest.param("bigram", marks=pytest.mark.soak)]
 
 # Every family, and one that stands for the others where these differ in nothing that is tested.
 ONE = [pytest.param(name, marks=[] if name == "m2m_100" else pytest.mark.slow) for name in FAMILIES]
@@ -72,7 +71,7 @@ def test_greedy_tokens_are_transformers(family, gamma):
         assert len(text) == 24 or text[-1] == model.eos_id
 
 
-@pytest.mark.parametrize("kind", ["transformer", *(pytest.param(kind, marks=pytest.mark.slow) for kind in TABLES)])
+@pytest.mark.parametrize("kind", DRAFTS)
 @pytest.mark.parametrize("name", ONE)
 def test_speculative_is_plain(name, kind, tmp_path):
     arrays = np.load(GOLDEN / name / "golden.npz")

@@ -307,7 +307,7 @@ def test_pypis_compiler_builds_the_same_products(tmp_path):
     assert zigs.stdout == ours.stdout and ours.stdout.count("\n") == 3 * len(INSTRUCTION_SETS), zigs.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # its libraries are compiled first, in minutes
 def test_another_kind_of_processor_can_be_compiled_for(tmp_path, monkeypatch):
     """AArch64, with NEON, by PyPI's compiler: that the sources are its C++ too, not that they run there."""
     pytest.importorskip("ziglang")

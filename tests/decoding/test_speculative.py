@@ -148,7 +148,7 @@ def assert_equal_up_to_close_decisions(plain, rows, inputs, ids, model, seed=0) 
 
 
 @pytest.mark.slow  # by default test_engine.py shows it, with models that notice a hole in a cache
-@pytest.mark.parametrize(("draft", "gamma"), [("draft", 4), ("draft", 1), ("target", 7)])
+@pytest.mark.parametrize(("draft", "gamma"), [("draft", 4), pytest.param("draft", 1, marks=pytest.mark.soak), ("target", 7)])
 def test_coupled_samples_are_those_of_plain_decoding(generator, models, draft, gamma):
     inputs, ids = examples(40)
     plain = generator(gamma=0, verification="coupled").generate(inputs, ids)
