@@ -4,6 +4,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -53,17 +54,24 @@ def quickest(*args: str, expect: int = 0) -> tuple[float, str]:
     return min(seconds(*args, expect=expect) for _ in range(3))
 
 
+def limit() -> float:
+    """One second; on a slow or busy machine five times what takes a fifth of a second elsewhere."""
+    start = time.process_time()
+    sum(i * i for i in range(3_000_000))
+    return max(1.0, 5 * (time.process_time() - start))
+
+
 @pytest.mark.slow  # a busy machine makes everything slower
 @pytest.mark.parametrize("job", [*JOBS, SHOW])
 def test_seconds_of_processor_for_help_and_a_typo(job, command):
     used, shown = quickest("specbeam", job, "--help")
-    assert job in shown.replace("specbeam.show", SHOW) and used < 1.0, used
+    assert job in shown.replace("specbeam.show", SHOW) and used < limit(), used
     typo = "--config.decoding.gama=3" if job in ("generate", "score", "benchmark", "plan", "fit_ngram") else "--outptu=x"
     words = [*command(), typo] if job in ("generate", "score") else [command()[0], typo, "--inputs=x"]
     if job == "quickstart":
         return  # its flags are those of `generate`
     used, shown = quickest("specbeam", job, *words, expect=2)
-    assert shown.startswith("error: ") and used < 1.0, (used, shown)
+    assert shown.startswith("error: ") and used < limit(), (used, shown)
 
 
 @pytest.mark.slow
@@ -84,7 +92,7 @@ def test_seconds_of_processor(command, tmp_path):
     ):  # fmt: skip
         used, shown = quickest(*words, expect=expect)
         assert told in shown
-        assert used < 1.0, (words, used)
+        assert used < limit(), (words, used)
 
 
 def test_a_finished_folder_is_known_without_models(command, tmp_path, monkeypatch, capsys):
