@@ -1,9 +1,9 @@
 // Attention of the newest positions of every row over the keys and values that the row has, and nothing else.
 //
 // A tile is up to four queries that share a head of keys: they share every load of a key and of a value, and sixteen keys, or
-// twice as many, are scored at once. Each score is a sum over D and each output a sum over keys, both in rising order, one query
-// independent of the others, so that its bits depend neither on S nor on the rows beside it. A node of a tree sees the keys of
-// its path one behind the other, wherever they lie: its bits are those of a text's position.
+// twice as many, are scored at once. Each score is a sum over D and each output a sum over keys, both in rising order, one
+// query independent of the others, so that its bits depend neither on S nor on the rows beside it. A node of a tree sees the
+// keys of its path one behind the other, wherever they lie: its bits are those of a text's position.
 //
 // Compiled once for each instruction set, as product.cc is and under the same rule: no templates of the standard library.
 #include "attention.h"
@@ -20,10 +20,10 @@ constexpr int kQueries = 4;
 constexpr int kTogether = native::kBytes == 64 ? 2 : 1;  // vectors of keys, or of outputs, whose sums fit the registers
 constexpr int64_t kSpan = kTogether * kLanes;
 static_assert(kKeys % kSpan == 0, "keys that are scored at once lie together");
-#define INLINE inline __attribute__((always_inline))
+#define INLINE __attribute__((always_inline))
 // f(0) to f(n - 1), each number known when it is compiled: what it indexes stays in registers.
 template <int i> struct Index { constexpr operator int() const { return i; } };
-template <int n, class F> INLINE void each(F f) {
+template <int n, class F> INLINE inline void each(F f) {
   if constexpr (n > 0) each<n - 1>(f), f(Index<n - 1>{});
 }
 
@@ -68,13 +68,13 @@ void tile(const float* q, const Query* queries, const float* key, const float* v
     Floats sums[R][kTogether] = {};
     for (int64_t d = 0; d < D; d++) {
       const float* at = key + key_at(t, d, D);
-      each<kTogether>([&](auto v) __attribute__((always_inline)) {
+      each<kTogether>([&](auto v) INLINE {
         const Floats keys = load(at + v * kLanes);
-        each<R>([&](auto r) __attribute__((always_inline)) { sums[r][v] += q[r * D + d] * keys; });
+        each<R>([&](auto r) INLINE { sums[r][v] += q[r * D + d] * keys; });
       });
     }
-    each<R>([&](auto r) __attribute__((always_inline)) {
-      each<kTogether>([&](auto v) __attribute__((always_inline)) {
+    each<R>([&](auto r) INLINE {
+      each<kTogether>([&](auto v) INLINE {
         if (tree) store(scores + r * stride + t + v * kLanes, sums[r][v]);
         else finish(r, t + v * kLanes, sums[r][v]);
       });
@@ -101,19 +101,19 @@ void tile(const float* q, const Query* queries, const float* key, const float* v
       const int64_t at = d + v * kLanes, width = min(max(D - at, int64_t{0}), kLanes);
       return width == kLanes ? load(value + t * D + at) : load_some(value + t * D + at, width, 0);
     };
-    const auto own = [&](auto r, int64_t t, int64_t end) __attribute__((always_inline)) {  // keys that not all of these queries see
+    const auto own = [&](auto r, int64_t t, int64_t end) INLINE {  // keys not all of these queries see
       for (; t < end; t++)
-        each<kTogether>([&](auto v) __attribute__((always_inline)) { sums[r][v] += scores[r * stride + t] * values(place(r, t), v); });
+        each<kTogether>([&](auto v) INLINE { sums[r][v] += scores[r * stride + t] * values(place(r, t), v); });
     };
-    each<R>([&](auto r) __attribute__((always_inline)) { own(r, queries[r].first, min(from, queries[r].keys)); });
+    each<R>([&](auto r) INLINE { own(r, queries[r].first, min(from, queries[r].keys)); });
     for (int64_t t = from; t < fewest; t++)
-      each<kTogether>([&](auto v) __attribute__((always_inline)) {
+      each<kTogether>([&](auto v) INLINE {
         const Floats shared = values(place(0, t), v);
-        each<R>([&](auto r) __attribute__((always_inline)) { sums[r][v] += scores[r * stride + t] * shared; });
+        each<R>([&](auto r) INLINE { sums[r][v] += scores[r * stride + t] * shared; });
       });
-    each<R>([&](auto r) __attribute__((always_inline)) {
+    each<R>([&](auto r) INLINE {
       own(r, max(from, fewest), queries[r].keys);
-      each<kTogether>([&](auto v) __attribute__((always_inline)) {
+      each<kTogether>([&](auto v) INLINE {
         const int64_t at = d + v * kLanes;
         if (at < D) store_some(queries[r].out + at, sums[r][v] * inverse[r], D - at);
       });

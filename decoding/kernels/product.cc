@@ -32,8 +32,9 @@ constexpr int vectors(int rows, int registers) {
   return most;
 }
 
-// What a tile reads: words of a panel, each with the weights of kSteps steps of K. kSpare registers hold something else than
-// sums.
+// What a tile reads: words of a panel, each with the weights of kSteps steps of K. kSpare of the registers for sums hold what
+// words become on their way.
+constexpr int kFewRegisters = kRegisters < 32 ? 3 : 0;
 struct Singles {
   using Sums = Floats;
   using Number = float;
@@ -42,7 +43,7 @@ struct Singles {
   static void add(Floats& sum, float x, Floats w) { sum += x * w; }  // fused: -ffp-contract=fast
 };
 struct Pairs : Singles {  // bfloat16
-  static constexpr int kSteps = 2, kSpare = kSums < 24 ? 3 : 0;
+  static constexpr int kSteps = 2, kSpare = kFewRegisters;
   static Floats weights(Words word, int step) { return (Floats)(step ? word & 0xffff0000 : word << 16); }
 };
 #if defined(__AVX512VNNI__)
@@ -55,7 +56,7 @@ constexpr uint32_t kZero = 0;
 struct Quads {
   using Sums = Ints;
   using Number = int32_t;
-  static constexpr int kSteps = 1, kSpare = kSums < 24 ? 3 : 0;
+  static constexpr int kSteps = 1, kSpare = kFewRegisters;
   static Ints weights(Words word, int) { return (Ints)word; }
 #if defined(__AVX512VNNI__)
   static void add(Ints& sum, int32_t x, Ints w) {
@@ -86,8 +87,8 @@ inline Ahead words_ahead(const uint32_t* w) {
   return {reinterpret_cast<const char*>(w + kAhead), kColumns * 4, kNear ? kColumns * 4 : 0};
 }
 
-// sums [R, kColumns] += x [R, steps] w [steps, kColumns], where words of a column and rows of sums lie kColumns apart: in strips
-// of as many columns as have room for their sums.
+// sums [R, kColumns] += x [R, steps] w [steps, kColumns], where words of a column and rows of sums lie kColumns apart: in
+// strips of as many columns as have room for their sums.
 template <class Read, int R>
 void tile(const typename Read::Number* x, int64_t stride, const uint32_t* w, int64_t steps, typename Read::Number* sums,
           Ahead& ahead) {
@@ -136,9 +137,8 @@ void accumulate(const typename Read::Number* x, int64_t stride, int64_t rows, co
   }
 }
 
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) && (__clang_major__ >= 12 || (!defined(__clang__) && __GNUC__ >= 11))
 // The tiles of AMX, a panel's words as they lie: 16 words of a column by 16 columns, times 16 rows of x.
-#if __clang_major__ >= 12 || (!defined(__clang__) && __GNUC__ >= 11)
 #define TILES __attribute__((target("amx-tile,amx-int8")))
 constexpr int64_t kTileWords = 16;
 
@@ -180,9 +180,8 @@ TILES void accumulate_tiles(const int32_t* x, int64_t stride, int64_t rows, cons
     _tile_stored(2, sums + 32, line);
   }
 }
-#else
-constexpr auto accumulate_tiles = accumulate<Quads>;
-#endif
+#elif defined(__AVX2__)
+constexpr auto accumulate_tiles = accumulate<Quads>;  // a processor, or a compiler, without them
 #endif
 
 void product_floats(const Call& call, int64_t panel, int64_t first, int64_t rows) {
@@ -221,7 +220,8 @@ void product_bytes(const Call& call, int64_t panel, int64_t first, int64_t rows)
   const Weight& weight = call.weight;
   const uint32_t* words = weight.panel(panel);
   const int64_t inputs = quads(weight.inputs), column = (panel - call.first_panel) * kColumns;
-  const int64_t span = rows > (kBytes == 64 ? kTileRows : kRows) ? 128 : inputs;  // what is read again for other rows stays in the first cache
+  // What is read again for other rows stays in the first cache.
+  const int64_t span = rows > (kBytes == 64 ? kTileRows : kRows) ? 128 : inputs;
   alignas(64) int32_t sums[kBlockRows * kColumns];
   for (; rows > 0; first += kBlockRows, rows -= kBlockRows) {
     const int64_t block = min(rows, kBlockRows);
@@ -229,11 +229,7 @@ void product_bytes(const Call& call, int64_t panel, int64_t first, int64_t rows)
     for (int64_t k = 0; k < inputs; k += span) {
       const uint32_t* w = words + (kInt8Head + k) * kColumns;
       const Ahead ahead = words_ahead(w);
-#if defined(__AVX512VNNI__)
       const auto add = call.tiles ? accumulate_tiles : accumulate<Quads>;
-#else
-      const auto add = accumulate<Quads>;
-#endif
       add(call.quantised + first * inputs + k, inputs, block, w, min(span, inputs - k), sums, ahead);
     }
     for (int64_t r = 0; r < block; ++r) {

@@ -36,7 +36,7 @@ struct Call {
   const float *bias, *residual;
   Activation activation;
   bool multiply;
-  // Where int8 is summed in int32, else null: rows as unsigned bytes, four to a word, and what a unit of each is worth;
+  // Where int8 is summed in int32, else null: rows as bytes, four to a word (product.cc), and what a unit of each is worth;
   // a row that bytes cannot hold (NaN, infinite or vanishing) is worth NaN and is summed in float32.
   const int32_t* quantised;
   const float* units;

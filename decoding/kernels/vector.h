@@ -50,8 +50,8 @@ template <class Mask, class Half> inline Two<Half> choose(Two<Mask> condition, T
 
 // Half by half: copied as a whole, a value would go through memory.
 template <class V> struct Memory {
-  static V load(const float* at) { V value; std::memcpy(&value, at, sizeof value); return value; }
-  static void store(float* at, V value) { std::memcpy(at, &value, sizeof value); }
+  static V load(const float* at) { return native::load<V>(at); }
+  static void store(float* at, V value) { native::store(at, value); }
 };
 template <class Half> struct Memory<Two<Half>> {
   static constexpr int64_t kHalf = sizeof(Half) / sizeof(float);

@@ -63,7 +63,7 @@ def of_benchmark(results: Mapping[str, Any]) -> str:
 
 
 def of_settings(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The verdict at the setting with the largest speedup; "" where none was measured.
+    """The verdict at the setting with the largest speedup, with γ = "auto" where it alone wins; "" where none was measured.
 
     Where speculation loses elsewhere among them, a second sentence says so.
 
@@ -77,10 +77,10 @@ def of_settings(rows: Sequence[Mapping[str, Any]]) -> str:
     several = len({row.get("draft") for row in rows}) > 1
     where = lambda row: f"{_where(row)}, draft {row['draft']}" if several else _where(row)
     # Why a choice of γ = "auto" wins is seen at the γ that it takes: it is told of only where it alone is sure to win.
-    sure = [row for row in rows if row["speedup"]["low"] is not None and row["speedup"]["low"] > 1]
     fixed = [row for row in rows if row["gamma"] != "auto"]
-    candidates = sure if sure and not any(row in fixed for row in sure) else fixed or rows
-    best = max(candidates, key=lambda row: row["speedup"]["mean"])
+    winning = [row for row in rows if row["speedup"]["low"] is not None and row["speedup"]["low"] > 1]
+    only_auto = winning and all(row["gamma"] == "auto" for row in winning)
+    best = max(winning if only_auto else fixed or rows, key=lambda row: row["speedup"]["mean"])
     text = verdict(
         best["speedup"],
         gamma=best["gamma"],
