@@ -39,9 +39,9 @@ def test_the_pair_on_300_sentences():
     """Identical texts in the same order but where two scores are closer than 1e-4, and scores within 1e-4."""
     target, draft = (decoding.load_model(str(PAIR / name)) for name in ("target", "draft"))
     data = PAIR.parents[1] / "data" / "ende_software.test.jsonl"
-    inputs = read_sentences(data, PAIR / "target" / "spiece.model", 128)[:SENTENCES]
+    inputs = read_sentences(data, PAIR / "target" / "spiece.model", 256)[:SENTENCES]
     config = decoding.DecodingConfig(
-        gamma=4, temperature=0.0, max_decode_tokens=NEW_TOKENS, input_buckets=(64, 128), num_beams=BEAMS, draft_beams=8,
+        gamma=4, temperature=0.0, max_decode_tokens=NEW_TOKENS, input_buckets=(64, 256), num_beams=BEAMS, draft_beams=8,
         num_return_sequences=BEAMS, length_penalty=0.6,
     )  # fmt: skip
     results = decoding.Generator(target, draft, config).generate(inputs, list(map(str, range(len(inputs)))))
