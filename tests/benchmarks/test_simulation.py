@@ -1,9 +1,12 @@
 """The study of shard sizes as a command."""
 import json
 
+import pytest
+
 from benchmarks import simulation
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys):
     costs = dict(
         slots=8, load=3.0, read_per_example=1e-4, decode_per_example=0.02, commit_per_example=4e-4, per_shard=0.003,

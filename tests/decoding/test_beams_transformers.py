@@ -52,7 +52,9 @@ def test_texts_and_scores_are_transformers(family, number):
         np.testing.assert_allclose([result.score for result in ours], [text["score"] for text in theirs], atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [_slow(name) if name in ("t5_v1_1_target", "bart", "llama") else _soak(name) for name in FAMILIES], indirect=True
+)
 @pytest.mark.parametrize("width, gamma", [_soak(4, 1), (4, 4), _soak(8, 3)])
 def test_speculative_is_plain(family, width, gamma):
     """A draft of the same weights with noise; copied guesses; the same texts, and scores but for the last bits."""

@@ -20,6 +20,7 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> 
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_t5x_from_a_bucket(golden, monkeypatch):
     with emulator.python_emulator() as url:
         emulator.use(monkeypatch, url)
@@ -32,7 +33,7 @@ def test_t5x_from_a_bucket(golden, monkeypatch):
     assert_same(fetched, parameters(decoding.load_model(str(golden / "t5x_tiny"), architecture=SHAPE, weights="plain")))
 
 
-@pytest.mark.slow  # it may have to build the emulator: the Python one leaves out generations, which OCDBT's stores need
+@pytest.mark.soak  # it may have to build the emulator: the Python one leaves out generations, which OCDBT's stores need
 def test_orbax_into_a_bucket_and_back(golden, monkeypatch):
     checkpoint = find_checkpoint(str(golden / "gpt2"))
     with emulator.go_emulator() as url:

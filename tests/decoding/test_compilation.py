@@ -84,7 +84,8 @@ def _run(program: str, **variables: str) -> str:
     [
         "import decoding, jax" + _PLAIN_JIT,
         "import jax, decoding" + _PLAIN_JIT,
-        "import transforms.decode, jax" + _PLAIN_JIT,  # what a worker of Beam's has imported before it loads a model
+        # What a worker of Beam's has imported before it loads a model.
+        pytest.param("import transforms.decode, jax" + _PLAIN_JIT, marks=pytest.mark.slow),
         _LATE,
     ],
     ids=["first", "jax first", "worker", "backend first"],

@@ -55,6 +55,7 @@ def test_logits_are_transformers(loaded):
 
 
 @pytest.mark.parametrize("name", WITH_WINDOWS)
+@pytest.mark.slow
 def test_windows_are_noticed(name):
     """The reference texts are longer than the windows: a model that saw everything would not pass."""
     model = decoding.load_model(str(GOLDEN / name), weights="plain")

@@ -58,7 +58,9 @@ def pair(tmp_path_factory):
     return target, decoding.load_model(path("draft", 10, 1), tokens=[1, 2, 4, 5])
 
 
-@pytest.mark.parametrize("verification", ["token", "block", "coupled"])
+@pytest.mark.parametrize(
+    "verification", ["token", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("block", "coupled"))]
+)
 def test_samples_have_the_targets_law_where_q_is_zero(pair, verification):
     config = DecodingConfig(
         gamma=3, verification=verification, num_samples=10_000, num_slots=256, max_decode_tokens=6, input_buckets=(4,),

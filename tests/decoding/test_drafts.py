@@ -179,20 +179,28 @@ def check_law(target, draft, rounds: int, **settings):
     assert found > 1e-6
 
 
-@pytest.mark.parametrize(("draft", "verification"), [("bigram", "token"), ("lookup", "block"), ("uniform", "block")])
+@pytest.mark.parametrize(
+    ("draft", "verification"),
+    [pytest.param("bigram", "token", marks=pytest.mark.slow), ("lookup", "block"), ("uniform", "block")],
+)
 def test_samples_have_the_targets_law(tiny, draft, verification):
     check_law(tiny, DRAFTS[draft](), 8_000, gamma=3, verification=verification)
 
 
-# Every draft with every verification, and both filters with every draft and every verification.
+# Every draft with every verification, and both filters with every draft and every verification; CI runs each draft and each
+# verification once.
 MORE = [
-    (draft, verification, ({"temperature": 0.7}, {"top_p": 0.9})[(i + j) % 2])
+    pytest.param(
+        draft,
+        verification,
+        ({"temperature": 0.7}, {"top_p": 0.9})[(i + j) % 2],
+        marks=pytest.mark.slow if (i + j) % 3 == 1 else pytest.mark.soak,
+    )
     for i, draft in enumerate(DRAFTS)
     for j, verification in enumerate(("token", "block", "coupled"))
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("draft", "verification", "settings"), MORE, ids=str)
 def test_samples_have_the_targets_law_over_more_settings(tiny, draft, verification, settings):
     check_law(tiny, DRAFTS[draft](), 100_000, gamma=3, verification=verification, **settings)

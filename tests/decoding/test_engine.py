@@ -168,7 +168,7 @@ NAMES = ["token", "block", "coupled", "lenient", "plain"]
 @pytest.mark.parametrize(
     ("changes", "others"),
     [
-        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in ("block", "lenient") else [])
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in ("block", "lenient", "coupled") else [])
         for name, *case in zip(NAMES, VERIFIED, [(1,), (64,), (64,), (64,), (64,)])
     ],
 )
@@ -272,7 +272,7 @@ def test_coupled_samples_are_those_of_plain_decoding_for_more_gammas(generator, 
     [
         *VERIFIED,
         dict(gamma=7, temperature=0.0),
-        dict(gamma=7, verification="block", top_k=3),
+        pytest.param(dict(gamma=7, verification="block", top_k=3), marks=pytest.mark.slow),
         dict(gamma=4, temperature=0.0, lenience=0.3),
         pytest.param(dict(gamma=1), marks=pytest.mark.slow),
         pytest.param(dict(gamma=5, top_p=0.8, temperature=0.7), marks=pytest.mark.slow),

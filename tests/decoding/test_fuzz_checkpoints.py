@@ -28,7 +28,7 @@ T5X = {
     "num_heads": 4, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
 }  # fmt: skip
 GOLDEN = pathlib.Path(__file__).parent.parent / "testdata" / "golden"
-INPUTS, SECONDS = 2000, 10.0
+INPUTS, SECONDS = 1000, 10.0
 MEMORY = 1 << 30  # bytes more than before
 
 VALUES = (

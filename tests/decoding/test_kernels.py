@@ -83,7 +83,7 @@ def _products(x, weights):
     return {kind: kernels.product(x, weight) for kind, weight in weights.items()}
 
 
-@pytest.mark.parametrize("inputs, outputs", [(131, 49), (768, 144)])
+@pytest.mark.parametrize("inputs, outputs", [(131, 49), pytest.param(768, 144, marks=pytest.mark.slow)])
 def test_a_rows_bits_depend_on_no_other_row(instruction_set, inputs, outputs):
     x, weights = _random(2, 300, inputs), _weights(inputs, outputs)
     whole = _products(x, weights)
@@ -259,6 +259,7 @@ def _python(code: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_environment_chooses_the_instruction_set():
     ask = "from decoding import kernels; print(kernels.available(), kernels.instruction_sets() != ())"
     assert _python(ask, SPECBEAM_KERNELS="plain").stdout == "plain True\n"

@@ -50,7 +50,7 @@ def test_distributions_and_their_sums(instruction_set, size):
         np.testing.assert_allclose(mine, theirs, atol=5e-7)
 
 
-@pytest.mark.parametrize("size", [7, 5003])
+@pytest.mark.parametrize("size", [pytest.param(7, marks=pytest.mark.slow), 5003])
 def test_draws_and_choices(instruction_set, size):
     keys = np.stack([sampling.row_key(0, str(i), 0) for i in range(200)])
     places = np.arange(200, dtype=np.int32)

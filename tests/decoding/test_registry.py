@@ -55,6 +55,7 @@ def test_a_plugin_that_cannot_be_imported_is_named(names, tmp_path, monkeypatch)
     registry._import_plugins.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_rule_from_outside_keeps_the_law(monkeypatch):
     """Of whole sequences over 2e4 samples, by chi-square: p above 1e-6."""
     monkeypatch.setattr(registry.RULES, "_entries", dict(registry.RULES._entries))

@@ -53,8 +53,18 @@ LAWS = {
     "coupled": dict(temperature=1.0, verification="coupled"),
     "coupled, filtered": dict(temperature=0.8, verification="coupled", top_k=40, top_p=0.95),
 }
+
+
+def _mark(family: str, law: str, form: str) -> list[pytest.MarkDecorator]:
+    """Of the floats' cases CI runs one of each family; those of other forms are few."""
+    if (family, law, form) == ("t5", "coupled", "float32"):
+        return []
+    soak = form == "float32" and (family, law) not in (("gpt2", "coupled, filtered"), ("llama", "greedy"))
+    return [pytest.mark.soak if soak else pytest.mark.slow]
+
+
 CASES = [
-    pytest.param(family, law, form, marks=() if (family, law, form) == ("t5", "coupled", "float32") else pytest.mark.slow)
+    pytest.param(family, law, form, marks=_mark(family, law, form))
     for family in SHAPES
     for law in LAWS
     for form in ("float32", "bfloat16", "int8")
@@ -66,7 +76,7 @@ CASES = [
 def test_tokens_are_the_same_bits_for_any_slots_and_gamma(family, law, form):
     target, draft = random_pair(SHAPES[family], form)
     inputs = random_inputs(target.vocab_size, 35)
-    _check_same_bits(target, draft, inputs, [(1, 0), (3, 7), (8, 2), (32, 7)], max_decode_tokens=24, **LAWS[law])
+    _check_same_bits(target, draft, inputs, [(1, 0), (3, 7), (32, 2)], max_decode_tokens=24, **LAWS[law])
 
 
 @pytest.mark.parametrize("verification", ["token", pytest.param("block", marks=pytest.mark.slow)])
@@ -82,6 +92,7 @@ def test_sampled_tokens_are_the_same_bits_for_any_slots(verification):
             assert _bits(mine, *RECORDED) == _bits(first, *RECORDED)
 
 
+@pytest.mark.slow
 def test_arrays_of_xla_do_not_promise_it(monkeypatch):
     """Negative control: the same comparison sees the rounding of XLA's sums."""
     target, _ = random_pair(SHAPES["t5"])
@@ -101,9 +112,12 @@ FEW = [(1, 0), (3, 7), (8, 0), (8, 3), (32, 7)]
 ALL = [(1, 0), *((slots, gamma) for slots in (3, 8, 32) for gamma in range(8))]
 
 
-@pytest.mark.parametrize("law", ["greedy", "coupled"])
 @pytest.mark.parametrize(
-    "settings, least", [pytest.param(FEW, 2e4, marks=pytest.mark.slow), pytest.param(ALL, 1e5, marks=pytest.mark.soak)]
+    "law, settings, least",
+    [
+        pytest.param("greedy", FEW, 2e4, marks=pytest.mark.slow),
+        *(pytest.param(law, ALL, 1e5, marks=pytest.mark.soak) for law in ("greedy", "coupled")),
+    ],
 )
 def test_the_pair_on_real_sentences(law, settings, least):
     """Zero differing tokens of the demo pair's, at least so many of them."""

@@ -152,7 +152,7 @@ def test_same_as_generation_recorded_decoder_only(golden, texts):
     check_recorded(target, bigram, config, prompts, [str(i) for i in range(len(prompts))])
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_same_as_generation_recorded_prompt_lookup(temperature):
     """With γ = 1, where every proposal is made right there."""
     config = settings(gamma=1, num_slots=4, input_buckets=(16,), temperature=temperature)

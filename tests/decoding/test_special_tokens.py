@@ -49,7 +49,7 @@ def test_end_tokens_that_are_none(llama, value):
         decoding.inspect_checkpoint(str(llama))
 
 
-@pytest.mark.parametrize("gamma", [0, 3])
+@pytest.mark.parametrize("gamma", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_each_end_token_ends_a_text(gamma):
     """Greedy over a script: cut after whichever comes first, and the same tokens up to there."""
     table = np.asarray(random_script(5).table[...])
@@ -77,7 +77,7 @@ def t5(tmp_path) -> pathlib.Path:
     return pathlib.Path(tiny_t5.write(tmp_path / "t5", shape, tiny_t5.weights(shape, 0)))
 
 
-@pytest.mark.parametrize("gamma", [0, 2])
+@pytest.mark.parametrize("gamma", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_forced_tokens_of_an_encoder_decoder(t5, gamma):
     config = DecodingConfig(gamma=gamma, temperature=0.0, max_decode_tokens=5, num_slots=2, input_buckets=(8,))
 

@@ -107,7 +107,11 @@ def near(weights: np.ndarray, times: np.ndarray) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [dict(gamma=0, temperature=0.0), dict(gamma=0), dict(gamma=GAMMA, temperature=0.0), dict(gamma=GAMMA)],
+    [
+        dict(gamma=GAMMA),
+        dict(gamma=GAMMA, temperature=0.0),
+        *(pytest.param(dict(gamma=0, **law), marks=pytest.mark.soak) for law in ({}, dict(temperature=0.0))),
+    ],
     ids=str,
 )
 def test_across_slots_the_first_difference_is_a_tie(pair, inputs, settings):

@@ -112,6 +112,7 @@ def test_a_model_larger_than_a_group_is_written_in_parts(golden, tmp_path, monke
         np.testing.assert_array_equal(converted[name], value)
 
 
+@pytest.mark.slow
 def test_lamdas_shape_goes_through_orbax_and_decodes(tmp_path):
     """No weights of this shape are published, so a random model is written; speculation keeps its greedy tokens."""
     config = architecture.parse_config(LAMDA, "")

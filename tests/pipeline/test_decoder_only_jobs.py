@@ -86,6 +86,7 @@ def gpt(tmp_path, golden):
     return str(directory)
 
 
+@pytest.mark.slow
 def test_texts_from_nothing(tmp_path, gpt):
     """An empty text is decoded from the start token alone; beside it, prompts of wordpieces."""
     path = tmp_path / "input.jsonl"

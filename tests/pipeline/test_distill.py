@@ -123,7 +123,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_weights(train, tmp_path):
     assert_same_weights(whole, killed)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_draft_is_trained_further(train, models, tmp_path, dtype):
     assert distill.main(train(f"--config.distill.start={models['draft']}", f"--config.distill.dtype={dtype}")) == 0
     mine, other = weights(tmp_path / "draft"), weights(models["draft"])
@@ -131,6 +131,7 @@ def test_a_draft_is_trained_further(train, models, tmp_path, dtype):
     assert any(np.any(mine[name] != other[name].astype(mine[name].dtype)) for name in mine)
 
 
+@pytest.mark.slow
 def test_layers_of_the_target_and_answers_that_are_made_first(texts, tmp_path):
     command = [*texts[1], f"--output={tmp_path / 'draft'}", *SHORT, "--config.distill.start=layers"]
     assert distill.main([*command, "--config.distill.shape.num_decoder_layers=1", "--config.decoding.temperature=0"]) == 0

@@ -95,6 +95,7 @@ def test_a_failing_store_changes_nothing(
     assert totals[0] == totals[1]
 
 
+@pytest.mark.slow
 def test_weights_survive_a_failing_store(models, server, monkeypatch, impatient):
     with emulator.FailingProxy(server, rate=0.2, seed=3) as proxy:
         bucket = emulator.make_bucket(server)

@@ -90,7 +90,7 @@ def test_a_job_by_ids(hub, folder, launch, tmp_path):
     assert other.returncode == 2 and f"{target!r} there, {later!r} now" in other.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_scores_of_drafts_by_ids(hub, folder, launch, tmp_path):
     hub.publish("someone/target", folder)
     commit = hub.publish("someone/draft", folder, branch="v1")

@@ -25,7 +25,7 @@ def descendants(process: int) -> list[int]:
     return [*below, *(one for child in below for one in descendants(child))]
 
 
-@pytest.mark.parametrize("options", [(), ("--direct_num_workers=2",)])
+@pytest.mark.parametrize("options", [(), pytest.param(("--direct_num_workers=2",), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("whole_group", [True, False], ids=["Ctrl-C", "launcher alone"])
 def test_a_job_in_one_process(command, tmp_path, finished_run, whole_group, options):
     launched = launch(command("--config.shards.examples_per_shard=2", *options), "delay_secs=0.5")

@@ -79,6 +79,7 @@ def test_a_draft_in_another_form_than_its_target(models, monkeypatch):
     assert kinds(value.load_draft()) == set() and value.load_draft() is not None
 
 
+@pytest.mark.slow
 def test_a_rounded_draft_leaves_greedy_outputs_alone(command, tmp_path):
     greedy, outputs = ["--config.decoding.temperature=0.0", "--config.decoding.gamma=3"], []
     for form in ("", "int8"):

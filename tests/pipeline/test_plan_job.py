@@ -133,15 +133,14 @@ def test_split_over_four_chips_each_reads_a_quarter_and_sums_are_sent():
 
 
 def test_int8_weights_are_a_byte_each_in_memory_and_in_a_pass():
-    """T5 v1.1 XXL, whose 11B parameters in bfloat16 leave a v4 chip hardly any room."""
     mesh = jax.sharding.AbstractMesh((1, 1), ("data", "model"))
     options = {"slots": 1, "positions": 1, "input_length": 64, "max_decode_tokens": 64, "max_positions": 100}
-    plain = sharding.shard(architecture.abstract_model("t5-v1.1-xxl", jnp.bfloat16), mesh)
-    rounded = jobs.placed(architecture.abstract_model("t5-v1.1-xxl", jnp.bfloat16), mesh, "int8")
+    plain = sharding.shard(architecture.abstract_model("t5-v1.1-base", jnp.bfloat16), mesh)
+    rounded = jobs.placed(architecture.abstract_model("t5-v1.1-base", jnp.bfloat16), mesh, "int8")
     held = [sum(map(roofline.whole_bytes, roofline.parameters(model).values())) for model in (plain, rounded)]
-    assert held[0] == 2 * 11_135_332_352 and 11_135_332_352 < held[1] < 11.15e9
+    assert held[0] == 2 * 247_577_856 and 247_577_856 < held[1] < 249e6
     both = [roofline.step_work(model, mesh, **options) for model in (plain, rounded)]
-    assert both[1].bytes == pytest.approx(both[0].bytes / 2, rel=0.02) and both[1].flops == both[0].flops
+    assert both[1].bytes == pytest.approx(both[0].bytes / 2, rel=0.04) and both[1].flops == both[0].flops
 
 
 @pytest.mark.slow

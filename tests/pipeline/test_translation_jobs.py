@@ -58,6 +58,7 @@ def texts(**fields) -> list[dict]:
     return [{"text": line} | {name: values[i] for name, values in fields.items()} for i, line in enumerate(LINES)]
 
 
+@pytest.mark.slow
 def test_many_to_many(tmp_path, launch):
     """A language per record; one that the model does not have is that record's error."""
     folder = tmp_path / "m2m"

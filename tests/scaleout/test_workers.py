@@ -143,7 +143,7 @@ worker.main(["--id=1", "--provision_endpoint=" + sys.argv[2]])
 """
 
 
-@pytest.mark.parametrize(("number", "counted"), [(signal.SIGTERM, 0), (signal.SIGKILL, 1)])
+@pytest.mark.parametrize(("number", "counted"), [(signal.SIGTERM, 0), pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow)])
 def test_who_stops_a_worker_takes_its_attempt_back(runner, folder, number, counted):
     stopped = subprocess.Popen([sys.executable, "-c", STOPPED, folder.root, runner.address], stdout=subprocess.PIPE)
     try:

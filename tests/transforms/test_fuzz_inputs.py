@@ -19,7 +19,7 @@ from transforms.inputs.base import InputError
 from transforms.plan import Cut, InputSpec, RecordFields, ShardTable, plan_input
 from transforms.read import read_shard
 
-INPUTS, HANG_SECS = 2000, 10
+INPUTS, HANG_SECS = 1000, 10
 FIELDS = RecordFields("en", "de", "k")
 ROWS = [{"k": f"id {i}", "en": f"sentence {i}, with ümlauts", "de": f'"Satz" {i}'} for i in range(9)]
 PIECES = [

@@ -59,6 +59,7 @@ def tf_example(**features) -> bytes:
     ).SerializeToString()
 
 
+@pytest.mark.slow
 def test_tensorflow_reads_our_frames(tmp_path):
     import tensorflow as tf
 
@@ -220,6 +221,7 @@ def test_paper_tasks(data_dir, spiece, tmp_path):
     assert cut.truncated and cut.tokens.tolist() == [*pieces.encode(examples[0].inputs)[:3], 1]
 
 
+@pytest.mark.slow
 def test_summaries_and_continuations(tmp_path):
     datasets.prepare(tmp_path, "cnn_dailymail:3.4.0", datasets.articles())
     datasets.prepare(tmp_path, "lm1b:1.1.0", datasets.sentences())

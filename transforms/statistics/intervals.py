@@ -18,6 +18,8 @@ INTERVAL = f"Poisson bootstrap over examples, {NUM_REPLICATES} replicates, Stude
 # Distribution function of Poisson(1) at 0, 1, 2, ...: beyond 18 lies less than 1e-17.
 _POISSON_CDF = np.cumsum(np.exp(-1.0) / np.cumprod([1.0, *range(1, 19)]))
 
+_LEGENDRE = np.polynomial.legendre.leggauss(64)  # nodes and weights
+
 
 def poisson_weights(example_id: str, replicates: int = NUM_REPLICATES) -> np.ndarray:
     """int64[replicates], each Poisson(1), a function of the id alone."""
@@ -44,7 +46,7 @@ def student_quantile(freedom: np.ndarray | float) -> np.ndarray:
     its integral, which is concave, is inverted by Newton's method from the normal distribution's quantile, which is below.
     """
     n = np.asarray(freedom, np.float64)
-    nodes, weights = np.polynomial.legendre.leggauss(64)
+    nodes, weights = _LEGENDRE
 
     def integral(end: np.ndarray) -> np.ndarray:  # from 0
         return end / 2 * np.sum(weights * np.cosh(end[..., None] / 2 * (nodes + 1)) ** -n[..., None], axis=-1)
