@@ -55,7 +55,7 @@ def get_config(task: str = "summarize") -> config_dict.ConfigDict:
     config.model.draft = "prompt_lookup"
 
     config.decoding = config_dict.ConfigDict()
-    config.decoding.gamma = 4 if task == "correct" else 3  # a corrected text is mostly a copy
+    config.decoding.gamma = 3
     config.decoding.temperature = 0.0
     config.decoding.max_decode_tokens = 128
     config.decoding.num_slots = 1

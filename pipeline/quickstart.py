@@ -59,10 +59,10 @@ PARTS = {
     "correction": Part(
         "SmolLM2-135M-Instruct corrects texts, its draft copies from them",
         (f"--config={_ROOT / 'configs' / 'smollm2.py'}:correct",),
-        gamma=4,
+        gamma=3,
         texts=6,
-        examples=3,
-        repeats=5,
+        examples=2,
+        repeats=6,
     ),
     "translation": Part(
         "a small T5 pair, which comes with SpecBeam, translates",
@@ -70,7 +70,7 @@ PARTS = {
         gamma=2,
         texts=0,
         examples=16,
-        repeats=12,
+        repeats=24,
     ),
 }
 

@@ -89,7 +89,7 @@ def test_jobs_and_measurements_get_the_overrides(tmp_path, monkeypatch, joined):
         assert sum(arg.startswith("--output") for arg in args) == 1
     texts = (tmp_path / "correction.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(texts) == 6 and f"--config.input.pattern={tmp_path}/correction.jsonl" in jobs[0]
-    assert "--gammas=4,auto" in measured[0] and "--gammas=2,auto" in measured[1]
+    assert "--gammas=3,auto" in measured[0] and "--gammas=2,auto" in measured[1]
 
 
 def test_a_run_that_fails_ends_it(tmp_path, monkeypatch):
