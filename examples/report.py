@@ -7,7 +7,7 @@ of it. The others are translated at temperature 0, and at temperature 1 with thr
 the draft, the bigram, the unigram and prompt lookup are scored over the texts of both temperatures; the draft is
 benchmarked. Each step prints its command, is a process of its own, and is skipped where its result is there already.
 
---quick takes 45 sentences, one seed, and two repeats with one number of slots: for a look at what comes out.
+--quick takes 45 sentences, one seed, and two repeats of one γ with one number of slots: for a look at what comes out.
 """
 
 import argparse
@@ -49,9 +49,9 @@ def main() -> None:
         step(folder / "_SUCCESS", "pipeline.score", config(texts), f"--config.score.generations={out / over}",
              *(f"--config.score.drafts.{draft}={path}" for draft, path in drafts.items()), runs[over][0],
              f"--output={folder}")  # fmt: skip
-    step(out / "benchmark" / "benchmark.json", "pipeline.benchmark", config(texts), "--gammas=1,3,5",
-         f"--num_slots={'8' if args.quick else '1,8'}", "--temperatures=0,1", "--verifications=token",
-         f"--repeats={2 if args.quick else 5}", f"--examples={8 if args.quick else 32}",
+    step(out / "benchmark" / "benchmark.json", "pipeline.benchmark", config(texts),
+         f"--gammas={GAMMA if args.quick else '1,3,5'}", f"--num_slots={'8' if args.quick else '1,8'}", "--temperatures=0,1",
+         "--verifications=token", f"--repeats={2 if args.quick else 5}", f"--examples={8 if args.quick else 32}",
          f"--output={out / 'benchmark'}")  # fmt: skip
     inputs = [*runs, "scores-greedy", "scores-sampled", "benchmark"]
     step(None, "pipeline.analyze", f"--inputs={','.join(str(out / name) for name in inputs)}", f"--output={out / 'report'}")
