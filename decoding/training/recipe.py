@@ -28,6 +28,9 @@ class Recipe:
       weight_decay: of the matrices in layers, as a share of the learning rate.
       own_share: share of the steps whose texts the draft draws itself, for the batch's inputs and at its temperatures, before
         the target judges them (on-policy distillation, 2306.13649): a draft is then corrected where it really goes.
+      target_top_k: how many of the target's likeliest tokens are kept for every place of every text, before the first step and
+        8 bytes each, so that no step computes the target; p is 0 of all others. 0 for all of p, computed by the target in
+        every step.
       products: dtype of the factors of layers' and heads' products, of target and draft, "float32" or "bfloat16"; gradients
         are rounded where they pass one, and sums, norms, softmax and the weights that are learnt are float32 in both. Faster
         where a processor has AMX or an accelerator matrix units.
@@ -43,6 +46,7 @@ class Recipe:
     warmup_steps: int = 50
     weight_decay: float = 0.01
     own_share: float = 0.0
+    target_top_k: int = 0
     products: str = "float32"
     seed: int = 0
 
@@ -57,12 +61,18 @@ class Recipe:
             ("warmup_steps", 0, float("inf")),
             ("weight_decay", 0, 10),
             ("own_share", 0, 1),
+            ("target_top_k", 0, float("inf")),
             ("seed", 0, float("inf")),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 allowed = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
                 raise ValueError(f"distill.recipe.{name} is {value!r}; allowed: {allowed}")
+        if self.own_share and self.target_top_k:
+            raise ValueError(
+                f"distill.recipe.target_top_k is {self.target_top_k} with own_share {self.own_share}; allowed: 0, since what a "
+                "draft draws has to be judged by the target"
+            )
         if self.products not in ("float32", "bfloat16"):
             raise ValueError(f'distill.recipe.products is {self.products!r}; allowed: "float32", "bfloat16"')
 

@@ -5,7 +5,7 @@ can be minimised itself, over the whole vocabulary, with the target computing p 
 al., 2310.08461) compares it with the divergences that are usual.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,12 +25,23 @@ from decoding.training.recipe import Law, Recipe
 from decoding.training.weights import Tensors, Weights, assemble, sources_of, unscaled_queries
 
 
+class Likely(NamedTuple):
+    """The k likeliest of the target's tokens at every place, int32[..., T, k], and their float32 probabilities."""
+
+    tokens: np.ndarray
+    probabilities: np.ndarray
+
+
 class Text(NamedTuple):
-    """inputs int32[N] and, after them, the target's tokens int32[T], EOS included, or a reference's; how these were sampled."""
+    """inputs int32[N] and, after them, the target's tokens int32[T], EOS included, or a reference's; how these were sampled.
+
+    `likely` is what `Trainer.with_likely` found, None for the target itself.
+    """
 
     inputs: np.ndarray
     tokens: np.ndarray
     law: Law = Law()
+    likely: Likely | None = None
 
 
 class Batch(NamedTuple):
@@ -40,6 +51,7 @@ class Batch(NamedTuple):
       inputs, input_lengths: int32[B, N], int32[B].
       tokens, lengths: int32[B, T], int32[B], 0 where a row is no text.
       temperatures: float32[B], at which they were made.
+      likely: of every place, where the texts have it.
     """
 
     inputs: np.ndarray
@@ -47,6 +59,7 @@ class Batch(NamedTuple):
     tokens: np.ndarray
     lengths: np.ndarray
     temperatures: np.ndarray
+    likely: Likely | None = None
 
 
 class TrainState(NamedTuple):
@@ -99,6 +112,7 @@ class Trainer:
         units = recipe.products == "bfloat16"
         self._step = compilation.jit(self._train, units, static_argnums=0, donate_argnums=1)
         self._beta = compilation.jit(self._measure, units, static_argnums=0)
+        self._likely = compilation.jit(self._find_likely, units, static_argnums=0)
 
     def begin(self, start: Weights) -> TrainState:
         """The state before the first step."""
@@ -112,6 +126,21 @@ class Trainer:
     def beta(self, tensors: Tensors, batch: Batch, cut: Law) -> np.ndarray:
         """β of every token under the law that made it, float32[B, T]; 0 where there is none."""
         return np.asarray(self._beta(cut, tensors, self._target, self._place(batch, DATA)))
+
+    def with_likely(self, texts: Sequence[Text], on_text: Callable[[int], None] = lambda done: None) -> list[Text]:
+        """Texts with the target's `recipe.target_top_k` likeliest tokens, of which their steps then take p.
+
+        They are found in batches of the texts' own order, so that a training that goes on finds the same bits.
+        """
+        found, done = list(texts), 0
+        for batch, cut, numbers in self.batches(texts, None):
+            likely = jax.device_get(self._likely(cut, self._target, self._place(batch, DATA)))
+            for row, i in enumerate(numbers):
+                mine = Likely(*(array[row, : len(texts[i].tokens)].copy() for array in likely))
+                found[i] = texts[i]._replace(likely=mine)
+            done += len(numbers)
+            on_text(done)
+        return found
 
     def fits(self, text: Text) -> bool:
         """Whether some class holds a text."""
@@ -146,11 +175,16 @@ class Trainer:
                 np.zeros((shape,), np.int32),
                 np.ones((shape,), np.float32),
             )
+            if (likely := texts[numbers[0]].likely) is not None:
+                filled = (np.zeros((shape, tokens, array.shape[-1]), array.dtype) for array in likely)
+                batch = batch._replace(likely=Likely(*filled))
             for row, i in enumerate(numbers):
                 text = texts[i]
                 batch.inputs[row, : len(text.inputs)], batch.tokens[row, : len(text.tokens)] = text.inputs, text.tokens
                 batch.input_lengths[row], batch.lengths[row] = len(text.inputs), len(text.tokens)
                 batch.temperatures[row] = text.law.temperature
+                for array, mine in zip(batch.likely or (), text.likely or ()):
+                    array[row, : len(mine)] = mine
             yield batch, cut, numbers
 
     def _place(self, tree, *axes: str):
@@ -190,14 +224,17 @@ class Trainer:
         cut, own = how
         if own:
             batch = self._drawn(state.tensors, batch, cut, jax.random.fold_in(jax.random.key(self.recipe.seed), state.step))
-        temperatures = jnp.where(batch.temperatures == 0.0, self.recipe.greedy_temperature, batch.temperatures)[:, None, None]
+        temperatures = self._temperatures(batch)
         real = _real(batch)
         tokens = jnp.maximum(jnp.sum(real), 1)
         logits, back = jax.vjp(lambda tensors: self._logits(self._model(tensors), batch), state.tensors)
 
         def compare(texts):
             judged, guessed, temperatures, real = texts
-            p = standardize(judged / temperatures, _config(cut))
+            if batch.likely is None:
+                p = standardize(judged / temperatures, _config(cut))
+            else:
+                p = jnp.put_along_axis(jnp.zeros_like(guessed), *judged, axis=-1, inplace=False)
 
             def loss(logits):
                 return jnp.sum(jnp.where(real, distance(p, logits / temperatures, self.recipe.kl_weight), 0.0)) / tokens
@@ -205,11 +242,21 @@ class Trainer:
             return jax.value_and_grad(loss)(guessed)
 
         # Text by text, so that what has an entry for every token of the vocabulary is small enough for a processor's cache.
-        compared = self._target_logits(target, batch), logits, temperatures, real
+        judged = self._target_logits(target, batch) if batch.likely is None else batch.likely
+        compared = judged, logits, temperatures, real
         losses, gradient = jax.lax.map(compare, self._one_by_one(compared))
         value, (gradient,) = jnp.sum(losses), back(self._together(gradient))
         updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.tensors)
         return TrainState(optax.apply_updates(state.tensors, updates), optimizer, state.step + 1), value
+
+    def _temperatures(self, batch: Batch) -> jax.Array:
+        """At which p and q are compared, float32[B, 1, 1]."""
+        return jnp.where(batch.temperatures == 0.0, self.recipe.greedy_temperature, batch.temperatures)[:, None, None]
+
+    def _find_likely(self, cut: Law, target, batch: Batch) -> Likely:
+        p = standardize(self._target_logits(target, batch) / self._temperatures(batch), _config(cut))
+        probabilities, tokens = jax.lax.top_k(p, min(self.recipe.target_top_k, self._vocab_size))
+        return Likely(tokens, probabilities)
 
     def _measure(self, cut: Law, tensors: Tensors, target, batch: Batch) -> jax.Array:
         p = self._target_logits(target, batch)

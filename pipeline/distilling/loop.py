@@ -11,7 +11,7 @@ import numpy as np
 from decoding.checkpoints import CheckpointError
 from decoding.checkpoints import storage as files
 from decoding.training.checkpoint import pack, unpack
-from decoding.training.trainer import TrainState
+from decoding.training.trainer import Text, TrainState
 from decoding.training.weights import Weights
 from decoding.version import __version__
 from pipeline.distilling.prepare import Distillation
@@ -42,7 +42,10 @@ def train(job: Distillation, say: Callable[[str], None]) -> dict:
         say("measuring α before the first step")
         history.append({"step": 0, "loss": None, "alpha": _alpha(job, state)})
     losses: list[jax.Array] = []
-    for batch, cut in _batches(job, first):
+    texts = job.texts.texts
+    if recipe.target_top_k:
+        texts = trainer.with_likely(texts, lambda done: say(f"the target's likeliest tokens, text {done:,} of {len(texts):,}"))
+    for batch, cut in _batches(job, texts, first):
         step = first + len(losses) + 1
         state, loss = trainer.step(state, batch, cut, recipe.own(step))
         losses.append(loss)
@@ -65,11 +68,11 @@ def train(job: Distillation, say: Callable[[str], None]) -> dict:
     return record
 
 
-def _batches(job: Distillation, done: int):
+def _batches(job: Distillation, texts: Sequence[Text], done: int):
     """Batches from the one after the first `done` on, epoch after epoch, as many as the recipe still has steps."""
     epoch, left = 0, job.config.distill.recipe.steps - done
     while left > 0:
-        for batch, cut, _ in job.trainer.batches(job.texts.texts, epoch):
+        for batch, cut, _ in job.trainer.batches(texts, epoch):
             if done > 0:
                 done -= 1
             elif left > 0:

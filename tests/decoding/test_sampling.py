@@ -140,7 +140,8 @@ def keys_of(number: jax.Array, rows: int) -> jax.Array:
     return jnp.stack([jnp.full(rows, number, jnp.uint32), jnp.arange(rows, dtype=jnp.uint32)], axis=1)
 
 
-@pytest.mark.parametrize("verification", ["token", pytest.param("coupled", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("verification", ["token", pytest.param("coupled", marks=pytest.mark.soak)])
 def test_tail_tokens_are_drawn_as_often_as_they_should(verification):
     config, rows, vocab_size, probability = DecodingConfig(gamma=0, verification=verification), 1000, 4096, np.exp(-17.0)
     logits = np.full(vocab_size, np.log(probability), np.float32)

@@ -189,6 +189,7 @@ def test_a_training_is_the_same_again_and_when_it_goes_on(target):
         unpack(b"nonsense", half, "the state")
 
 
+@pytest.mark.slow
 def test_alpha_rises_and_is_what_scoring_finds(target):
     start = Weights.new({**json.loads((GOLDEN / "t5_v1_1_draft" / "config.json").read_text())}, 0)
     recipe = Recipe(steps=80, batch_tokens=256, kl_weight=0.5, warmup_steps=5, rate=0.01)
@@ -282,6 +283,38 @@ def test_products_of_bfloat16_have_nearly_the_same_loss_and_gradient(name):
     np.testing.assert_allclose(other_loss, loss, rtol=0.01)
     cosine = gradient @ other / np.linalg.norm(gradient) / np.linalg.norm(other)
     assert 0.99 < cosine < 1 - 1e-9, cosine  # near, and not the same program
+
+
+@pytest.mark.slow
+def test_the_likeliest_tokens_stand_for_the_target(target):
+    """All of them are all of p; of few, the loss is that of a p without the others. By hand, text by text."""
+    start = Weights.read(str(GOLDEN / "t5_v1_1_draft"))
+    some, law = texts(12), {}
+    for size in (0, 4, target.vocab_size):
+        training = trainer(target, start, Recipe(target_top_k=size, kl_weight=0.3))
+        known = training.with_likely(some) if size else some
+        batch, cut, numbers = next(training.batches(known, epoch=0))
+        state, loss = training.step(training.begin(start), batch, cut)
+        law[size] = batch, float(loss), state.tensors
+    assert law[4][0].likely.tokens.shape == (*batch.tokens.shape, 4)
+    np.testing.assert_allclose(law[target.vocab_size][1], law[0][1], rtol=1e-5)
+    for name, value in law[0][2].items():
+        np.testing.assert_allclose(law[target.vocab_size][2][name], value, atol=1e-4)
+    model, losses = assemble(start.config, sources_of(start.raw), start.tensors), []
+    for text in (some[i] for i in numbers):
+        fed = np.append(0, text.tokens[:-1]).astype(np.int32)[None]
+        p, q = (
+            np.asarray(m.logits(fed, text.inputs[None], np.array([len(text.inputs)], np.int32)))[0] for m in (target, model)
+        )
+        temperature = text.law.temperature or Recipe().greedy_temperature
+        p, log_q = softmax(p / temperature), np.log(softmax(q / temperature))
+        p = np.where(p >= np.sort(p, axis=-1)[:, -4, None], p, 0.0)
+        divergence = (np.where(p > 0, p * np.log(np.maximum(p, 1e-30)), 0.0) - p * log_q).sum(-1)
+        losses.extend(0.3 * divergence + 0.7 * (1 - np.minimum(p, np.exp(log_q)).sum(-1)))
+    np.testing.assert_allclose(law[4][1], np.mean(losses), rtol=1e-4)
+    assert abs(law[4][1] - law[0][1]) > 1e-3
+    with pytest.raises(ValueError, match=r"target_top_k is 4 with own_share 0.5; allowed: 0"):
+        Recipe(target_top_k=4, own_share=0.5)
 
 
 @pytest.mark.slow

@@ -79,9 +79,10 @@ def test_what_a_training_writes(train, texts, tmp_path, models, capsys):
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_training_that_breaks_off_goes_on_to_the_same_weights(train, tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [(), pytest.param(("--config.distill.recipe.target_top_k=8",), marks=pytest.mark.slow)])
+def test_a_training_that_breaks_off_goes_on_to_the_same_weights(train, tmp_path, monkeypatch, more):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert distill.main(train(*NEW, output=whole)) == 0
+    assert distill.main(train(*NEW, *more, output=whole)) == 0
     taken, original = [], Trainer.step
 
     def breaking(self, *args):
@@ -91,9 +92,9 @@ def test_a_training_that_breaks_off_goes_on_to_the_same_weights(train, tmp_path,
         return original(self, *args)
 
     monkeypatch.setattr(Trainer, "step", breaking)
-    assert distill.main(train(*NEW, output=broken)) == 130
+    assert distill.main(train(*NEW, *more, output=broken)) == 130
     monkeypatch.undo()
-    assert distill.main(train(*NEW, output=broken)) == 0
+    assert distill.main(train(*NEW, *more, output=broken)) == 0
     assert_same_weights(whole, broken)
     mine, other = (json.loads((folder / "distill.json").read_text()) for folder in (whole, broken))
     assert mine["history"] == other["history"]

@@ -46,6 +46,7 @@ def test_beams_of_the_t5_paper(name):
     assert (found.temperature, found.early_stopping, found.num_return_sequences) == (0.0, "never", 1)
 
 
+@pytest.mark.slow
 def test_wmt(tmp_path, models):
     for name, version in (("wmt14", "1.0.0"), ("wmt16", "1.0.0")):
         datasets.prepare(tmp_path / "data", f"{name}_translate/de-en:{version}", datasets.translations(10), num_files=2)
