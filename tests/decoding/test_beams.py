@@ -119,7 +119,7 @@ def test_speculative_is_plain_bit_for_bit(draft, width, times, gamma):
     [
         pytest.param("scripted", "itself", marks=pytest.mark.slow),
         pytest.param("scripted", "lookup", marks=pytest.mark.soak),
-        *(pytest.param(name, "itself", marks=pytest.mark.slow) for name in SHAPES),
+        *(pytest.param(name, "itself", marks=pytest.mark.slow if name == "llama" else pytest.mark.soak) for name in SHAPES),
     ],
 )
 def test_gamma_may_change_between_chunks(monkeypatch, family, draft):

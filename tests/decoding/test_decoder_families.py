@@ -131,8 +131,9 @@ LAWS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "opt" else pytest.mark.soak) for name in LAWS]
+)
 def test_samples_have_the_targets_law(name):
     """By chi-square as in test_exactness.py, of models of six tokens."""
     raw = {

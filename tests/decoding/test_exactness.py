@@ -103,7 +103,7 @@ CELLS = {
     "block": [(1, 0), (3, 4), (5, 2)],
     "coupled": [(1, 0), (3, 4), (5, 2)],
 }
-FEW = [("token", 3, 4), ("token", 1, 0), ("block", 5, 2), ("coupled", 1, 0)]
+FEW = [("token", 3, 4), ("block", 5, 2), ("coupled", 1, 0)]
 GRID = [
     pytest.param(
         dict(verification=verification, gamma=gamma, **FILTERS[i]),

@@ -63,7 +63,7 @@ def test_every_family_on_every_mesh(family):
         assert not results[case]["undivided"], (case, results[case])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_beams_are_those_of_one_device():
     for case, found in measure("t5:2:4:beams", "llama:4:2:beams").items():
         check(case, found)

@@ -45,8 +45,13 @@ def test_a_job_in_one_process(command, tmp_path, finished_run, whole_group, opti
     assert not any(line_of(process) for process in below)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("whole_group", [True, False], ids=["Ctrl-C", "launcher alone"])
+@pytest.mark.parametrize(
+    "whole_group",
+    [
+        pytest.param(True, id="Ctrl-C", marks=pytest.mark.slow),
+        pytest.param(False, id="launcher alone", marks=pytest.mark.soak),
+    ],
+)
 def test_worker_processes(command, tmp_path, whole_group):
     options = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
     launched = launch(command("--config.shards.examples_per_shard=2", *options), "delay_secs=0.5")

@@ -30,7 +30,7 @@ def workers_of(launcher: int) -> list[int]:
     return [worker for job in children(launcher) for worker in children(job) if b"pipeline.runners.local" in line_of(worker)]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_demo_translation_is_the_same(demo, tmp_path):
     assert generate.main(demo.arguments(tmp_path / "out", *PROCESSES)) == 0
     demo.check(tmp_path / "out")
