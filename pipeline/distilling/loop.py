@@ -37,14 +37,14 @@ def train(job: Distillation, say: Callable[[str], None]) -> dict:
     if finished := _finished(job):
         return finished
     state, about = _begin(job)
-    history, began, first = about["history"], time.monotonic(), int(state.step)
+    history, first, texts = about["history"], int(state.step), job.texts.texts
     if not history:
         say("measuring α before the first step")
         history.append({"step": 0, "loss": None, "alpha": _alpha(job, state)})
-    losses: list[jax.Array] = []
-    texts = job.texts.texts
     if recipe.target_top_k:
         texts = trainer.with_likely(texts, lambda done: say(f"the target's likeliest tokens, text {done:,} of {len(texts):,}"))
+    losses: list[jax.Array] = []
+    began = time.monotonic()
     for batch, cut in _batches(job, texts, first):
         step = first + len(losses) + 1
         state, loss = trainer.step(state, batch, cut, recipe.own(step))
