@@ -40,7 +40,7 @@ def test_every_command_is_understood(commands, tmp_path):
             if module == "pipeline.score":
                 assert set(parsed.config.score.drafts) == {"small", "bigram", "unigram", "prompt_lookup"}
         elif module == "pipeline.benchmark":
-            assert benchmark.parse(args)[2].gammas == (1, 3, 5)
+            assert benchmark.parse(args)[2].gammas == (3,)
         elif module == "pipeline.analyze":
             assert [pathlib.Path(folder).name for folder in analyze.parse(args)[0]] == [
                 "greedy", "sampled-0", "scores-greedy", "scores-sampled", "benchmark",
