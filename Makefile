@@ -39,7 +39,7 @@ test: $(VENV)/.with-test $(VENV)/.with-cxx
 test-slow: $(VENV)/.with-test $(VENV)/.with-tpu $(VENV)/.with-prism $(VENV)/.with-compiler
 	$(PYTEST) -m "slow and not soak" -n $(WORKERS) --dist worksteal $(ARGS)
 
-soak: $(VENV)/.with-test $(VENV)/.with-compiler
+soak: $(VENV)/.with-test $(VENV)/.with-tpu $(VENV)/.with-prism $(VENV)/.with-compiler
 	$(PYTEST) -m soak $(ARGS)
 
 benchmark: $(VENV)/.with-bench $(VENV)/.with-cxx
