@@ -128,9 +128,14 @@ class Trainer:
         return np.asarray(self._beta(cut, tensors, self._target, self._place(batch, DATA)))
 
     def with_likely(self, texts: Sequence[Text], on_text: Callable[[int], None] = lambda done: None) -> list[Text]:
-        """Texts with the target's `recipe.target_top_k` likeliest tokens, of which their steps then take p.
+        """Texts whose `likely` are the target's k = `recipe.target_top_k` tokens of the largest p at every place, int32[T, k].
 
-        They are found in batches of the texts' own order, so that a training that goes on finds the same bits.
+        p is that of the loss: standardised, at `greedy_temperature` for texts of temperature 0. They are found in batches of the
+        texts' own order, so that a training that goes on finds the same bits.
+
+        Args:
+          texts: that fit (`fits`).
+          on_text: told after every batch how many texts are done.
         """
         found, done = list(texts), 0
         for batch, cut, numbers in self.batches(texts, None):
@@ -326,7 +331,7 @@ def distance(p: jax.Array, logits: jax.Array, kl_weight: float) -> jax.Array:
     """How far q = softmax(logits) is from p: kl_weight KL(p, q) + (1 - kl_weight) (1 - Σ min(p, q)), float32[...].
 
     Args:
-      p: float32[..., V], sums to 1.
+      p: float32[..., V], sums to 1, or to less where only the likeliest tokens of the target's are kept.
       logits: float32[..., V]; neither top-k nor top-p cuts q, so that what p has and q lacks has a gradient.
     """
     log_q = jax.nn.log_softmax(logits, axis=-1)

@@ -76,7 +76,7 @@ CASES = [
 def test_tokens_are_the_same_bits_for_any_slots_and_gamma(family, law, form):
     target, draft = random_pair(SHAPES[family], form)
     inputs = random_inputs(target.vocab_size, 35)
-    _check_same_bits(target, draft, inputs, [(1, 0), (3, 7), (32, 2)], max_decode_tokens=24, **LAWS[law])
+    _check_same_bits(target, draft, inputs, [(1, 0), (3, 7), (8, 2), (32, 7)], max_decode_tokens=24, **LAWS[law])
 
 
 @pytest.mark.parametrize("verification", ["token", pytest.param("block", marks=pytest.mark.slow)])

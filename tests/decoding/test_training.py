@@ -192,7 +192,7 @@ def test_a_training_is_the_same_again_and_when_it_goes_on(target):
 @pytest.mark.slow
 def test_alpha_rises_and_is_what_scoring_finds(target):
     start = Weights.new({**json.loads((GOLDEN / "t5_v1_1_draft" / "config.json").read_text())}, 0)
-    recipe = Recipe(steps=80, batch_tokens=256, kl_weight=0.5, warmup_steps=5, rate=0.01)
+    recipe = Recipe(steps=150, batch_tokens=256, kl_weight=0.5, warmup_steps=5, rate=0.01)
     training, held = trainer(target, start, recipe), texts(32, seed=1)
 
     def alpha(tensors) -> float:
