@@ -130,8 +130,8 @@ class Trainer:
     def with_likely(self, texts: Sequence[Text], on_text: Callable[[int], None] = lambda done: None) -> list[Text]:
         """Texts whose `likely` are the target's k = `recipe.target_top_k` tokens of the largest p at every place, int32[T, k].
 
-        p is that of the loss: standardised, at `greedy_temperature` for texts of temperature 0. They are found in batches of the
-        texts' own order, so that a training that goes on finds the same bits.
+        p is that of the loss: standardised, at `greedy_temperature` for texts of temperature 0. They are found in batches of
+        the texts' own order, so that a training that goes on finds the same bits.
 
         Args:
           texts: that fit (`fits`).
