@@ -92,7 +92,8 @@ class Trainer:
           target: with plain arrays as weights. None to train a target itself: its p is sure of the texts, which then are
             references, and KL(p, q) is their cross-entropy.
           start: the draft's; its vocabulary, where padded otherwise, is cut to what both have.
-          buckets: longest inputs of the classes, increasing.
+          buckets: longest inputs of the classes, increasing; most texts are short, so half and a quarter of the first are
+            classes too, from 8 on.
           longest: of texts.
           mesh: whose axis "data" shares out the texts of a batch; None for one device.
         """
@@ -100,7 +101,7 @@ class Trainer:
         self.raw, self._config, self._sources = start.raw, start.config, sources_of(start.raw)
         teacher = self._config if target is None else target
         self._vocab_size = min(teacher.vocab_size, self._config.vocab_size)
-        self._buckets = tuple(buckets)
+        self._buckets = tuple([size for size in (buckets[0] // 4, buckets[0] // 2) if size >= 8] + list(buckets))
         self._graph, self._target, self._dtypes = None, None, _rounded(sharding.abstract(self._config), recipe.products)
         if target is not None:
             dtypes = _rounded(target, recipe.products)

@@ -45,6 +45,15 @@ def trainer(target, start: Weights, recipe: Recipe) -> Trainer:
     return Trainer(target, start, recipe, buckets=(8,), longest=8)
 
 
+def test_short_texts_share_smaller_classes(target):
+    recipe = Recipe(batch_tokens=64)
+    training = Trainer(target, Weights.read(TARGET), recipe, buckets=(32, 64), longest=40)
+    lengths = [(3, 8), (9, 2), (5, 16), (17, 1), (2, 40)]  # of inputs and tokens
+    some = [Text(*(np.ones(size, np.int32) for size in pair)) for pair in lengths]
+    found = [(*batch.inputs.shape, batch.tokens.shape[1], *numbers) for batch, _, numbers in training.batches(some, None)]
+    assert found == [(8, 8, 8, 0), (4, 16, 16, 1, 2), (2, 32, 32, 3), (1, 64, 40, 4)]
+
+
 def trained(training: Trainer, start: Weights, steps: int):
     state = training.begin(start)
     for batch, cut, _ in itertools.islice(training.batches(texts(64), epoch=0), steps):
