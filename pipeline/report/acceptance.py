@@ -84,6 +84,16 @@ def table_5(results: Mapping[str, Any]) -> Table | None:
     return table("table_5", "α with lenience l", columns, rows, note)
 
 
+def best_drafts(results: Mapping[str, Any]) -> Table | None:
+    columns = (*PAIR, estimated("α"), about("best draft"), estimated("its α"), estimated("ahead by"))
+    rows = [(*pair(one), one["alpha"], one["best"], one["best_alpha"], one["ahead"]) for one in results["best_drafts"]]
+    note = (
+        "Of the drafts that one folder scores on the same texts. The last column is their difference with the interval of a "
+        "paired comparison, which is narrower than what the other two suggest."
+    )
+    return table("best_drafts", "The best draft beside the others", columns, rows, note)
+
+
 def two_definitions(results: Mapping[str, Any]) -> Table | None:
     columns = (
         *PAIR,

@@ -108,6 +108,27 @@ def two_definitions(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
     return found
 
 
+def best_drafts(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
+    """By how much the best draft of a folder of scores is ahead of each other there in α, paired: they score the same texts."""
+    found = []
+    for number, source in enumerate(sources):
+        drafts = {name: one for (of, name), one in series.items() if of == number and source.kind == SCORES}
+        alphas = {name: values for name, one in drafts.items() if np.isfinite((values := one.alpha_over_all())[0])}
+        best, *others = sorted(alphas, key=lambda name: -alphas[name][0]) or [None]
+        for name in others:
+            examples = min(drafts[best].examples, drafts[name].examples)
+            found.append(
+                {
+                    **identify(source, name),
+                    "best": source.drafts[best].name,
+                    "alpha": estimate(alphas[name], drafts[name].examples, proportion=True),
+                    "best_alpha": estimate(alphas[best], drafts[best].examples, proportion=True),
+                    "ahead": estimate(alphas[best] - alphas[name], examples),
+                }
+            )
+    return found
+
+
 # Benchmarks.
 
 

@@ -11,7 +11,12 @@ def all_tables(results: Mapping[str, Any]) -> dict[str, list[Table]]:
     """The report's tables by section; sections without any are left out."""
     sections: dict[str, list[Table | None]] = {
         "inputs": [folders(results)],
-        "acceptance": [acceptance.table_3(results), acceptance.two_definitions(results), acceptance.table_5(results)],
+        "acceptance": [
+            acceptance.table_3(results),
+            acceptance.best_drafts(results),
+            acceptance.two_definitions(results),
+            acceptance.table_5(results),
+        ],
         "where": [
             acceptance.by_dimension(results, "position", "position in the text"),
             acceptance.by_dimension(results, "place", "place in the block"),

@@ -159,6 +159,19 @@ def test_the_law_test_keeps_its_level():
     assert 2 <= rejected <= 22
 
 
+def test_the_best_draft_is_ahead_of_the_others_on_the_same_texts(made):
+    _, results = made
+    (row,) = results["best_drafts"]
+    small, lookup = (series(results, "scores", name)["alpha_over_all"] for name in ("small", "lookup"))
+    assert (row["draft"], row["best"], row["alpha"], row["best_alpha"]) == ("lookup", "small", lookup, small)
+    assert row["ahead"]["mean"] == pytest.approx(small["mean"] - lookup["mean"])
+    apart = np.hypot(small["standard_error"], lookup["standard_error"])
+    assert row["ahead"]["standard_error"] < apart  # paired
+    tables = content.all_tables(results)["acceptance"]
+    (shown,) = (one for one in tables if one.name == "best_drafts")
+    assert len(shown.rows) == 1 and shown.rows[0][-1] == row["ahead"]
+
+
 def test_two_definitions_and_their_difference(made):
     _, results = made
     row = results["two_definitions"][0]
