@@ -34,12 +34,12 @@ class TimedPrograms:
         found = getattr(self._programs, name)
         return (lambda *args: jax.block_until_ready(found(*args))) if name in ("prefill", "insert", "follow") else found
 
-    def chunk(self, gamma: int, *args):
+    def chunk(self, *args):
         started = time.perf_counter()
-        states, sent = jax.block_until_ready(self._programs.chunk(gamma, *args))
+        results = jax.block_until_ready(self._programs.chunk(*args))
         self.seconds += time.perf_counter() - started
-        self.iterations += int(np.any(self._programs.received(gamma, sent)[1].count, axis=1).sum())
-        return states, sent
+        self.iterations += int(np.any(np.asarray(results[2].count), axis=1).sum())
+        return results
 
 
 def measure(generator, inputs: list, ids: list[str], repeats: int) -> tuple[dict, dict]:

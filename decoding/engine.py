@@ -189,10 +189,10 @@ class _Run(Run):
                 self._introduce()
                 self._catch_up()
             limit = PROBE_ITERATIONS if probe else config.chunk_iterations
-            self._states, sent = programs.chunk(gamma, self._states, self._packed, limit, self._stop_done())
+            self._states, rows, log = programs.chunk(gamma, self._states, self._packed, limit, self._stop_done())
             # Queued behind the chunk, so that the device has it ready, or begun, when the first slot is free.
             self._stage(0 if probe else gamma)
-            packed, log = programs.received(gamma, sent)
+            packed, log = jax.device_get((rows, log))
             self._packed = packed.copy()
             if self._policy:
                 self._policy.observe(gamma, *guesses(log, gamma), *rests(log))

@@ -26,7 +26,6 @@ from decoding.models.positions import check_positions
 from decoding.rows import DONE, POSITION, WIDTH, new_row, pack, unpack
 from decoding.sampling import row_key
 from decoding.sharding import Placement, mesh_of
-from decoding.transfer import joined, parted
 
 # Which model a program is of.  Those of the two are apart so that while γ = 0 is best, the draft costs nothing.
 TARGET, DRAFT = 0, 1
@@ -135,23 +134,13 @@ class Programs:
         """Iterates until `stop_done` rows are done or `max_iterations` is reached.
 
         Returns:
-          All states, of which those that this γ uses are taken over; and what `received` makes rows and a log of.
+          All states, of which those that this γ uses are taken over; packed rows; and an Emission whose arrays have the
+          iteration as first axis [K, B, ...], with count 0 beyond the last iteration run.
         """
-        mine, sent = self._compiled["chunk", gamma](
+        mine, rows, log = self._compiled["chunk", gamma](
             self._params, used(states, gamma), packed, np.int32(max_iterations), np.int32(stop_done)
         )
-        return (*mine, *states[len(mine) :]), sent
-
-    def received(self, gamma: int, sent: jax.Array) -> tuple[np.ndarray, speculative.Emission]:
-        """Waits for what a chunk sent: packed rows, and an Emission on the host.
-
-        Its arrays have the iteration as first axis [K, B, ...], with count 0 beyond the last iteration run.
-        """
-        return parted(jax.device_get(sent), self._sent(gamma))
-
-    def _sent(self, gamma: int) -> tuple[jax.ShapeDtypeStruct, speculative.Emission]:
-        slots, iterations = self.config.num_slots, self.config.chunk_iterations
-        return jax.ShapeDtypeStruct((slots, WIDTH), np.int32), speculative.Emission.like(iterations, slots, gamma + 1)
+        return (*mine, *states[len(mine) :]), rows, log
 
     def trial(self, gamma: int, states, iterations: int, rests: bool):
         """A chunk of so many iterations in which all rows decode, from a blank start; states as of `chunk`, when it is done.
@@ -165,8 +154,8 @@ class Programs:
         packed, never = np.tile(row, (config.num_slots, 1)), config.num_slots + 1
         if rests:  # rows that are done stay where they are: in the middle of where the others come
             packed[:, DONE], packed[:, POSITION] = 1, iterations * (gamma + 1) // 2
-        states, sent = self.chunk(gamma, states, packed, iterations, never)
-        self.received(gamma, sent)
+        states, _, log = self.chunk(gamma, states, packed, iterations, never)
+        jax.device_get(log)
         return states
 
     # The programs themselves.
@@ -198,7 +187,8 @@ class Programs:
         for gamma in config.gammas:
             chunk, mine = functools.partial(self._chunk, gamma), used(states, gamma)
             arguments = (params, mine, integers(config.num_slots, WIDTH), integers(), integers())
-            add(("chunk", gamma), place.jit(chunk, (mine, place.everywhere), donate_argnums=1), *arguments)
+            outputs = (mine, place.everywhere, place.everywhere)
+            add(("chunk", gamma), place.jit(chunk, outputs, donate_argnums=1), *arguments)
         if len(config.gammas) > 1:
             slots, block, draft = config.num_slots, max(config.gammas) + 1, states[DRAFT]
             follow = place.jit(self._follow, draft, donate_argnums=1)
@@ -242,9 +232,10 @@ class Programs:
             return k + 1, states, rows, log
 
         rows = unpack(self._placement.split_rows(packed))
-        log = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), self._sent(gamma)[1])
+        shapes = jax.eval_shape(iterate, states, rows)[2]
+        log = jax.tree.map(lambda one: jnp.zeros((limit, *one.shape), one.dtype), shapes)
         _, states, rows, log = jax.lax.while_loop(proceed, body, (jnp.int32(0), states, rows, log))
-        return states, joined((pack(rows), log))
+        return states, pack(rows), log
 
 
 def used(states, gamma: int):

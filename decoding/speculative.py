@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from decoding.config import ACCEPTED, BONUS, CORRECTED, MODEL_GUESS, NOTHING, PLAIN, DecodingConfig
 from decoding.drafts.base import Draft
@@ -48,16 +47,6 @@ class Emission(NamedTuple):
     origin: jax.Array
     match: jax.Array
     fault: jax.Array
-
-    @classmethod
-    def like(cls, iterations: int, batch: int, places: int) -> "Emission":
-        """Shapes and dtypes of so many iterations'."""
-        of_places = dict(tokens=np.int32, source=np.int8, beta=np.float32, target_logprob=np.float32, draft_logprob=np.float32)
-        of_rows = dict(count=np.int32, proposed=np.int32, origin=np.int8, match=np.int32, fault=np.int8)
-        return cls(
-            **{name: jax.ShapeDtypeStruct((iterations, batch, places), dtype) for name, dtype in of_places.items()},
-            **{name: jax.ShapeDtypeStruct((iterations, batch), dtype) for name, dtype in of_rows.items()},
-        )
 
 
 def iterate(

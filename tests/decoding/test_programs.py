@@ -88,40 +88,35 @@ def prefilled(programs, bucket: int = 2):
     return tuple(states)
 
 
-def run(programs, gamma: int, *args):
-    """A chunk, and what the host gets of it."""
-    states, sent = programs.chunk(gamma, *args)
-    return states, *programs.received(gamma, sent)
-
-
 def row(position: int = 0, last: int = 0, remaining: int = 8) -> np.ndarray:
     return new_row(last, last, position, remaining, row_key(0, "a", 0))
 
 
 def test_a_chunk_runs_until_rows_are_done(programs):
     packed = np.stack([row(), row(remaining=2)])
-    states, rows, log = run(programs, 2, prefilled(programs), packed, 5, 1)
+    states, rows, log = programs.chunk(2, prefilled(programs), packed, 5, 1)
+    log = jax.tree.map(np.asarray, log)
     # The second row is done after the first iteration (3 4), and one is enough to stop.
     assert log.count.tolist() == [[3, 2], [0, 0], [0, 0], [0, 0], [0, 0]]
     assert log.tokens[0, 0].tolist() == [3, 4, 5]
     assert log.source[0, 0].tolist() == [ACCEPTED, ACCEPTED, BONUS]
-    assert rows[:, DONE].tolist() == [0, 1]
-    assert rows[:, POSITION].tolist() == [3, 2]
+    assert np.asarray(rows)[:, DONE].tolist() == [0, 1]
+    assert np.asarray(rows)[:, POSITION].tolist() == [3, 2]
     # At position 3 the draft is right (6), right (3), and the bonus is 4.
-    states, rows, log = run(programs, 2, states, rows, 1, 2)
-    assert log.tokens[0, 0].tolist() == [6, 3, 4]
-    assert log.count.tolist() == [[3, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
-    assert rows[:, POSITION].tolist() == [6, 2]
+    states, rows, log = programs.chunk(2, states, np.asarray(rows), 1, 2)
+    assert np.asarray(log.tokens)[0, 0].tolist() == [6, 3, 4]
+    assert np.asarray(log.count).tolist() == [[3, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
+    assert np.asarray(rows)[:, POSITION].tolist() == [6, 2]
 
 
 def test_a_plain_chunk_leaves_the_draft_alone(programs):
     states = prefilled(programs)
     before = jax.tree.map(np.array, states[1])
-    states, rows, log = run(programs, 0, states, np.stack([row(), row()]), 3, 2)
-    assert log.tokens[:3, 0, 0].tolist() == [3, 4, 5]
+    states, rows, log = programs.chunk(0, states, np.stack([row(), row()]), 3, 2)
+    assert np.asarray(log.tokens)[:3, 0, 0].tolist() == [3, 4, 5]
     jax.tree.map(np.testing.assert_array_equal, before, states[1])
     # Fed what was decoded without it, the draft goes on as if it had been there: 6, 3 and the bonus 4.
     fed = np.array([[0, 3, 4]] * 2, np.int32)
     states = (states[0], programs.follow(states[1], fed, np.zeros(2, np.int32)))
-    _, rows, log = run(programs, 2, states, rows, 1, 2)
-    assert log.tokens[0, 0].tolist() == [6, 3, 4]
+    _, rows, log = programs.chunk(2, states, np.asarray(rows), 1, 2)
+    assert np.asarray(log.tokens)[0, 0].tolist() == [6, 3, 4]
