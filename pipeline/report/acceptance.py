@@ -85,7 +85,7 @@ def table_5(results: Mapping[str, Any]) -> Table | None:
 
 
 def best_drafts(results: Mapping[str, Any]) -> Table | None:
-    columns = (*PAIR, estimated("α"), about("best draft"), estimated("its α"), estimated("ahead by"))
+    columns = (*PAIR, estimated("α"), about("best draft"), estimated("the best's α"), estimated("ahead by"))
     rows = [(*pair(one), one["alpha"], one["best"], one["best_alpha"], one["ahead"]) for one in results["best_drafts"]]
     note = (
         "Of the drafts that one folder scores on the same texts. The last column is their difference with the interval of a "
