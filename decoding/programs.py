@@ -34,7 +34,7 @@ _PREFILL, _INSERT = ("prefill", "prefill draft"), ("insert", "insert draft")
 # Tokens per prefill batch, about: enough to keep matrix units busy, small enough for attention's [P, H, L, L] scores. A
 # processor is busy with fewer, and pays for the rows that a bucket's last batch does not fill.
 _PREFILL_TOKENS, _PREFILL_TOKENS_CPU = 4096, 512
-# As many examples all the same, however few the slots: weights are read once for all of them.
+# Within these tokens a processor prefills so many examples even for fewer slots: weights are read once for all of them.
 _PREFILL_ROWS_CPU = 8
 
 # How often γ = "auto" measures: at least and at most so many rounds, and no new one after so many seconds.
@@ -54,8 +54,8 @@ def max_positions(config: DecodingConfig) -> int:
 
 def prefill_rows(config: DecodingConfig, bucket: int, groups: int = 1, platform: str = "tpu") -> int:
     """Examples per prefill batch, where rows are shared out over so many groups of devices."""
-    tokens, least = (_PREFILL_TOKENS_CPU, _PREFILL_ROWS_CPU) if platform == "cpu" else (_PREFILL_TOKENS, 1)
-    rows = max(1, min(max(config.num_slots, least), tokens // bucket))
+    tokens, ahead = (_PREFILL_TOKENS_CPU, _PREFILL_ROWS_CPU) if platform == "cpu" else (_PREFILL_TOKENS, 1)
+    rows = max(1, min(max(config.num_slots, ahead), tokens // bucket))
     return max(rows // groups * groups, 1)
 
 

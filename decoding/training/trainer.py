@@ -101,7 +101,7 @@ class Trainer:
         self.raw, self._config, self._sources = start.raw, start.config, sources_of(start.raw)
         teacher = self._config if target is None else target
         self._vocab_size = min(teacher.vocab_size, self._config.vocab_size)
-        self._buckets = tuple([size for size in (buckets[0] // 4, buckets[0] // 2) if size >= 8] + list(buckets))
+        self._buckets = (*(size for size in (buckets[0] // 4, buckets[0] // 2) if size >= 8), *buckets)
         self._graph, self._target, self._dtypes = None, None, _rounded(sharding.abstract(self._config), recipe.products)
         if target is not None:
             dtypes = _rounded(target, recipe.products)

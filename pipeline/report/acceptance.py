@@ -88,8 +88,8 @@ def best_drafts(results: Mapping[str, Any]) -> Table | None:
     columns = (*PAIR, estimated("α"), about("best draft"), estimated("the best's α"), estimated("ahead by"))
     rows = [(*pair(one), one["alpha"], one["best"], one["best_alpha"], one["ahead"]) for one in results["best_drafts"]]
     note = (
-        "Of the drafts that one folder scores on the same texts. The last column is their difference with the interval of a "
-        "paired comparison, which is narrower than what the other two suggest."
+        "Of the drafts that one folder scores on the same texts. The last column is the difference, with the interval of a "
+        "comparison example by example, which is not that of two independent numbers."
     )
     return table("best_drafts", "The best draft beside the others", columns, rows, note)
 

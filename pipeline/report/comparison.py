@@ -108,21 +108,22 @@ def two_definitions(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
     return found
 
 
-def best_drafts(sources: Sequence[Source], series: SeriesOf) -> list[dict]:
+def best_drafts(sources: Sequence[Source], series: SeriesOf, described: Mapping[tuple[int, str], Mapping]) -> list[dict]:
     """By how much the best draft of a folder of scores is ahead of each other there in α, paired: they score the same texts."""
     found = []
     for number, source in enumerate(sources):
         drafts = {name: one for (of, name), one in series.items() if of == number and source.kind == SCORES}
-        alphas = {name: values for name, one in drafts.items() if np.isfinite((values := one.alpha_over_all())[0])}
-        best, *others = sorted(alphas, key=lambda name: -alphas[name][0]) or [None]
-        for name in others:
+        alphas = {name: alpha for name, one in drafts.items() if np.isfinite((alpha := one.alpha_over_all())[0])}
+        ranked = sorted(alphas, key=lambda name: -alphas[name][0])
+        for name in ranked[1:]:
+            best = ranked[0]
             examples = min(drafts[best].examples, drafts[name].examples)
             found.append(
                 {
                     **identify(source, name),
                     "best": source.drafts[best].name,
-                    "alpha": estimate(alphas[name], drafts[name].examples, proportion=True),
-                    "best_alpha": estimate(alphas[best], drafts[best].examples, proportion=True),
+                    "alpha": described[number, name]["alpha_over_all"],
+                    "best_alpha": described[number, best]["alpha_over_all"],
                     "ahead": estimate(alphas[best] - alphas[name], examples),
                 }
             )

@@ -180,7 +180,7 @@ def analysed(sources: Sequence[Source], gammas: Sequence[int], notes: Sequence[s
             if s.kind == BENCHMARK
         ],
         "series": list(described.values()),
-        "best_drafts": comparison.best_drafts(sources, series),
+        "best_drafts": comparison.best_drafts(sources, series, described),
         "two_definitions": comparison.two_definitions(sources, series),
         "tokens_per_call": comparison.tokens_per_call(sources, series),
         "speedups": comparison.measured_speedups(sources, series),
