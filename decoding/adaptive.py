@@ -5,7 +5,8 @@ batches, or on a CPU, the first is far off, and a fixed γ loses.  So the rate i
 
     tokens per second of γ  =  (1 + a_1 + a_1 a_2 + ... + a_1 ... a_γ) / seconds per iteration of γ,
 
-a_j being the acceptance of the j-th guess among those examined.  In beam search steps take the place of tokens, and a_j is the
+a_j being the share accepted of the j-th guesses that were reached, that is, whose forerunners all were; where a draft had no
+j-th guess, as one that copies often has none, none was accepted.  In beam search steps take the place of tokens, and a_j is the
 share of examined steps at a block's j-th place that were covered.  Of a cascade an iteration has two costs, as its model may
 rest where every row copies, and their share so far says what one costs on average.  A choice is made between chunks, before
 any token of the next one is drafted, from what was emitted before, so it cannot bias the samples.
@@ -21,7 +22,7 @@ Costs = Mapping[int, float]
 
 # The acceptance believed in before anything was seen, and how many guesses that belief weighs.
 _PRIOR_ALPHA, _PRIOR_WEIGHT = 0.7, 16.0
-# How many examined guesses back the estimate remembers: acceptance drifts along a shard sorted by length.
+# How many reached guesses back the estimate remembers: acceptance drifts along a shard sorted by length.
 _MEMORY = 4096.0
 # While γ = 0 is best nothing is learnt of the draft, so after so many chunks a few iterations are spent on looking, and
 # after every look that changes nothing, twice as many chunks later: a drift is noticed within the time that went before.
@@ -37,14 +38,14 @@ class GammaPolicy:
         self._rested = self._iterations = 0.0
         places = max(self._costs)
         self._accepted = np.zeros(places)
-        self._examined = np.zeros(places)
+        self._reached = np.zeros(places)
         self._idle_chunks, self._patience = 0, _PROBE_AFTER
 
     @property
     def acceptance(self) -> np.ndarray:
         """float64[γ_max], estimate of a_j: the j-th guess's own record, weighed against that of all guesses."""
-        overall = (self._accepted.sum() + _PRIOR_ALPHA * _PRIOR_WEIGHT) / (self._examined.sum() + _PRIOR_WEIGHT)
-        return (self._accepted + overall * _PRIOR_WEIGHT) / (self._examined + _PRIOR_WEIGHT)
+        overall = (self._accepted.sum() + _PRIOR_ALPHA * _PRIOR_WEIGHT) / (self._reached.sum() + _PRIOR_WEIGHT)
+        return (self._accepted + overall * _PRIOR_WEIGHT) / (self._reached + _PRIOR_WEIGHT)
 
     def seconds(self, gamma: int) -> float:
         """Of an iteration, on average; as if none rested while nothing was seen."""
@@ -60,25 +61,25 @@ class GammaPolicy:
         ranked = sorted(self._costs, key=lambda gamma: (-tokens[gamma] / self.seconds(gamma), gamma))
         if ranked[0] == 0 and len(ranked) > 1 and self._idle_chunks >= self._patience:
             return ranked[1], True
-        return ranked[0], bool(ranked[0]) and self._examined.sum() < _PRIOR_WEIGHT
+        return ranked[0], bool(ranked[0]) and self._reached.sum() < _PRIOR_WEIGHT
 
-    def observe(self, gamma: int, accepted: np.ndarray, examined: np.ndarray, iterations: int = 0, rested: int = 0) -> None:
+    def observe(self, gamma: int, accepted: np.ndarray, reached: np.ndarray, iterations: int = 0, rested: int = 0) -> None:
         """Takes in a finished chunk.
 
         Args:
           gamma: its γ.
-          accepted, examined: int[γ], guesses at each place that were.
+          accepted, reached: int[γ], guesses at each place that were.
           iterations, rested: how many it had, and in how many of these no row needed the draft's model.
         """
         if gamma:
             self._patience = 2 * self._patience if self._idle_chunks >= self._patience else _PROBE_AFTER
         self._idle_chunks = 0 if gamma else self._idle_chunks + 1
         self._accepted[:gamma] += accepted
-        self._examined[:gamma] += examined
+        self._reached[:gamma] += reached
         if gamma:
             self._iterations, self._rested = self._iterations + iterations, self._rested + rested
-        keep = min(1.0, _MEMORY / max(self._examined.sum(), 1.0))
-        self._accepted, self._examined = self._accepted * keep, self._examined * keep
+        keep = min(1.0, _MEMORY / max(self._reached.sum(), 1.0))
+        self._accepted, self._reached = self._accepted * keep, self._reached * keep
         self._iterations, self._rested = self._iterations * keep, self._rested * keep
 
 

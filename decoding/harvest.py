@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from decoding.config import ACCEPTED, CORRECTED, MODEL_GUESS, Generation
+from decoding.config import ACCEPTED, MODEL_GUESS, Generation
 from decoding.speculative import Emission
 
 
@@ -35,11 +35,13 @@ class Occupant:
 
 
 def guesses(log: Emission, gamma: int) -> tuple[np.ndarray, np.ndarray]:
-    """Guesses of a chunk by place: int[γ] accepted and int[γ] examined, cut-off tails not counted."""
+    """What became of the places of guesses: int[γ] accepted and int[γ] reached, cut-off tails not counted.
+
+    A place is reached where all before it were accepted.  That a draft had no guess for it costs what a wrong guess does.
+    """
     valid = np.arange(log.tokens.shape[2]) < log.count[..., None]
     accepted = np.sum(valid & (log.source == ACCEPTED), axis=(0, 1))[:gamma]
-    rejected = np.sum(valid & (log.source == CORRECTED), axis=(0, 1))[:gamma]
-    return accepted, accepted + rejected
+    return accepted, np.sum(valid, axis=(0, 1))[:gamma]
 
 
 def rests(log: Emission) -> tuple[int, int]:

@@ -96,21 +96,20 @@ static ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
   memset(call.y + count * width, 0, (rows - count) * width * sizeof(float));
   if (!count) return ffi::Error::Success();
 
-  std::unique_ptr<float[]> normed;
-  if (const Norm norm{given(norm_scale), given(norm_shift), epsilon}; norm.scale) {
-    normed.reset(new float[count * inputs]);
-    KeepSubnormals mode;
-    for (int64_t r = 0; r < count; ++r) target.normalise(call.x + r * inputs, inputs, norm, &normed[r * inputs]);
-    call.x = normed.get();
-  }
-  std::unique_ptr<int32_t[]> quantised;
-  std::unique_ptr<float[]> units;
-  if (kind == kInt8 && target.integer_sums) {
-    quantised.reset(new int32_t[(count + kTileRows - 1) / kTileRows * kTileRows * quads(inputs)]);
-    units.reset(new float[count]);
-    KeepSubnormals mode;
-    for (int64_t r = 0; r < count; ++r)
-      target.quantise(call.x + r * inputs, inputs, &quantised[r * quads(inputs)], &units[r]);
+  const Norm norm{given(norm_scale), given(norm_shift), epsilon};
+  const bool bytes_of_x = kind == kInt8 && target.integer_sums;
+  const std::unique_ptr<float[]> normed(norm.scale ? new float[count * inputs] : nullptr);
+  const std::unique_ptr<int32_t[]> quantised(
+      bytes_of_x ? new int32_t[(count + kTileRows - 1) / kTileRows * kTileRows * quads(inputs)] : nullptr);
+  const std::unique_ptr<float[]> units(bytes_of_x ? new float[count] : nullptr);
+  if (norm.scale || bytes_of_x)
+    parallel(pool, count, count * inputs * 8, [&, from = call.x](int64_t r) {
+      const float* row = from + r * inputs;
+      if (norm.scale) target.normalise(row, inputs, norm, &normed[r * inputs]), row = &normed[r * inputs];
+      if (bytes_of_x) target.quantise(row, inputs, &quantised[r * quads(inputs)], &units[r]);
+    });
+  if (norm.scale) call.x = normed.get();
+  if (bytes_of_x) {
     call.quantised = quantised.get();
     call.units = units.get();
     call.tiles = target.has_tiles && count > kFewRows;

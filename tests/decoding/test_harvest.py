@@ -66,5 +66,22 @@ def test_guesses_are_counted_by_place_and_cut_off_ones_are_not():
         source=[[[ACCEPTED, CORRECTED, CORRECTED], [ACCEPTED, ACCEPTED, BONUS]]],
         count=[[2, 1]],
     )
-    accepted, examined = guesses(both, 2)
-    assert (accepted.tolist(), examined.tolist()) == ([2, 0], [2, 1])
+    accepted, reached = guesses(both, 2)
+    assert (accepted.tolist(), reached.tolist()) == ([2, 0], [2, 1])
+
+
+def test_a_place_without_a_guess_was_reached_and_not_accepted():
+    """Else a draft that copies, and guesses in few iterations, would seem to bring tokens in all of them."""
+    # Three rows, one iteration with γ = 3: no guess at all; one guess, kept; three, of which the second was wrong.
+    found = log(
+        1,
+        4,
+        (3,),
+        source=[[[PLAIN] * 4, [ACCEPTED, BONUS, BONUS, BONUS], [ACCEPTED, CORRECTED, CORRECTED, CORRECTED]]],
+        count=[[1, 2, 2]],
+        proposed=[[0, 1, 3]],
+    )
+    accepted, reached = guesses(found, 3)
+    assert (accepted.tolist(), reached.tolist()) == ([2, 0, 0], [3, 2, 0])
+    emitted = int(found.count.sum())
+    assert 3 * (1 + 2 / 3 + 2 / 3 * 0) == emitted, "tokens of three iterations, by the formula of decoding.adaptive"
