@@ -77,7 +77,9 @@ static const float* given(const ffi::Buffer<ffi::F32>& optional) {
   return optional.element_count() ? optional.typed_data() : nullptr;
 }
 
-constexpr int64_t kFewRows = 8;  // of bytes, that take no longer without tiles than with them
+// Few rows are multiplied with so many panels side by side, of weights of so many bytes, which come from memory. Blocks of a
+// file lie closer, and are read in other places while they are unpacked.
+constexpr int64_t kTogether = 4, kStreamed = 1 << 20;
 
 // y [M, N] = ends(norm(x) [M, K] W); rows from real[0] on are zeros. A gated W has two halves of whole panels, and y is
 // activation(x W0) * x W1.
@@ -101,17 +103,17 @@ static ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
   const std::unique_ptr<float[]> normed(norm.scale ? new float[count * inputs] : nullptr);
   const std::unique_ptr<int32_t[]> quantised(
       bytes_of_x ? new int32_t[(count + kTileRows - 1) / kTileRows * kTileRows * quads(inputs)] : nullptr);
-  const std::unique_ptr<float[]> units(bytes_of_x ? new float[count] : nullptr);
+  const std::unique_ptr<float[]> worth(bytes_of_x ? new float[count] : nullptr);
   if (norm.scale || bytes_of_x)
     parallel(pool, count, count * inputs * 8, [&, from = call.x](int64_t r) {
       const float* row = from + r * inputs;
       if (norm.scale) target.normalise(row, inputs, norm, &normed[r * inputs]), row = &normed[r * inputs];
-      if (bytes_of_x) target.quantise(row, inputs, &quantised[r * quads(inputs)], &units[r]);
+      if (bytes_of_x) target.quantise(row, inputs, &quantised[r * quads(inputs)], &worth[r]);
     });
   if (norm.scale) call.x = normed.get();
   if (bytes_of_x) {
     call.quantised = quantised.get();
-    call.units = units.get();
+    call.units = worth.get();
     call.tiles = target.has_tiles && count > kFewRows;
   }
   Call second = call;
@@ -120,16 +122,21 @@ static ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
   if (gated && call.bias) second.bias = call.bias + width;
   constexpr int64_t kRows = 256;  // of a unit, whole tiles
   const int64_t blocks = (count + kRows - 1) / kRows;
+  // Panels of a unit: several where that may help, and enough units are left to be shared out.
+  const bool streams = count <= kFewRows && kind <= kInt8 && words.size_bytes() > kStreamed;
+  const int64_t together = streams ? std::max<int64_t>(1, std::min(kTogether, panels / 16)) : 1;
   const auto multiply = [=, &target](int64_t i) {
-    const int64_t panel = i / blocks, first = i % blocks * kRows, some = std::min(kRows, count - first);
-    target.product(call, panel, first, some);
-    if (gated) target.product(second, panels + panel, first, some);
+    const int64_t panel = i / blocks * together, some = std::min(together, panels - panel);
+    const int64_t first = i % blocks * kRows, those = std::min(kRows, count - first);
+    target.product(call, panel, some, first, those);
+    if (gated) target.product(second, panels + panel, some, first, those);
   };
+  const int64_t units = (panels + together - 1) / together * blocks;
   const int64_t bytes = words.size_bytes() * (1 + count / 16);
   if (call.tiles)
-    parallel<Tiles>(pool, panels * blocks, bytes, multiply);
+    parallel<Tiles>(pool, units, bytes, multiply);
   else
-    parallel(pool, panels * blocks, bytes, multiply);
+    parallel(pool, units, bytes, multiply);
   return ffi::Error::Success();
 }
 

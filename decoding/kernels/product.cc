@@ -20,6 +20,15 @@ namespace {
 constexpr int kRows = kRegisters / 4, kSums = kRegisters * 3 / 4;  // of a tile; the registers that hold its sums
 constexpr int64_t kChunk = 128;      // steps of K
 constexpr int64_t kBlockRows = 128;  // rows whose sums of a panel are kept at once
+#if defined(__AVX512VNNI__)
+constexpr uint32_t kZero = 128;  // as a byte of x
+#else
+constexpr uint32_t kZero = 0;
+#endif
+// Words of a panel that are read before the next panel's turn, where several are read side by side: a processor fetches more
+// at once where it is read in several places. Up to so many rows that is faster; more are bound by arithmetic.
+constexpr int64_t kTurn = 8;
+constexpr int64_t kFloatsBySide = kBytes == 64 ? 4 : 1, kBytesBySide = kZero ? 4 : 1;
 // Words fetched into the second cache and, where that was faster, into the first.
 constexpr int64_t kAhead = (kBytes == 64 ? 64 : kChunk) * kColumns, kNear = kBytes == 64 ? 6 * kColumns : 0;
 
@@ -46,11 +55,6 @@ struct Pairs : Singles {  // bfloat16
   static constexpr int kSteps = 2, kSpare = kFewRegisters;
   static Floats weights(Words word, int step) { return (Floats)(step ? word & 0xffff0000 : word << 16); }
 };
-#if defined(__AVX512VNNI__)
-constexpr uint32_t kZero = 128;
-#else
-constexpr uint32_t kZero = 0;
-#endif
 #if defined(__AVX2__)
 // int8, whose four steps are one: four bytes of x, kZero more than they are worth, and four signed ones of the weight.
 struct Quads {
@@ -85,6 +89,12 @@ struct Quads {
 struct Ahead { const char* next; int64_t step, near; };
 inline Ahead words_ahead(const uint32_t* w) {
   return {reinterpret_cast<const char*>(w + kAhead), kColumns * 4, kNear ? kColumns * 4 : 0};
+}
+
+// As `words_ahead`, of one of several panels read side by side, which has `left` words of a column from here on: what follows
+// it is read already.
+inline Ahead words_ahead(const uint32_t* w, int64_t left, const Weight& weight, int64_t panels) {
+  return words_ahead(w + (left * kColumns <= kAhead ? (panels - 1) * weight.panel_size : 0));
 }
 
 // sums [R, kColumns] += x [R, steps] w [steps, kColumns], where words of a column and rows of sums lie kColumns apart: in
@@ -184,75 +194,92 @@ TILES void accumulate_tiles(const int32_t* x, int64_t stride, int64_t rows, cons
 constexpr auto accumulate_tiles = accumulate<Quads>;  // a processor, or a compiler, without them
 #endif
 
-void product_floats(const Call& call, int64_t panel, int64_t first, int64_t rows) {
+// y's columns of `panels` panels from `panel` on, which are read side by side.
+void product_floats(const Call& call, int64_t panel, int64_t panels, int64_t first, int64_t rows) {
   const Weight& weight = call.weight;
-  const uint32_t* words = weight.panel(panel);
   const int64_t inputs = weight.inputs, column = (panel - call.first_panel) * kColumns;
+  const bool pairs = weight.kind == kBFloat16 && rows <= kFewRows && inputs % 2 == 0, singles = weight.kind == kFloat32;
+  const int64_t turn = kTurn, span = panels > 1 && singles ? turn : panels > 1 && pairs ? 2 * turn : kChunk;
   alignas(64) float chunk[kChunk * kColumns];
   alignas(64) float sums[kBlockRows * kColumns];
   for (; rows > 0; first += kBlockRows, rows -= kBlockRows) {
     const int64_t block = min(rows, kBlockRows);
-    memset(sums, 0, block * kColumns * sizeof(float));
-    for (int64_t k = 0; k < inputs; k += kChunk) {
-      const int64_t steps = min(kChunk, inputs - k);
+    memset(sums, 0, panels * block * kColumns * sizeof(float));
+    for (int64_t k = 0; k < inputs; k += span) {
+      const int64_t steps = min(span, inputs - k);
       const float* x = call.x + first * inputs + k;
-      if (weight.kind == kFloat32) {
-        const uint32_t* w = words + k * kColumns;
-        accumulate<Singles>(x, inputs, block, w, steps, sums, words_ahead(w));
-      } else if (weight.kind == kBFloat16 && block <= 8 && inputs % 2 == 0) {
-        const uint32_t* w = words + k / 2 * kColumns;
-        accumulate<Pairs>(x, inputs, block, w, steps, sums, words_ahead(w));
-      } else {
-        for (int64_t g = 0; g < steps; g += kGroup)
-          for (int64_t c = 0; c < kColumns; c += kLanes)
-            kUnpack[weight.kind]({words + c, chunk + g * kColumns + c}, k + g);
-        const int64_t step = weight.panel_size * 4 / inputs;
-        const Ahead ahead{reinterpret_cast<const char*>(words) + (k + kChunk) * step, step, 0};
-        accumulate<Singles>(x, inputs, block, reinterpret_cast<const uint32_t*>(chunk), steps, sums, ahead);
+      float* of_panel = sums;
+      for (int64_t p = panel; p < panel + panels; ++p, of_panel += block * kColumns) {
+        const uint32_t* words = weight.panel(p);
+        if (singles) {
+          const uint32_t* w = words + k * kColumns;
+          const int64_t left = inputs - k;
+          accumulate<Singles>(x, inputs, block, w, steps, of_panel, words_ahead(w, left, weight, panels));
+        } else if (pairs) {
+          const uint32_t* w = words + k / 2 * kColumns;
+          const int64_t left = (inputs - k) / 2;
+          accumulate<Pairs>(x, inputs, block, w, steps, of_panel, words_ahead(w, left, weight, panels));
+        } else {
+          for (int64_t g = 0; g < steps; g += kGroup)
+            for (int64_t c = 0; c < kColumns; c += kLanes)
+              kUnpack[weight.kind]({words + c, chunk + g * kColumns + c}, k + g);
+          const int64_t step = weight.panel_size * 4 / inputs;
+          const Ahead ahead{reinterpret_cast<const char*>(words) + (k + kChunk) * step, step, 0};
+          accumulate<Singles>(x, inputs, block, reinterpret_cast<const uint32_t*>(chunk), steps, of_panel, ahead);
+        }
       }
     }
-    for (int64_t r = 0; r < block; ++r) finish(call, first + r, column, sums + r * kColumns);
+    for (int64_t r = 0; r < block; ++r)
+      for (int64_t p = 0; p < panels; ++p)
+        finish(call, first + r, column + p * kColumns, sums + (p * block + r) * kColumns);
   }
 }
 
 #if defined(__AVX2__)
-void product_bytes(const Call& call, int64_t panel, int64_t first, int64_t rows) {
+void product_bytes(const Call& call, int64_t panel, int64_t panels, int64_t first, int64_t rows) {
   const Weight& weight = call.weight;
-  const uint32_t* words = weight.panel(panel);
   const int64_t inputs = quads(weight.inputs), column = (panel - call.first_panel) * kColumns;
   // What is read again for other rows stays in the first cache.
-  const int64_t span = rows > (kBytes == 64 ? kTileRows : kRows) ? 128 : inputs;
+  const int64_t span = panels > 1 ? kTurn : rows > (kBytes == 64 ? kTileRows : kRows) ? 128 : inputs;
   alignas(64) int32_t sums[kBlockRows * kColumns];
   for (; rows > 0; first += kBlockRows, rows -= kBlockRows) {
     const int64_t block = min(rows, kBlockRows);
-    memset(sums, 0, (block + kTileRows - 1) / kTileRows * kTileRows * kColumns * sizeof(int32_t));
+    memset(sums, 0, (panels * block + kTileRows - 1) / kTileRows * kTileRows * kColumns * sizeof(int32_t));
     for (int64_t k = 0; k < inputs; k += span) {
-      const uint32_t* w = words + (kInt8Head + k) * kColumns;
-      const Ahead ahead = words_ahead(w);
       const auto add = call.tiles ? accumulate_tiles : accumulate<Quads>;
-      add(call.quantised + first * inputs + k, inputs, block, w, min(span, inputs - k), sums, ahead);
-    }
-    for (int64_t r = 0; r < block; ++r) {
-      if (call.units[first + r] != call.units[first + r]) {
-        product_floats(call, panel, first + r, 1);
-        continue;
+      for (int64_t p = 0; p < panels; ++p) {
+        const uint32_t* w = weight.panel(panel + p) + (kInt8Head + k) * kColumns;
+        add(call.quantised + first * inputs + k, inputs, block, w, min(span, inputs - k), sums + p * block * kColumns,
+            words_ahead(w, inputs - k, weight, panels));
       }
-      alignas(64) float scaled[kColumns];
-      for (int64_t c = 0; c < kColumns; ++c) {
-        const float scale = load<float>(words + c) * call.units[first + r];
-        scaled[c] = scale * static_cast<int32_t>(sums[r * kColumns + c] - kZero * words[kColumns + c]);
-      }
-      finish(call, first + r, column, scaled);
     }
+    for (int64_t r = 0; r < block; ++r)
+      for (int64_t p = 0; p < panels; ++p) {
+        if (call.units[first + r] != call.units[first + r]) {
+          product_floats(call, panel + p, 1, first + r, 1);
+          continue;
+        }
+        const uint32_t* words = weight.panel(panel + p);
+        alignas(64) float scaled[kColumns];
+        for (int64_t c = 0; c < kColumns; ++c) {
+          const float scale = load<float>(words + c) * call.units[first + r];
+          const int32_t sum = sums[(p * block + r) * kColumns + c];
+          scaled[c] = scale * static_cast<int32_t>(sum - kZero * words[kColumns + c]);
+        }
+        finish(call, first + r, column + p * kColumns, scaled);
+      }
   }
 }
 #endif
 
-void product(const Call& call, int64_t panel, int64_t first, int64_t rows) {
+void product(const Call& call, int64_t panel, int64_t panels, int64_t first, int64_t rows) {
 #if defined(__AVX2__)
-  if (call.quantised) return product_bytes(call, panel, first, rows);
+  const auto multiply = call.quantised ? product_bytes : product_floats;
+#else
+  const auto multiply = product_floats;
 #endif
-  product_floats(call, panel, first, rows);
+  const int64_t step = rows <= (call.quantised ? kBytesBySide : kFloatsBySide) ? panels : 1;
+  for (int64_t p = 0; p < panels; p += step) multiply(call, panel + p, step, first, rows);
 }
 
 // x / unit + kZero as bytes, unit = max |x| / 127.

@@ -47,6 +47,9 @@ struct Call {
 constexpr int64_t quads(int64_t inputs) { return (inputs + 63) / 64 * 16; }
 constexpr int64_t kTileRows = 16;
 
+// What takes little longer than one row does: these share what is read, and their bytes take no longer without tiles.
+constexpr int64_t kFewRows = 8;
+
 struct Attention;
 struct Logits;
 
@@ -54,8 +57,8 @@ struct Target {
   const char* name;
   bool integer_sums;
   bool has_tiles;
-  // y[first : first + rows, columns of the panel] of a call.
-  void (*product)(const Call&, int64_t panel, int64_t first, int64_t rows);
+  // y[first : first + rows, columns of the panels] of a call; of several panels at most kFewRows rows.
+  void (*product)(const Call&, int64_t panel, int64_t panels, int64_t first, int64_t rows);
   void (*normalise)(const float* x, int64_t inputs, const Norm&, float* out);
   void (*quantise)(const float* x, int64_t inputs, int32_t* quantised, float* unit);
   // One column of the weight as float32[inputs].

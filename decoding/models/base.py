@@ -39,19 +39,40 @@ def install(
     Args:
       resident: as from `LanguageModel.init_state`.
       prefilled: as from `LanguageModel.prefill`; its leaves are at most as long along every axis but the first.
-      rows, slots: int32[N] each: row rows[i] is written into slot slots[i], which is out of range where there is none.
-        None where there is a row for every slot, in order, or one for all of them.
+      rows, slots: int32[N] each: row rows[i] is written into slot slots[i], which is out of range behind the last one that
+        is to be written.  None where there is a row for every slot, in order, or one for all of them.
     """
+    if isinstance(prefilled, dict):
+        return resident | {name: install(resident[name], new, rows, slots) for name, new in prefilled.items()}
 
     def write(old, new):
-        if rows is None:
-            return jax.lax.dynamic_update_slice(old, jnp.broadcast_to(new, (len(old), *new.shape[1:])), (0,) * old.ndim)
+        return jax.lax.dynamic_update_slice(old, jnp.broadcast_to(new, (len(old), *new.shape[1:])), (0,) * old.ndim)
+
+    if rows is None or not jax.tree.leaves(prefilled):  # some drafts keep nothing
+        return jax.tree.map(write, resident, prefilled)
+    return jax.lax.platform_dependent(resident, prefilled, rows, slots, cpu=_install_in_turn, default=_install_at_once)
+
+
+def _install_at_once(resident: State, prefilled: State, rows: jax.Array, slots: jax.Array) -> State:
+    def write(old, new):
         window = (slots, *(slice(0, size) for size in new.shape[1:]))
         return old.at[window].set(new[rows], mode="drop")
 
-    if isinstance(prefilled, dict):
-        return resident | {name: install(resident[name], new, rows, slots) for name, new in prefilled.items()}
     return jax.tree.map(write, resident, prefilled)
+
+
+def _install_in_turn(resident: State, prefilled: State, rows: jax.Array, slots: jax.Array) -> State:
+    """Copies what is to be written and no more: XLA's scatter on processors gathers a row for every slot first."""
+
+    def write(i, state):
+        def into(old, new):
+            row = jax.lax.dynamic_slice_in_dim(new, rows[i], 1)
+            return jax.lax.dynamic_update_slice(old, row, (slots[i], *(0,) * (old.ndim - 1)))
+
+        return jax.tree.map(into, state, prefilled)
+
+    count = jnp.sum(slots < len(jax.tree.leaves(resident)[0]))
+    return jax.lax.fori_loop(0, count, write, resident)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -84,4 +84,4 @@ def test_a_place_without_a_guess_was_reached_and_not_accepted():
     accepted, reached = guesses(found, 3)
     assert (accepted.tolist(), reached.tolist()) == ([2, 0, 0], [3, 2, 0])
     emitted = int(found.count.sum())
-    assert 3 * (1 + 2 / 3 + 2 / 3 * 0) == emitted, "tokens of three iterations, by the formula of decoding.adaptive"
+    assert emitted == 3 * (1 + 2 / 3 + 2 / 3 * 0), "tokens of three iterations, by the formula of decoding.adaptive"

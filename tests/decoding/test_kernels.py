@@ -92,6 +92,26 @@ def test_a_rows_bits_depend_on_no_other_row(instruction_set, inputs, outputs):
             assert np.array_equal(part, whole[kind][-rows:]), (kind, rows)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_panels_that_few_rows_meet_side_by_side(instruction_set, gated):
+    """Of large weights, which come from memory: the last of them are fewer than the others."""
+    inputs, outputs = 404, 3200 * (1 + gated)  # 67 panels or twice as many, more than a megabyte in every form
+    x, dense = _random(6, 11, inputs), _random(7, inputs, outputs)
+    x[2, 5], x[7, 9] = np.nan, np.inf
+    for kind in kernels.FLOATS:
+        weight = kernels.pack(dense, kind, gated=gated)
+        assert weight.words.nbytes > 1 << 20
+        whole = _product(x, weight)  # of so many rows, one panel after the other
+        for first in range(len(x)):
+            for rows in (1, 2, 4, 5, 8):
+                part = _product(x[first : first + rows], weight)
+                assert np.array_equal(part, whole[first : first + rows], equal_nan=True), (kind, first, rows)
+        columns = [kernels.pack(dense[:, some], kind) for some in np.split(np.arange(outputs), 32)]  # all of them small
+        parts = np.concatenate([_product(x, one) for one in columns], axis=1)
+        expected = parts[:, : outputs // 2] * parts[:, outputs // 2 :] if gated else parts
+        assert np.array_equal(whole, expected, equal_nan=True), kind
+
+
 def test_instruction_sets_with_fused_multiply_add_agree_in_every_bit():
     fused = [name for name in INSTRUCTION_SETS if name != "plain"]
     x, before, results = _random(3, 9, 768), kernels.available(), []

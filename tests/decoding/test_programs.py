@@ -6,6 +6,7 @@ import pytest
 
 from decoding import DecodingConfig
 from decoding.config import ACCEPTED, BONUS
+from decoding.models import base
 from decoding.models.base import install
 from decoding.programs import Programs, max_positions, prefill_rows
 from decoding.rows import DONE, POSITION, new_row
@@ -120,3 +121,21 @@ def test_a_plain_chunk_leaves_the_draft_alone(programs):
     states = (states[0], programs.follow(states[1], fed, np.zeros(2, np.int32)))
     _, rows, log = programs.chunk(2, states, np.asarray(rows), 1, 2)
     assert np.asarray(log.tokens)[0, 0].tolist() == [6, 3, 4]
+
+
+@pytest.mark.parametrize("slots", [[3, 0, 4, 4], [2, 4, 4, 4], [4, 4, 4, 4], [1, 3, 0, 2]])
+def test_rows_are_installed_in_turn_as_they_are_at_once(slots):
+    """Slot 4 is none; a row may go to several slots."""
+    rng = np.random.default_rng(0)
+    resident = [rng.standard_normal((4, 3, 8)).astype(np.float32), np.arange(4, dtype=np.int32)]
+    prefilled = [rng.standard_normal((2, 3, 5)).astype(np.float32), np.array([10, 11], np.int32)]
+    rows, slots = np.array([1, 0, 1, 0], np.int32), np.array(slots, np.int32)
+    in_turn, at_once = (
+        jax.tree.map(np.asarray, jax.jit(way)(resident, prefilled, rows, slots))
+        for way in (base._install_in_turn, base._install_at_once)
+    )
+    jax.tree.map(np.testing.assert_array_equal, in_turn, at_once)
+    for row, slot in zip(rows, slots):
+        if slot < 4:
+            assert np.array_equal(in_turn[0][slot, :, :5], prefilled[0][row]) and in_turn[1][slot] == 10 + row
+    assert np.array_equal(in_turn[0][..., 5:], resident[0][..., 5:])
