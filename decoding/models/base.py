@@ -48,7 +48,7 @@ def install(
     def write(old, new):
         return jax.lax.dynamic_update_slice(old, jnp.broadcast_to(new, (len(old), *new.shape[1:])), (0,) * old.ndim)
 
-    if rows is None or not jax.tree.leaves(prefilled):  # some drafts keep nothing
+    if rows is None:
         return jax.tree.map(write, resident, prefilled)
     return jax.lax.platform_dependent(resident, prefilled, rows, slots, cpu=_install_in_turn, default=_install_at_once)
 
