@@ -58,7 +58,8 @@ class Part:
 PARTS = {
     "correction": Part(
         "SmolLM2-135M-Instruct corrects texts, its draft copies from them",
-        (f"--config={_ROOT / 'configs' / 'smollm2.py'}:correct",),
+        # All its texts are this short, and programs of other lengths take seconds to compile.
+        (f"--config={_ROOT / 'configs' / 'smollm2.py'}:correct", "--config.decoding.input_buckets=(256,)"),
         gamma=3,
         texts=6,
         examples=2,
