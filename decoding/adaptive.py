@@ -26,7 +26,10 @@ _PRIOR_ALPHA, _PRIOR_WEIGHT = 0.7, 16.0
 _MEMORY = 4096.0
 # While γ = 0 is best nothing is learnt of the draft, so after so many chunks a few iterations are spent on looking, and
 # after every look that changes nothing, twice as many chunks later: a drift is noticed within the time that went before.
-_PROBE_AFTER, PROBE_ITERATIONS = 24, 2
+_PROBE_AFTER, PROBE_ITERATIONS = 24, 4
+# A draft is given up only where it would not pay with an acceptance so many standard errors above the estimate: the first
+# guesses of a shard are few, and to go without it for chunks costs more than to look at some more of them.
+_DOUBT = 1.0
 
 
 class GammaPolicy:
@@ -42,10 +45,14 @@ class GammaPolicy:
         self._idle_chunks, self._patience = 0, _PROBE_AFTER
 
     @property
+    def _overall(self) -> float:
+        """The acceptance of all guesses, with what is believed beforehand."""
+        return (self._accepted.sum() + _PRIOR_ALPHA * _PRIOR_WEIGHT) / (self._reached.sum() + _PRIOR_WEIGHT)
+
+    @property
     def acceptance(self) -> np.ndarray:
         """float64[γ_max], estimate of a_j: the j-th guess's own record, weighed against that of all guesses."""
-        overall = (self._accepted.sum() + _PRIOR_ALPHA * _PRIOR_WEIGHT) / (self._reached.sum() + _PRIOR_WEIGHT)
-        return (self._accepted + overall * _PRIOR_WEIGHT) / (self._reached + _PRIOR_WEIGHT)
+        return (self._accepted + self._overall * _PRIOR_WEIGHT) / (self._reached + _PRIOR_WEIGHT)
 
     def seconds(self, gamma: int) -> float:
         """Of an iteration, on average; as if none rested while nothing was seen."""
@@ -55,13 +62,22 @@ class GammaPolicy:
     def choose(self) -> tuple[int, bool]:
         """The next chunk's γ, and whether it is a probe that should be kept to PROBE_ITERATIONS.
 
-        While less was seen than is believed beforehand, every chunk with a draft is one.
+        While less was seen than is believed beforehand, every chunk with a draft is one; and one that a draft gets for the
+        benefit of the doubt.
         """
-        tokens = np.concatenate([[1.0], 1.0 + np.cumsum(np.cumprod(self.acceptance))])
-        ranked = sorted(self._costs, key=lambda gamma: (-tokens[gamma] / self.seconds(gamma), gamma))
-        if ranked[0] == 0 and len(ranked) > 1 and self._idle_chunks >= self._patience:
+        ranked = self._ranked(self.acceptance)
+        if ranked[0] or len(ranked) == 1:
+            return ranked[0], bool(ranked[0]) and self._reached.sum() < _PRIOR_WEIGHT
+        if self._idle_chunks >= self._patience:
             return ranked[1], True
-        return ranked[0], bool(ranked[0]) and self._reached.sum() < _PRIOR_WEIGHT
+        error = (self._overall * (1 - self._overall) / (self._reached.sum() + _PRIOR_WEIGHT)) ** 0.5
+        hopeful = self._ranked(self.acceptance + _DOUBT * error)[0]
+        return hopeful, bool(hopeful)
+
+    def _ranked(self, acceptance: np.ndarray) -> list[int]:
+        """All γ, that of most tokens per second first."""
+        tokens = np.concatenate([[1.0], 1.0 + np.cumsum(np.cumprod(np.minimum(acceptance, 1.0)))])
+        return sorted(self._costs, key=lambda gamma: (-tokens[gamma] / self.seconds(gamma), gamma))
 
     def observe(self, gamma: int, accepted: np.ndarray, reached: np.ndarray, iterations: int = 0, rested: int = 0) -> None:
         """Takes in a finished chunk.
