@@ -87,14 +87,11 @@ struct Quads {
 // What to fetch while a tile is computed: `step` bytes for each word of a column, and `near` of those that come next. A
 // processor's own prefetching stops too near: few rows would wait for memory, then compute, instead of both at once.
 struct Ahead { const char* next; int64_t step, near; };
-inline Ahead words_ahead(const uint32_t* w) {
-  return {reinterpret_cast<const char*>(w + kAhead), kColumns * 4, kNear ? kColumns * 4 : 0};
-}
 
-// As `words_ahead`, of one of several panels read side by side, which has `left` words of a column from here on: what follows
-// it is read already.
+// Of a panel that has `left` words of a column from w on; behind one of several side by side lies what is read already.
 inline Ahead words_ahead(const uint32_t* w, int64_t left, const Weight& weight, int64_t panels) {
-  return words_ahead(w + (left * kColumns <= kAhead ? (panels - 1) * weight.panel_size : 0));
+  if (left * kColumns <= kAhead) w += (panels - 1) * weight.panel_size;
+  return {reinterpret_cast<const char*>(w + kAhead), kColumns * 4, kNear ? kColumns * 4 : 0};
 }
 
 // sums [R, kColumns] += x [R, steps] w [steps, kColumns], where words of a column and rows of sums lie kColumns apart: in
@@ -198,8 +195,8 @@ constexpr auto accumulate_tiles = accumulate<Quads>;  // a processor, or a compi
 void product_floats(const Call& call, int64_t panel, int64_t panels, int64_t first, int64_t rows) {
   const Weight& weight = call.weight;
   const int64_t inputs = weight.inputs, column = (panel - call.first_panel) * kColumns;
-  const bool pairs = weight.kind == kBFloat16 && rows <= kFewRows && inputs % 2 == 0, singles = weight.kind == kFloat32;
-  const int64_t turn = kTurn, span = panels > 1 && singles ? turn : panels > 1 && pairs ? 2 * turn : kChunk;
+  const bool singles = weight.kind == kFloat32, pairs = weight.kind == kBFloat16 && rows <= kFewRows && inputs % 2 == 0;
+  const int64_t span = panels > 1 && singles ? kTurn : panels > 1 && pairs ? kTurn * Pairs::kSteps : kChunk;
   alignas(64) float chunk[kChunk * kColumns];
   alignas(64) float sums[kBlockRows * kColumns];
   for (; rows > 0; first += kBlockRows, rows -= kBlockRows) {
@@ -213,12 +210,10 @@ void product_floats(const Call& call, int64_t panel, int64_t panels, int64_t fir
         const uint32_t* words = weight.panel(p);
         if (singles) {
           const uint32_t* w = words + k * kColumns;
-          const int64_t left = inputs - k;
-          accumulate<Singles>(x, inputs, block, w, steps, of_panel, words_ahead(w, left, weight, panels));
+          accumulate<Singles>(x, inputs, block, w, steps, of_panel, words_ahead(w, inputs - k, weight, panels));
         } else if (pairs) {
           const uint32_t* w = words + k / 2 * kColumns;
-          const int64_t left = (inputs - k) / 2;
-          accumulate<Pairs>(x, inputs, block, w, steps, of_panel, words_ahead(w, left, weight, panels));
+          accumulate<Pairs>(x, inputs, block, w, steps, of_panel, words_ahead(w, (inputs - k) / 2, weight, panels));
         } else {
           for (int64_t g = 0; g < steps; g += kGroup)
             for (int64_t c = 0; c < kColumns; c += kLanes)
@@ -241,18 +236,17 @@ void product_bytes(const Call& call, int64_t panel, int64_t panels, int64_t firs
   const int64_t inputs = quads(weight.inputs), column = (panel - call.first_panel) * kColumns;
   // What is read again for other rows stays in the first cache.
   const int64_t span = panels > 1 ? kTurn : rows > (kBytes == 64 ? kTileRows : kRows) ? 128 : inputs;
+  const auto add = call.tiles ? accumulate_tiles : accumulate<Quads>;
   alignas(64) int32_t sums[kBlockRows * kColumns];
   for (; rows > 0; first += kBlockRows, rows -= kBlockRows) {
     const int64_t block = min(rows, kBlockRows);
     memset(sums, 0, (panels * block + kTileRows - 1) / kTileRows * kTileRows * kColumns * sizeof(int32_t));
-    for (int64_t k = 0; k < inputs; k += span) {
-      const auto add = call.tiles ? accumulate_tiles : accumulate<Quads>;
+    for (int64_t k = 0; k < inputs; k += span)
       for (int64_t p = 0; p < panels; ++p) {
         const uint32_t* w = weight.panel(panel + p) + (kInt8Head + k) * kColumns;
         add(call.quantised + first * inputs + k, inputs, block, w, min(span, inputs - k), sums + p * block * kColumns,
             words_ahead(w, inputs - k, weight, panels));
       }
-    }
     for (int64_t r = 0; r < block; ++r)
       for (int64_t p = 0; p < panels; ++p) {
         if (call.units[first + r] != call.units[first + r]) {
