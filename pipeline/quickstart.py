@@ -61,9 +61,9 @@ PARTS = {
         # All its texts are this short, and programs of other lengths take seconds to compile.
         (f"--config={_ROOT / 'configs' / 'smollm2.py'}:correct", "--config.decoding.input_buckets=(256,)"),
         gamma=3,
-        texts=6,
-        examples=2,
-        repeats=6,
+        texts=4,
+        examples=4,
+        repeats=4,
     ),
     "translation": Part(
         "a small T5 pair, which comes with SpecBeam, translates",
@@ -71,7 +71,7 @@ PARTS = {
         gamma=2,
         texts=0,
         examples=16,
-        repeats=24,
+        repeats=14,
     ),
 }
 

@@ -140,13 +140,14 @@ def _open(path: str, local: str):
 
 @functools.lru_cache(maxsize=8)  # a job opens its file for the model, the tokeniser and the chat template
 def _read_header(local: str, size: int, modified_ns: int):
-    """The package's reader; a vocabulary of 50,000 pieces takes it two seconds."""
+    """The package's reader; a vocabulary of 50,000 pieces takes it seconds."""
     import gguf
 
     class StrictReader(gguf.GGUFReader):
-        """The package's slices are silently short where a file ends early."""
+        """The package's slices are silently short where a file ends early, and memory maps are slow to slice."""
 
         def _get(self, offset, dtype, count=1, override_order=None):
+            self.data = self.data.view(np.ndarray)
             found = super()._get(offset, dtype, count, override_order)
             if len(found) != count:
                 raise ValueError(f"{count} values of {np.dtype(dtype)} at byte {offset} lie beyond its end")

@@ -1,7 +1,7 @@
 """The library of products, compiled where it runs: at first use, once per user and machine, in seconds.
 
 A compiled file lies in the user's cache under a name made of everything it depends on: sources, compiler, its flags and
-XLA's headers. Processes that start together each compile and put the same file there, whole.
+XLA's headers. Of processes that start together one compiles, and the others wait for it.
 """
 
 import concurrent.futures
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import filelock
 import jax
 import platformdirs
 
@@ -65,13 +66,15 @@ def build(compiler: list[str], directory: Path) -> Path:
     if path.exists():
         return path
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+    with filelock.FileLock(f"{path}.lock"), tempfile.TemporaryDirectory(dir=directory) as scratch:
+        if path.exists():
+            return path
         flags = [*_FLAGS, "-O1", *targets["plain"][zig], f"-I{include}"]
         handlers = ("dispatch", "dispatch_logits")
         commands = [[*flags, "-c", f"{_SOURCES}/{source}.cc", "-o", f"{scratch}/{source}.o"] for source in handlers]
         for name, flags in targets.items():
             flags = [*_FLAGS, *_PRODUCT_FLAGS, *flags[zig], f"-DTARGET={name}"]
-            for source in ("product", "attention", "logits"):
+            for source in ("attention", "product", "logits") if name != "avx512_vnni" else ("product",):
                 commands.append([*flags, "-c", f"{_SOURCES}/{source}.cc", "-o", f"{scratch}/{source}-{name}.o"])
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda arguments: _run([*compiler, *arguments]), commands))

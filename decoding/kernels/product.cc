@@ -312,12 +312,17 @@ void column(const Weight& weight, int64_t column, float* out) {
 
 }  // namespace
 
+#if defined(__AVX512VNNI__)  // which attention and logits have no use for: they are AVX-512's
+#define OTHERS avx512
+#else
+#define OTHERS TARGET
+#endif
 #define ATTEND_(target) attend_##target
 #define ATTEND(target) ATTEND_(target)
-void ATTEND(TARGET)(const Attention&, int64_t task, float* scratch);  // attention.cc
+void ATTEND(OTHERS)(const Attention&, int64_t task, float* scratch);  // attention.cc
 #define LOGITS_(target) logits_##target
 #define LOGITS(target) LOGITS_(target)
-extern const Logits LOGITS(TARGET);  // logits.cc
+extern const Logits LOGITS(OTHERS);  // logits.cc
 
 #define NAME(target) NAME_(target)
 #define NAME_(target) #target
@@ -326,7 +331,7 @@ constexpr bool kIntegerSums = true;
 #else
 constexpr bool kIntegerSums = false;
 #endif
-#define COMMON product, normalise, quantise, column, ATTEND(TARGET), &LOGITS(TARGET)
+#define COMMON product, normalise, quantise, column, ATTEND(OTHERS), &LOGITS(OTHERS)
 extern const Target TARGET = {NAME(TARGET), kIntegerSums, false, COMMON};
 #if defined(__AVX512VNNI__)
 #if defined(TILES)
