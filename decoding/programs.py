@@ -40,7 +40,7 @@ _PREFILL_ROWS_CPU = 8
 
 # How often γ = "auto" measures: at least and at most so many rounds, no new one after so many seconds, and of each γ in a round
 # iterations that take so many seconds together.
-_COST_ROUNDS, _COST_SECONDS, _TRIAL_SECONDS = (3, 12), 3.0, 0.06
+_COST_ROUNDS, _COST_SECONDS, _TRIAL_SECONDS = (3, 12), 2.0, 0.06
 
 
 def max_positions(config: DecodingConfig) -> int:

@@ -8,7 +8,6 @@ against plain decoding, in turns. Overrides go to all runs; without `--output` t
 
 import argparse
 import dataclasses
-import itertools
 import json
 import pathlib
 import sys
@@ -31,7 +30,7 @@ from transforms import storage
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SHOWN = 2
-_SHOWN_TOKENS = (10, 96)
+_SHOWN_TOKENS = (10, 112)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Part:
       title: for people.
       settings: of all its runs.
       gamma: that is measured, beside "auto".
-      texts: of the preset's first lines, how many the job takes; 0 for all.
+      texts: of the preset's, how many the job takes, the shortest first; 0 for all.
       examples: of those, how many are measured.
       repeats: of the measurement.
     """
@@ -58,12 +57,12 @@ class Part:
 PARTS = {
     "correction": Part(
         "SmolLM2-135M-Instruct corrects texts, its draft copies from them",
-        # All its texts are this short, and programs of other lengths take seconds to compile.
-        (f"--config={_ROOT / 'configs' / 'smollm2.py'}:correct", "--config.decoding.input_buckets=(256,)"),
+        # All of its texts are this short, and programs of other lengths take seconds to compile.
+        (f"--config={_ROOT / 'configs' / 'smollm2.py'}:correct", "--config.decoding.input_buckets=(192,)"),
         gamma=3,
-        texts=4,
-        examples=4,
-        repeats=4,
+        texts=6,
+        examples=3,
+        repeats=6,
     ),
     "translation": Part(
         "a small T5 pair, which comes with SpecBeam, translates",
@@ -90,7 +89,7 @@ def main(args: Sequence[str]) -> int:
     output = pathlib.Path(own.output or tempfile.mkdtemp(prefix="specbeam-quickstart-"))
     for name, part in PARTS.items():
         console.rule(part.title)
-        settings = [*part.settings, *_first_texts(part, output / f"{name}.jsonl"), *others]
+        settings = [*part.settings, *_shortest_texts(part, output / f"{name}.jsonl"), *others]
         measured = [f"--gammas={part.gamma},auto", "--num_slots=1", "--temperatures=0", "--verifications=token"]
         amount = [f"--examples={part.examples}", f"--repeats={part.repeats}"]
         status = generate.main([*settings, f"--output={output / name}"]) or benchmark.main(
@@ -125,14 +124,16 @@ def print_results(console: Console, folders: Mapping[str, pathlib.Path]) -> None
     console.print(f"\nOutput: {', '.join(map(str, folders.values()))}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _first_texts(part: Part, path: pathlib.Path) -> list[str]:
-    """The setting that has the job read the first lines of the preset's input, which are written to `path`."""
+def _shortest_texts(part: Part, path: pathlib.Path) -> list[str]:
+    """The setting that has the job read some of the preset's texts, which are written to `path`: the shortest, to be read at
+    a glance."""
     if not part.texts:
         return []
-    pattern = parse_command_line([*part.settings, f"--output={path.parent}"]).config.input.pattern
+    texts = parse_command_line([*part.settings, f"--output={path.parent}"]).config.input
+    lines = pathlib.Path(texts.pattern).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines.sort(key=lambda line: len(json.loads(line)[texts.input_field]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(pattern, encoding="utf-8") as file:
-        path.write_text("".join(itertools.islice(file, part.texts)), encoding="utf-8")
+    path.write_text("".join(lines[: part.texts]), encoding="utf-8")
     return [f"--config.input.pattern={path}"]
 
 
