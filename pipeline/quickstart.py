@@ -62,7 +62,7 @@ PARTS = {
         gamma=3,
         texts=6,
         examples=3,
-        repeats=6,
+        repeats=4,
     ),
     "translation": Part(
         "a small T5 pair, which comes with SpecBeam, translates",
@@ -70,7 +70,7 @@ PARTS = {
         gamma=2,
         texts=0,
         examples=16,
-        repeats=14,
+        repeats=10,
     ),
 }
 

@@ -100,7 +100,7 @@ def product(
         raise ValueError(f"x has {x.shape[-1]} features (shape {x.shape}); the weight takes {weight.inputs}")
     lead, width = x.shape[:-1], weight.outputs // (2 if weight.gated else 1)
     flat = x.reshape(-1, weight.inputs).astype(jnp.float32)
-    real = jnp.full((), flat.shape[0], jnp.int32) if real is None else jnp.asarray(real, jnp.int32)
+    real = np.int32(flat.shape[0]) if real is None else jnp.asarray(real, jnp.int32)
     scale, shift, epsilon = norm or (None, None, 0.0)
     residual = None if residual is None else residual.reshape(-1, width)
     result = jax.ShapeDtypeStruct((flat.shape[0], width), jnp.float32)
@@ -115,9 +115,12 @@ def product(
     return call(flat, weight.words, real, *ends, **static).reshape(*lead, width)
 
 
-def optional(array: jax.Array | None) -> jax.Array:
-    """An operand that may be missing, for a custom call: float32, without elements where there is none."""
-    return jnp.zeros((0, 0), jnp.float32) if array is None else array.astype(jnp.float32)
+def optional(array: jax.Array | None) -> jax.Array | np.ndarray:
+    """An operand that may be missing, for a custom call: float32, without elements where there is none.
+
+    Such a one is NumPy's, which tracing takes as it is: a third of all tracing was of these.
+    """
+    return np.zeros((0, 0), np.float32) if array is None else array.astype(jnp.float32)
 
 
 def rows(weight: PackedWeight, ids: jax.Array) -> jax.Array:

@@ -73,8 +73,8 @@ def attend_cache(
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     call = jax.ffi.ffi_call(targets()["attend_cache"], results, input_output_aliases={1: 1, 2: 2})
     extras = [optional(array) for array in (bias, turns, query_norm, key_norm)]
-    extras.append(jnp.zeros((0,), jnp.int32) if counts is None else counts)
-    extras.append(jnp.zeros((0, 0, 0), bool) if mask is None else mask)
+    extras.append(np.zeros((0,), np.int32) if counts is None else counts)
+    extras.append(np.zeros((0, 0, 0), bool) if mask is None else mask)
     static = dict(scale=np.float32(scale), epsilon=np.float32(epsilon), window=np.int32(window), cap=np.float32(cap))
     return tuple(call(qkv, key, value, positions, *extras, **static))
 
