@@ -93,9 +93,9 @@ CASES = [
         [("model", 1), ("model", 2), ("bigram", 1), ("bigram", 2), ("lookup", 1), ("uniform", 1)],
     )
 ]
-FAST = [("t5", 2, 2, 3, "model")]
 SLOW = [
-    *((family, 4, 2, 3, "model") for family in (*SHAPES, "pair")),
+    ("t5", 2, 2, 3, "model"),
+    ("llama", 4, 2, 3, "model"),
     ("gpt2", 1, 1, 5, "model"),
     ("pair", 1, 1, 3, "bigram"),
     ("pair", 4, 1, 1, "lookup"),
@@ -103,7 +103,7 @@ SLOW = [
 
 
 def _marks(case: tuple) -> list[pytest.MarkDecorator]:
-    return [] if case in FAST else [pytest.mark.slow] if case in SLOW else [pytest.mark.soak]
+    return [pytest.mark.slow if case in SLOW else pytest.mark.soak]
 
 
 @pytest.mark.parametrize("family, width, times, gamma, draft", [pytest.param(*case, marks=_marks(case)) for case in CASES])

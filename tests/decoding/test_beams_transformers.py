@@ -53,7 +53,7 @@ def test_texts_and_scores_are_transformers(family, number):
 
 
 @pytest.mark.parametrize(
-    "family", [_slow(name) if name in ("t5_v1_1_target", "bart", "llama") else _soak(name) for name in FAMILIES], indirect=True
+    "family", [_slow(name) if name in ("t5_v1_1_target", "llama") else _soak(name) for name in FAMILIES], indirect=True
 )
 @pytest.mark.parametrize("width, gamma", [_soak(4, 1), (4, 4), _soak(8, 3)])
 def test_speculative_is_plain(family, width, gamma):

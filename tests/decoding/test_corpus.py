@@ -173,12 +173,13 @@ def test_odd_indexes_do_no_harm(drawn, tmp_path, texts):
 
 
 @pytest.mark.parametrize(
-    "verification", ["token", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("block", "coupled"))]
+    "verification", ["token", *(pytest.param(rule, marks=pytest.mark.soak) for rule in ("block", "coupled"))]
 )
 def test_sampled_texts_have_the_targets_law(drawn, verification):
     assert _pvalue(drawn, verification) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_draft_that_misstates_its_distribution_is_noticed(drawn, monkeypatch):
     monkeypatch.setattr(decoding.CorpusDraft, "propose", _misstated(decoding.CorpusDraft.propose))
     assert _pvalue(drawn, "token") < 1e-6

@@ -59,7 +59,7 @@ def pair(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "verification", ["token", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("block", "coupled"))]
+    "verification", ["token", *(pytest.param(rule, marks=pytest.mark.soak) for rule in ("block", "coupled"))]
 )
 def test_samples_have_the_targets_law_where_q_is_zero(pair, verification):
     config = DecodingConfig(

@@ -172,7 +172,7 @@ def _pvalue(hints, verification: str, spoilt: bool = False) -> float:
 
 
 @pytest.mark.parametrize(
-    "verification", ["token", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("block", "coupled"))]
+    "verification", ["token", *(pytest.param(rule, marks=pytest.mark.soak) for rule in ("block", "coupled"))]
 )
 def test_sampled_texts_have_the_targets_law(verification):
     assert _pvalue([[2, 3, 2], [3]], verification) > 1e-3

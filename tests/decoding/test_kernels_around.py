@@ -85,7 +85,7 @@ def _turns() -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 17])
-def test_attention_over_a_cache_and_the_same_bits_step_by_step(instruction_set, steps):
+def test_attention_over_a_cache_and_the_same_bits_step_by_step(vector_set, steps):
     positions = np.array([0, 40, T - steps], np.int32)
     qkv, bias, turns = _random(0, 3, steps, (H + 2 * G) * D), _random(1, H, T), _turns()
     keys, value = _random(2, 3, G, D, T), _random(3, 3, G, T, D)
@@ -104,7 +104,7 @@ def test_attention_over_a_cache_and_the_same_bits_step_by_step(instruction_set, 
 
 
 @pytest.mark.parametrize("window", [1, 3, 33, 200])
-def test_windows_and_caps(instruction_set, window):
+def test_windows_and_caps(vector_set, window):
     """Against XLA's form, over tiles of queries whose windows begin apart; the same bits step by step."""
     steps, positions = 9, np.array([0, 40, T - 9], np.int32)
     heads, turns = Heads(H, G, D), _turns()
@@ -127,7 +127,7 @@ def test_windows_and_caps(instruction_set, window):
 
 
 @pytest.mark.parametrize("window", [0, 7])
-def test_a_node_of_a_tree_has_the_bits_of_its_path(instruction_set, window):
+def test_a_node_of_a_tree_has_the_bits_of_its_path(vector_set, window):
     """Two prompts, branches that part and interleave, entries of others NaN: as if each path had been a text of its own."""
     prompts, parents = np.array([37, 3], np.int32), [-1, -1, 0, 1, 0, 2, 3, 3, 5, 4]
     nodes, depths, chains = len(parents), [], []

@@ -32,7 +32,7 @@ def _both(function, *arguments):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_distributions_and_their_sums(instruction_set, size):
+def test_distributions_and_their_sums(vector_set, size):
     x = _logits(3, 4, size)
     x[0, 0, : size // 2] = -np.inf
     exact = np.log(np.exp(x.astype(np.float64)).sum(-1))
@@ -51,7 +51,7 @@ def test_distributions_and_their_sums(instruction_set, size):
 
 
 @pytest.mark.parametrize("size", [pytest.param(7, marks=pytest.mark.slow), 5003])
-def test_draws_and_choices(instruction_set, size):
+def test_draws_and_choices(vector_set, size):
     keys = np.stack([sampling.row_key(0, str(i), 0) for i in range(200)])
     places = np.arange(200, dtype=np.int32)
     theirs, mine = _both(lambda keys: sampling.exponentials(keys, places, sampling.NEXT_STREAM, size), keys)
@@ -69,14 +69,14 @@ def test_draws_and_choices(instruction_set, size):
 
 
 @pytest.mark.parametrize("law", LAWS[:4], ids=str)
-def test_ties_with_the_last_kept_logit_are_kept(instruction_set, law):
+def test_ties_with_the_last_kept_logit_are_kept(vector_set, law):
     x = np.round(_logits(20, 300))
     theirs, mine = _both(lambda x: sampling.standardize(x, DecodingConfig(**law)), x)
     np.testing.assert_allclose(mine, theirs, atol=5e-7)
     assert (mine > 0).sum(-1).max() > 5
 
 
-def test_rows_that_are_no_distribution_are_told(instruction_set):
+def test_rows_that_are_no_distribution_are_told(vector_set):
     x = _logits(6, 300)
     x[1, 3], x[2, 299], x[3], x[4, 5] = np.nan, np.inf, -np.inf, -np.inf
     np.testing.assert_array_equal(_both(sampling.is_law, x)[1], [True, False, False, False, True, True])
@@ -85,7 +85,7 @@ def test_rows_that_are_no_distribution_are_told(instruction_set):
     np.testing.assert_allclose(mine[others].sum(-1), 1, atol=1e-6)
 
 
-def test_a_rows_bits_depend_on_no_other_row(instruction_set):
+def test_a_rows_bits_depend_on_no_other_row(vector_set):
     x = _logits(40, 1003)
     keys, places = np.stack([sampling.row_key(0, str(i), 0) for i in range(40)]), np.arange(40, dtype=np.int32)
 

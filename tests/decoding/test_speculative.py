@@ -52,7 +52,7 @@ def teacher_forced(model, inputs, rows) -> list[np.ndarray]:
 # A draft equal to the target.
 
 
-@pytest.mark.parametrize("gamma", [*(pytest.param(gamma, marks=pytest.mark.slow) for gamma in range(1, 7)), 7])
+@pytest.mark.parametrize("gamma", [*(pytest.param(gamma, marks=pytest.mark.slow if gamma == 1 else pytest.mark.soak) for gamma in range(1, 7)), 7])
 def test_a_draft_equal_to_the_target_is_always_accepted(generator, gamma):
     """At least 0.9999 of examined guesses; a token missing from the draft's cache shows here."""
     inputs, ids = examples(40, longest=8)
@@ -73,7 +73,7 @@ def test_a_draft_equal_to_the_target_is_always_accepted(generator, gamma):
     [
         FILTERED,
         pytest.param(dict(gamma=2, lenience=0.5), marks=pytest.mark.slow),
-        pytest.param(dict(gamma=5), marks=pytest.mark.slow),
+        pytest.param(dict(gamma=5), marks=pytest.mark.soak),
         pytest.param(dict(gamma=3, verification="block", top_p=0.9), marks=pytest.mark.slow),
         pytest.param(dict(gamma=3, verification="coupled", temperature=1.5), marks=pytest.mark.slow),
         pytest.param(dict(gamma=3, temperature=0.0), marks=pytest.mark.slow),

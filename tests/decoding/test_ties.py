@@ -108,7 +108,7 @@ def near(weights: np.ndarray, times: np.ndarray) -> list[int]:
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(gamma=GAMMA),
+        pytest.param(dict(gamma=GAMMA), marks=pytest.mark.soak),
         dict(gamma=GAMMA, temperature=0.0),
         *(pytest.param(dict(gamma=0, **law), marks=pytest.mark.soak) for law in ({}, dict(temperature=0.0))),
     ],

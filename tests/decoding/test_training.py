@@ -238,7 +238,7 @@ def test_alpha_rises_and_is_what_scoring_finds(target):
             assert not beta[row, len(text.tokens) :].any()
 
 
-@pytest.mark.parametrize("name", ["t5_v1_1_draft", slowly("llama")])
+@pytest.mark.parametrize("name", ["t5_v1_1_draft", pytest.param("llama", marks=pytest.mark.soak)])
 def test_the_drafts_own_texts_are_what_it_draws(name):
     """Greedy ones token for token, and those at temperature 1 by chi-square of their first tokens (20 most likely)."""
     start = Weights.read(str(GOLDEN / name))

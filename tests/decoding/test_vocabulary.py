@@ -38,7 +38,8 @@ def logits_along(model, tokens) -> np.ndarray:
     return np.asarray(model.logits(fed, np.array([INPUTS]), np.array([3])))[0, : len(tokens)]
 
 
-@pytest.mark.parametrize("verification", ["token", pytest.param("block", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("verification", ["token", "block"])
 def test_samples_have_the_law_of_the_target_without_its_padding(pair, verification):
     for model in pair:
         assert reference.standardize(logits_along(model, [0]))[0, REAL:].sum() > 0.05, "padding must matter"

@@ -44,6 +44,7 @@ def preset(name: str, output: pathlib.Path, **settings) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_dialogs_are_answered_by_a_model_of_lamdas_shape(tmp_path, spiece_model):
     target = write_lamda(tmp_path / "target", spiece_model, layers=2, seed=1)
     draft = write_lamda(tmp_path / "draft", spiece_model, layers=1, seed=2)

@@ -79,7 +79,7 @@ def test_what_a_training_writes(train, texts, tmp_path, models, capsys):
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("more", [(), pytest.param(("--config.distill.recipe.target_top_k=8",), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("more", [(), pytest.param(("--config.distill.recipe.target_top_k=8",), marks=pytest.mark.soak)])
 def test_a_training_that_breaks_off_goes_on_to_the_same_weights(train, tmp_path, monkeypatch, more):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert distill.main(train(*NEW, *more, output=whole)) == 0

@@ -26,7 +26,9 @@ def descendants(process: int) -> list[int]:
 
 
 @pytest.mark.parametrize("options", [(), pytest.param(("--direct_num_workers=2",), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("whole_group", [True, False], ids=["Ctrl-C", "launcher alone"])
+@pytest.mark.parametrize(
+    "whole_group", [pytest.param(True, id="Ctrl-C"), pytest.param(False, id="launcher alone", marks=pytest.mark.slow)]
+)
 def test_a_job_in_one_process(command, tmp_path, finished_run, whole_group, options):
     launched = launch(command("--config.shards.examples_per_shard=2", *options), "delay_secs=0.5")
     try:

@@ -50,7 +50,7 @@ def test_every_command_is_understood(commands, tmp_path):
     assert not {*lines[0]} & {*lines[1]}  # what n-grams are fitted to is not scored
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_whole_chain(tmp_path):
     subprocess.run([sys.executable, str(SCRIPT), f"--output={tmp_path}", "--quick"], check=True, timeout=1500)
     results = json.loads((tmp_path / "report" / "analysis.json").read_text())

@@ -79,6 +79,7 @@ def start(pool, runner):
     return pool.StartWorker(request, None).error
 
 
+@pytest.mark.slow
 def test_a_pool_says_what_keeps_a_worker_from_starting(runner, variables, monkeypatch):
     pool = worker_pool.WorkerPool()
     assert start(pool, runner) == ""

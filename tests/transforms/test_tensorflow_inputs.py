@@ -264,7 +264,7 @@ if "own_both" not in seqio.MixtureRegistry.names():
 '''
 
 
-@pytest.mark.parametrize("size", [3, 10])
+@pytest.mark.parametrize("size", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_own_mixture(tmp_path, monkeypatch, size):
     """Every record of every task, once; what preprocessors drop, double or refuse is known by its record."""
     (tmp_path / "own_tasks.py").write_text(OWN_TASKS)
