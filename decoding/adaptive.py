@@ -26,7 +26,7 @@ _PRIOR_ALPHA, _PRIOR_WEIGHT = 0.7, 16.0
 _MEMORY = 4096.0
 # While γ = 0 is best nothing is learnt of the draft, so after so many chunks a few iterations are spent on looking, and
 # after every look that changes nothing, twice as many chunks later: a drift is noticed within the time that went before.
-_PROBE_AFTER, PROBE_ITERATIONS = 24, 4
+_PROBE_AFTER, PROBE_ITERATIONS = 48, 4
 # A draft is given up only where it would not pay with an acceptance so many standard errors above the estimate: the first
 # guesses of a shard are few, and to go without it for chunks costs more than to look at some more of them.
 _DOUBT = 1.0

@@ -29,8 +29,8 @@ def test_little_is_decoded_before_something_is_known_of_the_draft():
     assert GammaPolicy({0: 1.0, 3: 9.0}).choose() == (0, False)
 
 
-def test_a_draft_that_never_pays_is_looked_at_after_24_chunks_and_then_twice_as_many_each_time():
-    assert probes(GammaPolicy({0: 1.0, 3: 9.0}), 400, accepted=0.0) == [24, 24 + 49, 24 + 49 + 97, 24 + 49 + 97 + 193]
+def test_a_draft_that_never_pays_is_looked_at_after_48_chunks_and_then_twice_as_many_each_time():
+    assert probes(GammaPolicy({0: 1.0, 3: 9.0}), 400, accepted=0.0) == [48, 48 + 97, 48 + 97 + 193]
 
 
 def test_a_draft_is_not_given_up_for_a_few_wrong_guesses():
@@ -47,14 +47,14 @@ def test_a_draft_is_not_given_up_for_a_few_wrong_guesses():
 
 def test_a_draft_that_begins_to_pay_is_noticed_and_then_watched_as_from_the_start():
     policy = GammaPolicy({0: 1.0, 3: 3.1})
-    probes(policy, 170, accepted=0.0)
+    probes(policy, 48 + 97 + 193, accepted=0.0)
     assert policy.choose() == (3, True)
     while policy.choose()[0] == 0 or policy.choose()[1]:  # ends as soon as the draft is used on its merits
         gamma, _ = policy.choose()
         policy.observe(gamma, np.full(gamma, 512), np.full(gamma, 512))
     policy.observe(3, np.full(3, 0), np.full(3, 4096))
     assert policy.choose() == (0, False)
-    assert probes(policy, 30, accepted=0.0) == [24]
+    assert probes(policy, 60, accepted=0.0) == [48]
 
 
 def test_the_choice_maximises_tokens_per_second_over_all_gammas():

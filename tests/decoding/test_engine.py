@@ -399,7 +399,7 @@ def test_auto_measures_costs_and_chooses_by_them(target, draft):
 
 
 def test_a_draft_that_never_pays_is_not_prefilled(target, draft):
-    """But for probes, after 24 chunks for the first time, with the rows that are decoding then."""
+    """But for probes, after 48 chunks for the first time, with the rows that are decoding then."""
     engine = Generator(target, draft, config(**AUTO), costs={0: 1.0, 1: 9.0, 3: 9.0})
     calls = collections.Counter()
 
