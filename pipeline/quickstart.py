@@ -61,7 +61,7 @@ PARTS = {
         (f"--config={_ROOT / 'configs' / 'smollm2.py'}:correct", "--config.decoding.input_buckets=(192,)"),
         gamma=3,
         texts=6,
-        examples=3,
+        examples=2,
         repeats=4,
     ),
     "translation": Part(
