@@ -21,6 +21,7 @@ import jax
 import platformdirs
 
 _SOURCES = Path(__file__).parent
+_PATIENCE = 600  # seconds for another process that compiles the same
 _FLAGS = ["-std=c++17", "-O3", "-fPIC", "-w"]
 # A sum is one fused multiply-add after the other; nothing else in the source changes by fusing.
 _PRODUCT_FLAGS = ["-ffp-contract=fast"]
@@ -66,7 +67,7 @@ def build(compiler: list[str], directory: Path) -> Path:
     if path.exists():
         return path
     directory.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{path}.lock"), tempfile.TemporaryDirectory(dir=directory) as scratch:
+    with filelock.FileLock(f"{path}.lock", timeout=_PATIENCE), tempfile.TemporaryDirectory(dir=directory) as scratch:
         if path.exists():
             return path
         flags = [*_FLAGS, "-O1", *targets["plain"][zig], f"-I{include}"]
@@ -74,7 +75,8 @@ def build(compiler: list[str], directory: Path) -> Path:
         commands = [[*flags, "-c", f"{_SOURCES}/{source}.cc", "-o", f"{scratch}/{source}.o"] for source in handlers]
         for name, flags in targets.items():
             flags = [*_FLAGS, *_PRODUCT_FLAGS, *flags[zig], f"-DTARGET={name}"]
-            for source in ("attention", "product", "logits") if name != "avx512_vnni" else ("product",):
+            # With VNNI attention and logits are AVX-512's (product.cc).
+            for source in ("product",) if name == "avx512_vnni" else ("attention", "product", "logits"):
                 commands.append([*flags, "-c", f"{_SOURCES}/{source}.cc", "-o", f"{scratch}/{source}-{name}.o"])
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda arguments: _run([*compiler, *arguments]), commands))
