@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 
 # The machine's own certificates, where it has any: behind a company's proxy no others are of use.
-export UV_SYSTEM_CERTS := $(if $(wildcard /etc/ssl/certs/*),true,false)
+export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/*),true,false)
 
 # uv installs in seconds; pip does the same where uv has no build or cannot reach the package index.
 define install

@@ -38,8 +38,8 @@ _PREFILL_TOKENS, _PREFILL_TOKENS_CPU = 4096, 512
 # Within these tokens a processor prefills so many examples even for fewer slots: weights are read once for all of them.
 _PREFILL_ROWS_CPU = 8
 
-# How often γ = "auto" measures: at least and at most so many rounds, no new one after so many seconds, and of each γ in a round
-# iterations that take so many seconds together.
+# How often γ = "auto" measures: at least and at most so many rounds, no new one after so many seconds, and in a round as many
+# iterations of each γ as take so many seconds together, by the round before.
 _COST_ROUNDS, _COST_SECONDS, _TRIAL_SECONDS = (3, 12), 2.0, 0.06
 
 
@@ -255,21 +255,21 @@ def measure_costs(programs: Programs) -> Costs:
     config, states = programs.config, programs.empty()
     choices = [*config.gammas, *(-gamma for gamma in config.gammas if gamma and programs.draft_may_rest)]
 
-    def seconds(choice: int, last: float) -> float:
+    def seconds(choice: int, expected: float) -> float:
         nonlocal states
         gamma = abs(choice)
         # As many as a chunk has, if every token is accepted: what a call costs beside them is shared as in a job.
         chunk = max(1, min(config.chunk_iterations, config.max_decode_tokens // (gamma + 1)))
-        iterations = min(chunk, math.ceil(_TRIAL_SECONDS / last))
+        iterations = min(chunk, math.ceil(_TRIAL_SECONDS / expected))
         started = time.perf_counter()
         states = programs.trial(gamma, states, iterations, rests=choice < 0)
         return (time.perf_counter() - started) / iterations
 
-    costs, began, last = {}, time.perf_counter(), dict.fromkeys(choices, _TRIAL_SECONDS)
+    costs, began, measured = {}, time.perf_counter(), dict.fromkeys(choices, _TRIAL_SECONDS)  # one iteration first
     for number in range(_COST_ROUNDS[1] + 1):
-        last = {choice: seconds(choice, last[choice]) for choice in choices}
+        measured = {choice: seconds(choice, measured[choice]) for choice in choices}
         if number:  # the first round touches memory for the first time
-            costs = {choice: min(last[choice], costs.get(choice, math.inf)) for choice in choices}
+            costs = {choice: min(measured[choice], costs.get(choice, math.inf)) for choice in choices}
         if number >= _COST_ROUNDS[0] and time.perf_counter() - began > _COST_SECONDS:
             break
     return costs

@@ -57,7 +57,7 @@ class Part:
 PARTS = {
     "correction": Part(
         "SmolLM2-135M-Instruct corrects texts, its draft copies from them",
-        # All of its texts are this short, and programs of other lengths take seconds to compile.
+        # All its texts are this short, and programs of other lengths take seconds to compile.
         (f"--config={_ROOT / 'configs' / 'smollm2.py'}:correct", "--config.decoding.input_buckets=(192,)"),
         gamma=3,
         texts=6,
@@ -125,8 +125,7 @@ def print_results(console: Console, folders: Mapping[str, pathlib.Path]) -> None
 
 
 def _shortest_texts(part: Part, path: pathlib.Path) -> list[str]:
-    """The setting that has the job read some of the preset's texts, which are written to `path`: the shortest, to be read at
-    a glance."""
+    """The setting that has the job read the shortest of the preset's texts, JSON lines, which are written to `path`."""
     if not part.texts:
         return []
     texts = parse_command_line([*part.settings, f"--output={path.parent}"]).config.input

@@ -140,7 +140,7 @@ def _open(path: str, local: str):
 
 @functools.lru_cache(maxsize=8)  # a job opens its file for the model, the tokeniser and the chat template
 def _read_header(local: str, size: int, modified_ns: int):
-    """The package's reader; a vocabulary of 50,000 pieces takes it seconds."""
+    """The package's reader; a vocabulary of 50,000 pieces takes it a second or two."""
     import gguf
 
     class StrictReader(gguf.GGUFReader):

@@ -94,7 +94,7 @@ _ALL = list(itertools.product(DRAFTS, (2, 4), (1, 2), (1, 3, 5)))
 
 
 def _marks(number: int, case: tuple) -> list[pytest.MarkDecorator]:
-    """One case in thirteen is run by CI, `make soak` runs the others."""
+    """One case in thirteen is run by CI, one of each draft; `make soak` runs the others."""
     return [] if case in _FEW else [pytest.mark.slow] if number % 13 == 0 else [pytest.mark.soak]
 
 

@@ -181,14 +181,18 @@ def check_law(target, draft, rounds: int, **settings):
 
 @pytest.mark.parametrize(
     ("draft", "verification"),
-    [pytest.param("bigram", "token", marks=pytest.mark.slow), ("lookup", "block")],
+    [
+        pytest.param("bigram", "token", marks=pytest.mark.slow),
+        ("lookup", "block"),
+        pytest.param("uniform", "block", marks=pytest.mark.soak),
+    ],
 )
 def test_samples_have_the_targets_law(tiny, draft, verification):
     check_law(tiny, DRAFTS[draft](), 8_000, gamma=3, verification=verification)
 
 
-# Every draft with every verification, and both filters with every draft and every verification; CI runs each draft and each
-# verification once.
+# Every draft with every verification, and both filters with every draft and every verification; With those above CI
+# runs each draft and each verification once.
 MORE = [
     pytest.param(
         draft,

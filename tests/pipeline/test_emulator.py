@@ -108,7 +108,7 @@ def test_weights_survive_a_failing_store(models, server, monkeypatch, impatient)
     np.testing.assert_array_equal(fetched.logits(*inputs), local.logits(*inputs))
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_real_models_and_preconditions(command, models, sentences, tmp_path, monkeypatch, impatient):
     """With an emulator that refuses to overwrite: only one of many commits wins, and the job, models and all, is right."""
     assert generate.main(command()) == 0
