@@ -8,6 +8,9 @@
 //
 // The file is compiled once for each instruction set (build.py), as target TARGET; the compiler's own vectors make one source
 // of it. Nothing here may come from the standard library's templates: the linker would keep one target's copy for all.
+#if defined(__AVX512F__) || (defined(__ARM_NEON))
+#define FEW8 1
+#endif
 #include "product.h"
 
 #include "ends.h"
@@ -38,6 +41,14 @@ template <class T> constexpr T min(T a, T b) { return a < b ? a : b; }
 constexpr int vectors(int rows, int registers) {
   int most = kColumns / kLanes;
   while (most > 1 && (rows * most > registers || kColumns / kLanes % most)) --most;
+  return most;
+}
+
+// The same of a strip whose weights are unpacked, with a scale and an offset of each column. More vectors than their sums need
+// to follow one another without a pause are slower.
+constexpr int unpacked_vectors(int rows) {
+  int most = kColumns / kLanes;
+  while (most > 1 && ((rows + 2) * most + 2 > (kRegisters < 32 ? kRegisters : 20) || kColumns / kLanes % most)) --most;
   return most;
 }
 
@@ -127,6 +138,53 @@ void tile(const typename Read::Number* x, int64_t stride, const uint32_t* w, int
   }
 }
 
+// As `tile`, of weights that are unpacked on their way: kGroup steps of K from step k on.
+template <Kind kind, int R>
+void unpacked_tile(const float* x, int64_t stride, const uint32_t* words, int64_t k, int64_t steps, float* sums, Ahead& ahead) {
+  constexpr int n = unpacked_vectors(R), kStrips = kColumns / kLanes / n;
+  for (int strip = 0; strip < kStrips; ++strip, words += n * kLanes, sums += n * kLanes) {
+    Strip<Floats, n> sum[R];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < n; ++v) sum[r].v[v] = load<Floats>(sums + r * kColumns + v * kLanes);
+    for (int64_t g = 0; g < steps; g += kGroup) {
+      const auto add = [&](int step, Strip<Floats, n> w) __attribute__((always_inline)) {
+        __builtin_prefetch(ahead.next, 0, 2);
+        ahead.next += ahead.step / kStrips;
+        for (int r = 0; r < R; ++r)
+          for (int v = 0; v < n; ++v) sum[r].v[v] += x[r * stride + g + step] * w.v[v];
+      };
+      unpack<kind>(Columns<n>{words}, k + g, add);
+    }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < n; ++v) store(sums + r * kColumns + v * kLanes, sum[r].v[v]);
+  }
+}
+
+// The first columns of a panel from step k on, as float32 [steps, kColumns].
+template <Kind kind> void unpack_chunk(const uint32_t* words, int64_t k, int64_t steps, float* out, int columns) {
+  for (int c = 0; c < columns; c += kLanes)
+    for (int64_t g = 0; g < steps; g += kGroup) {
+      const auto put = [&](int step, Strip<Floats, 1> w) { store(out + (g + step) * kColumns + c, w.v[0]); };
+      unpack<kind>(Columns<1>{words + c}, k + g, put);
+    }
+}
+
+// What a kind has of both.
+struct Unpacking {
+  decltype(&unpack_chunk<kQ8_0>) chunk;
+  decltype(&unpacked_tile<kQ8_0, 1>) tiles[kRows];
+};
+template <Kind kind> constexpr Unpacking kUnpacking = {
+    unpack_chunk<kind>,
+    {unpacked_tile<kind, 1>, unpacked_tile<kind, 2>, unpacked_tile<kind, 3>, unpacked_tile<kind, 4>
+#if FEW8
+    , unpacked_tile<kind, 5>, unpacked_tile<kind, 6>, unpacked_tile<kind, 7>, unpacked_tile<kind, 8>
+#endif
+    }};
+constexpr const Unpacking* kUnpackings[] = {nullptr, &kUnpacking<kBFloat16>, &kUnpacking<kInt8>, &kUnpacking<kQ8_0>,
+                                     &kUnpacking<kQ4_0>, &kUnpacking<kQ5_0>, &kUnpacking<kQ4_K>, &kUnpacking<kQ5_K>,
+                                     &kUnpacking<kQ6_K>, &kUnpacking<kQ4_1>, &kUnpacking<kQ5_1>};
+
 // sums [rows, kColumns] += x [rows, steps] w [steps, kColumns], in tiles of nearly equal numbers of rows, which share out what
 // is to be fetched.
 template <class Read>
@@ -215,11 +273,13 @@ void product_floats(const Call& call, int64_t panel, int64_t panels, int64_t fir
           const uint32_t* w = words + k / 2 * kColumns;
           accumulate<Pairs>(x, inputs, block, w, steps, of_panel, words_ahead(w, (inputs - k) / 2, weight, panels));
         } else {
-          for (int64_t g = 0; g < steps; g += kGroup)
-            for (int64_t c = 0; c < kColumns; c += kLanes)
-              kUnpack[weight.kind]({words + c, chunk + g * kColumns + c}, k + g);
           const int64_t step = weight.panel_size * 4 / inputs;
-          const Ahead ahead{reinterpret_cast<const char*>(words) + (k + kChunk) * step, step, 0};
+          Ahead ahead{reinterpret_cast<const char*>(words) + (k + kChunk) * step, step, 0};
+          if (block <= kRows && inputs % kGroup == 0) {
+            kUnpackings[weight.kind]->tiles[block - 1](x, inputs, words, k, steps, of_panel, ahead);
+            continue;
+          }
+          kUnpackings[weight.kind]->chunk(words, k, steps, chunk, kColumns);
           accumulate<Singles>(x, inputs, block, reinterpret_cast<const uint32_t*>(chunk), steps, of_panel, ahead);
         }
       }
@@ -305,7 +365,7 @@ void column(const Weight& weight, int64_t column, float* out) {
     if (weight.kind == kFloat32)
       w = reinterpret_cast<const float*>(words) + k * kColumns;
     else
-      for (int64_t g = 0; g < steps; g += kGroup) kUnpack[weight.kind]({words, chunk + g * kColumns}, k + g);
+      kUnpackings[weight.kind]->chunk(words, k, steps, chunk, kLanes);
     for (int64_t i = 0; i < steps; ++i) out[k + i] = w[i * kColumns + lane % kLanes];
   }
 }
