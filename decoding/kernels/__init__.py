@@ -66,7 +66,10 @@ def select(instruction_set: str) -> None:
 
 
 def arithmetic(kind: str) -> str:
-    """How products with a weight of this kind are summed: "float32", or "int32" over activations rounded to int8 by row."""
+    """How products with a weight of this kind are summed: "float32", or "int32" over activations rounded to int8 by row.
+
+    Blocks of a file are float32's too where VNNI sums them in integers, which are as fine (blocks.h).
+    """
     return "int32" if kind == "int8" and _library().specbeam_integer_sums() else "float32"
 
 

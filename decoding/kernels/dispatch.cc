@@ -103,17 +103,21 @@ static ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
   const std::unique_ptr<float[]> normed(norm.scale ? new float[count * inputs] : nullptr);
   const std::unique_ptr<int32_t[]> quantised(
       bytes_of_x ? new int32_t[(count + kTileRows - 1) / kTileRows * kTileRows * quads(inputs)] : nullptr);
-  const std::unique_ptr<float[]> worth(bytes_of_x ? new float[count] : nullptr);
-  if (norm.scale || bytes_of_x)
+  const bool digits_of_x = kind > kInt8 && target.digitise;
+  const std::unique_ptr<Digits[]> digits(digits_of_x ? new Digits[count * blocks(inputs)] : nullptr);
+  const std::unique_ptr<float[]> worth(bytes_of_x || digits_of_x ? new float[count] : nullptr);
+  if (norm.scale || worth)
     parallel(pool, count, count * inputs * 8, [&, from = call.x](int64_t r) {
       const float* row = from + r * inputs;
       if (norm.scale) target.normalise(row, inputs, norm, &normed[r * inputs]), row = &normed[r * inputs];
       if (bytes_of_x) target.quantise(row, inputs, &quantised[r * quads(inputs)], &worth[r]);
+      if (digits_of_x) target.digitise(row, inputs, &digits[r * blocks(inputs)], &worth[r]);
     });
   if (norm.scale) call.x = normed.get();
+  call.units = worth.get();
+  call.digits = digits.get();
   if (bytes_of_x) {
     call.quantised = quantised.get();
-    call.units = worth.get();
     call.tiles = target.has_tiles && count > kFewRows;
   }
   Call second = call;
@@ -121,18 +125,18 @@ static ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
   if (gated) call.residual = nullptr;
   if (gated && call.bias) second.bias = call.bias + width;
   constexpr int64_t kRows = 256;  // of a unit, whole tiles
-  const int64_t blocks = (count + kRows - 1) / kRows;
+  const int64_t row_blocks = (count + kRows - 1) / kRows;
   // Panels of a unit: several where that may help, and enough units are left to be shared out.
   const bool streams = count <= kFewRows && kind <= kInt8 && words.size_bytes() > kStreamed;
   const int64_t together = streams ? std::max<int64_t>(1, std::min(kTogether, panels / 16)) : 1;
   const auto multiply = [=, &target](int64_t i) {
-    const int64_t panel = i / blocks * together, some = std::min(together, panels - panel);
-    const int64_t first = i % blocks * kRows, those = std::min(kRows, count - first);
+    const int64_t panel = i / row_blocks * together, some = std::min(together, panels - panel);
+    const int64_t first = i % row_blocks * kRows, those = std::min(kRows, count - first);
     target.product(call, panel, some, first, those);
     if (gated) target.product(second, panels + panel, some, first, those);
   };
-  const int64_t units = (panels + together - 1) / together * blocks;
-  const int64_t bytes = words.size_bytes() * (1 + count / 16);
+  const int64_t units = (panels + together - 1) / together * row_blocks;
+  const int64_t bytes = words.size_bytes() + count * inputs * call.weight.outputs / 4;  // four products take as long as a byte
   if (call.tiles)
     parallel<Tiles>(pool, units, bytes, multiply);
   else

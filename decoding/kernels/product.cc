@@ -1,26 +1,24 @@
 // y = x W for few or many rows of x [M, K] and a packed, resident W [K, N].
 //
-// W lies in panels of 48 columns. A panel's words are read once and in order: 128 steps of K at a time are turned into
-// float32 (a chunk of 24 KB, which stays in the first cache; float32 itself, and bfloat16 for few rows, are used where they
-// lie), then multiplied with all rows, a tile of up to kRows rows by a strip of columns at a time, whose sums stay in
-// registers. Every sum runs over K in order, one fused multiply-add after the other, whatever the number of rows: between
-// chunks it is stored and loaded again, which changes no bit. So a row's result does not depend on the rows beside it.
+// W lies in panels of 48 columns. A panel's words are read once and in order, 128 steps of K at a time, and multiplied with all
+// rows, a tile of up to kRows rows by a strip of columns at a time, whose sums stay in registers. float32 is used where it
+// lies; bfloat16 and blocks of a file (blocks.h) are unpacked in registers for few rows, and for many into float32 first, a chunk
+// of 24 KB that stays in the first cache. Every sum runs over K in order, one fused multiply-add after the other, whatever
+// the number of rows: between chunks it is stored and loaded again, which changes no bit. So a row's result does not depend on
+// the rows beside it.
 //
 // The file is compiled once for each instruction set (build.py), as target TARGET; the compiler's own vectors make one source
 // of it. Nothing here may come from the standard library's templates: the linker would keep one target's copy for all.
-#if defined(__AVX512F__) || (defined(__ARM_NEON))
-#define FEW8 1
-#endif
 #include "product.h"
 
+#include "blocks.h"
 #include "ends.h"
 #include "registers.h"
-#include "unpack.h"
 
 namespace specbeam {
 namespace {
 
-constexpr int kRows = kRegisters / 4, kSums = kRegisters * 3 / 4;  // of a tile; the registers that hold its sums
+constexpr int kSums = kRegisters * 3 / 4;  // registers that hold a tile's sums
 constexpr int64_t kChunk = 128;      // steps of K
 constexpr int64_t kBlockRows = 128;  // rows whose sums of a panel are kept at once
 #if defined(__AVX512VNNI__)
@@ -35,20 +33,10 @@ constexpr int64_t kFloatsBySide = kBytes == 64 ? 4 : 1, kBytesBySide = kZero ? 4
 // Words fetched into the second cache and, where that was faster, into the first.
 constexpr int64_t kAhead = (kBytes == 64 ? 64 : kChunk) * kColumns, kNear = kBytes == 64 ? 6 * kColumns : 0;
 
-template <class T> constexpr T min(T a, T b) { return a < b ? a : b; }
-
 // How many vectors wide a strip of `rows` rows is, whose sums have so many registers.
 constexpr int vectors(int rows, int registers) {
   int most = kColumns / kLanes;
   while (most > 1 && (rows * most > registers || kColumns / kLanes % most)) --most;
-  return most;
-}
-
-// The same of a strip whose weights are unpacked, with a scale and an offset of each column. More vectors than their sums need
-// to follow one another without a pause are slower.
-constexpr int unpacked_vectors(int rows) {
-  int most = kColumns / kLanes;
-  while (most > 1 && ((rows + 2) * most + 2 > (kRegisters < 32 ? kRegisters : 20) || kColumns / kLanes % most)) --most;
   return most;
 }
 
@@ -95,10 +83,6 @@ struct Quads {
 };
 #endif
 
-// What to fetch while a tile is computed: `step` bytes for each word of a column, and `near` of those that come next. A
-// processor's own prefetching stops too near: few rows would wait for memory, then compute, instead of both at once.
-struct Ahead { const char* next; int64_t step, near; };
-
 // Of a panel that has `left` words of a column from w on; behind one of several side by side lies what is read already.
 inline Ahead words_ahead(const uint32_t* w, int64_t left, const Weight& weight, int64_t panels) {
   if (left * kColumns <= kAhead) w += (panels - 1) * weight.panel_size;
@@ -137,53 +121,6 @@ void tile(const typename Read::Number* x, int64_t stride, const uint32_t* w, int
       for (int v = 0; v < kVectors; ++v) store(sums + r * kColumns + v * kLanes, sum[r][v]);
   }
 }
-
-// As `tile`, of weights that are unpacked on their way: kGroup steps of K from step k on.
-template <Kind kind, int R>
-void unpacked_tile(const float* x, int64_t stride, const uint32_t* words, int64_t k, int64_t steps, float* sums, Ahead& ahead) {
-  constexpr int n = unpacked_vectors(R), kStrips = kColumns / kLanes / n;
-  for (int strip = 0; strip < kStrips; ++strip, words += n * kLanes, sums += n * kLanes) {
-    Strip<Floats, n> sum[R];
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < n; ++v) sum[r].v[v] = load<Floats>(sums + r * kColumns + v * kLanes);
-    for (int64_t g = 0; g < steps; g += kGroup) {
-      const auto add = [&](int step, Strip<Floats, n> w) __attribute__((always_inline)) {
-        __builtin_prefetch(ahead.next, 0, 2);
-        ahead.next += ahead.step / kStrips;
-        for (int r = 0; r < R; ++r)
-          for (int v = 0; v < n; ++v) sum[r].v[v] += x[r * stride + g + step] * w.v[v];
-      };
-      unpack<kind>(Columns<n>{words}, k + g, add);
-    }
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < n; ++v) store(sums + r * kColumns + v * kLanes, sum[r].v[v]);
-  }
-}
-
-// The first columns of a panel from step k on, as float32 [steps, kColumns].
-template <Kind kind> void unpack_chunk(const uint32_t* words, int64_t k, int64_t steps, float* out, int columns) {
-  for (int c = 0; c < columns; c += kLanes)
-    for (int64_t g = 0; g < steps; g += kGroup) {
-      const auto put = [&](int step, Strip<Floats, 1> w) { store(out + (g + step) * kColumns + c, w.v[0]); };
-      unpack<kind>(Columns<1>{words + c}, k + g, put);
-    }
-}
-
-// What a kind has of both.
-struct Unpacking {
-  decltype(&unpack_chunk<kQ8_0>) chunk;
-  decltype(&unpacked_tile<kQ8_0, 1>) tiles[kRows];
-};
-template <Kind kind> constexpr Unpacking kUnpacking = {
-    unpack_chunk<kind>,
-    {unpacked_tile<kind, 1>, unpacked_tile<kind, 2>, unpacked_tile<kind, 3>, unpacked_tile<kind, 4>
-#if FEW8
-    , unpacked_tile<kind, 5>, unpacked_tile<kind, 6>, unpacked_tile<kind, 7>, unpacked_tile<kind, 8>
-#endif
-    }};
-constexpr const Unpacking* kUnpackings[] = {nullptr, &kUnpacking<kBFloat16>, &kUnpacking<kInt8>, &kUnpacking<kQ8_0>,
-                                     &kUnpacking<kQ4_0>, &kUnpacking<kQ5_0>, &kUnpacking<kQ4_K>, &kUnpacking<kQ5_K>,
-                                     &kUnpacking<kQ6_K>, &kUnpacking<kQ4_1>, &kUnpacking<kQ5_1>};
 
 // sums [rows, kColumns] += x [rows, steps] w [steps, kColumns], in tiles of nearly equal numbers of rows, which share out what
 // is to be fetched.
@@ -274,12 +211,15 @@ void product_floats(const Call& call, int64_t panel, int64_t panels, int64_t fir
           accumulate<Pairs>(x, inputs, block, w, steps, of_panel, words_ahead(w, (inputs - k) / 2, weight, panels));
         } else {
           const int64_t step = weight.panel_size * 4 / inputs;
-          Ahead ahead{reinterpret_cast<const char*>(words) + (k + kChunk) * step, step, 0};
-          if (block <= kRows && inputs % kGroup == 0) {
-            kUnpackings[weight.kind]->tiles[block - 1](x, inputs, words, k, steps, of_panel, ahead);
+          Ahead ahead{reinterpret_cast<const char*>(words) + (k + kBlocksAhead) * step, step, 0};
+          const Unpacking& unpacking = kUnpackings[weight.kind];
+#if !defined(__AVX512VNNI__)
+          if (block <= kRows && steps % kGroup == 0 && unpacking.tiles[0]) {
+            unpacking.tiles[block - 1](x, inputs, words, k, steps, of_panel, ahead);
             continue;
           }
-          kUnpackings[weight.kind]->chunk(words, k, steps, chunk, kColumns);
+#endif
+          unpacking.chunk(words, k, steps, chunk, kColumns);
           accumulate<Singles>(x, inputs, block, reinterpret_cast<const uint32_t*>(chunk), steps, of_panel, ahead);
         }
       }
@@ -326,8 +266,33 @@ void product_bytes(const Call& call, int64_t panel, int64_t panels, int64_t firs
 }
 #endif
 
+#if defined(__AVX512VNNI__)
+// Of blocks of a file, one panel, whose words stay in the second cache for the rows of the next tile.
+void product_blocks(const Call& call, int64_t panel, int64_t, int64_t first, int64_t rows) {
+  const Weight& weight = call.weight;
+  const int64_t inputs = blocks(weight.inputs) * 32, stride = blocks(weight.inputs), count = (rows + kRows - 1) / kRows;
+  const uint32_t* words = weight.panel(panel);
+  const int64_t step = weight.panel_size * 4 / inputs;
+  Ahead ahead{reinterpret_cast<const char*>(words) + kBlocksAhead * step, step, 0};
+  for (int64_t i = 0; i < count; ++i, ahead.step = 0) {
+    const int64_t size = rows / count + (i < rows % count);
+    const auto tile = kUnpackings[weight.kind].tiles[size - 1];
+    alignas(64) float sums[kRows * kColumns] = {};
+    for (int64_t k = 0; k < inputs; k += kChunk)  // for all strips, which then read what has been fetched
+      tile(call.digits + first * stride + k / 32, stride, words, k, min(kChunk, inputs - k), sums, ahead);
+    for (int64_t r = 0; r < size; ++r, ++first)
+      if (call.units[first] != call.units[first])
+        product_floats(call, panel, 1, first, 1);
+      else
+        finish(call, first, (panel - call.first_panel) * kColumns, sums + r * kColumns);
+  }
+}
+#endif
+
 void product(const Call& call, int64_t panel, int64_t panels, int64_t first, int64_t rows) {
-#if defined(__AVX2__)
+#if defined(__AVX512VNNI__)
+  const auto multiply = call.digits ? product_blocks : call.quantised ? product_bytes : product_floats;
+#elif defined(__AVX2__)
   const auto multiply = call.quantised ? product_bytes : product_floats;
 #else
   const auto multiply = product_floats;
@@ -365,7 +330,7 @@ void column(const Weight& weight, int64_t column, float* out) {
     if (weight.kind == kFloat32)
       w = reinterpret_cast<const float*>(words) + k * kColumns;
     else
-      kUnpackings[weight.kind]->chunk(words, k, steps, chunk, kLanes);
+      kUnpackings[weight.kind].chunk(words, k, steps, chunk, kLanes);
     for (int64_t i = 0; i < steps; ++i) out[k + i] = w[i * kColumns + lane % kLanes];
   }
 }
@@ -391,7 +356,7 @@ constexpr bool kIntegerSums = true;
 #else
 constexpr bool kIntegerSums = false;
 #endif
-#define COMMON product, normalise, quantise, column, ATTEND(OTHERS), &LOGITS(OTHERS)
+#define COMMON product, normalise, quantise, digitise, column, ATTEND(OTHERS), &LOGITS(OTHERS)
 extern const Target TARGET = {NAME(TARGET), kIntegerSums, false, COMMON};
 #if defined(__AVX512VNNI__)
 #if defined(TILES)

@@ -18,6 +18,14 @@ struct Weight {
   const uint32_t* panel(int64_t i) const { return words + i * panel_size; }
 };
 
+// 32 neighbouring features of a row as integers of 23 bits and a sign times a power of two, each integer as three signed digits to
+// the base of 256.
+struct alignas(64) Digits {
+  int32_t digits[3][8];   // four features to a word; the lowest digits come first
+  int32_t totals[2][3];   // of the digits of 16 features
+  float unit, total;      // what an integer's 1 is worth, and the sum of all 32 features
+};
+
 enum Activation : int32_t { kIdentity, kRelu, kGelu, kGeluNew, kSilu };  // __init__.py names them in this order
 
 struct Norm {
@@ -40,12 +48,16 @@ struct Call {
   // a row that bytes cannot hold (NaN, infinite or vanishing) is worth NaN and is summed in float32.
   const int32_t* quantised;
   const float* units;
+  const Digits* digits;  // where blocks of a file are summed in integers, else null: rows, as many Digits each as `blocks` says
   bool tiles;  // sums of bytes are those of the processor's tiles: the same, sooner where rows are more than a few
 };
 
 // A row of int8 activations has this many words: whole steps of a tile. Rows that are not there may be read up to a tile's end.
 constexpr int64_t quads(int64_t inputs) { return (inputs + 63) / 64 * 16; }
 constexpr int64_t kTileRows = 16;
+
+// So many Digits has a row: those of whole groups of 64 features.
+constexpr int64_t blocks(int64_t inputs) { return (inputs + 63) / 64 * 2; }
 
 // What takes little longer than one row does: these share what is read, and their bytes take no longer without tiles.
 constexpr int64_t kFewRows = 8;
@@ -61,6 +73,8 @@ struct Target {
   void (*product)(const Call&, int64_t panel, int64_t panels, int64_t first, int64_t rows);
   void (*normalise)(const float* x, int64_t inputs, const Norm&, float* out);
   void (*quantise)(const float* x, int64_t inputs, int32_t* quantised, float* unit);
+  // Null where integers have no use. `worth` is NaN where the row is not finite or nearly vanishes in places, else 1.
+  void (*digitise)(const float* x, int64_t inputs, Digits* digits, float* worth);
   // One column of the weight as float32[inputs].
   void (*column)(const Weight&, int64_t column, float* out);
   // One row's heads that share the g-th of G heads of keys, task = row G + g; see attention.h.

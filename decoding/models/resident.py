@@ -3,6 +3,7 @@
 They are packed or rounded once, when they are loaded, and nothing else is kept.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,16 +48,19 @@ class Packing:
         return kernels.pack(value.T if role == "table" else value, form, gated=bool(gated))
 
     def _pack_blocks(self, path: str, columns, gated: bool) -> PackedWeight | tuple[PackedWeight, ...]:
-        kinds = {kind for _, kind in columns}
-        if gated or len(columns) == 1:
-            if len(kinds) > 1:
-                raise ValueError(f"{path}: a gate stored as {' beside '.join(sorted(kinds))} is not supported")
-            (kind,) = kinds
+        """Neighbours of one kind are one weight: fewer products, each of more columns."""
+        parts = []
+        for kind, group in itertools.groupby(columns, key=lambda part: part[1]):
+            values = [value for value, _ in group]
             if kind in kernels.BLOCKS:
-                return kernels.pack_blocks(np.concatenate([blocks for blocks, _ in columns]), kind, gated=gated)
-            return kernels.pack(np.concatenate([values for values, _ in columns], axis=1), kind, gated=gated)
-        packed = [kernels.pack_blocks(*part) if part[1] in kernels.BLOCKS else kernels.pack(*part) for part in columns]
-        return tuple(packed)
+                parts.append(kernels.pack_blocks(np.concatenate(values), kind, gated=gated))
+            else:
+                parts.append(kernels.pack(np.concatenate(values, axis=1), kind, gated=gated))
+        if len(parts) == 1:
+            return parts[0]
+        if gated:
+            raise ValueError(f"{path}: a gate stored as {' beside '.join(part.kind for part in parts)} is not supported")
+        return tuple(parts)
 
 
 def _metadata(shape: Shape) -> dict[str, dict]:

@@ -36,12 +36,15 @@ def _dense(weight: kernels.PackedWeight) -> np.ndarray:
     return np.asarray(kernels.rows(weight, np.arange(weight.outputs, dtype=np.int32))).T
 
 
-def _blocks(kind: str, outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
-    """Random blocks uint8[N, bytes]; every bit pattern but scales that are not finite."""
+def _blocks(kind: str, outputs: int, inputs: int, seed: int = 0, factor: float | None = None) -> np.ndarray:
+    """Random blocks uint8[N, bytes]; every bit pattern but scales that are not finite, or those being `factor`."""
     size, nbytes = kernels.BLOCKS[kind]
     blocks = np.random.default_rng(seed).integers(0, 256, (outputs, inputs // size, nbytes), dtype=np.uint8)
     for scale in {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2)}.get(kind, (0,)):
-        blocks[..., scale + 1] &= 0xBB  # the exponent is not 31
+        if factor is None:
+            blocks[..., scale + 1] &= 0xBB  # the exponent is not 31
+        else:
+            blocks[..., scale : scale + 2] = np.array([factor], np.float16).view(np.uint8)
     return blocks.reshape(outputs, -1)
 
 
@@ -113,15 +116,32 @@ def test_panels_that_few_rows_meet_side_by_side(instruction_set, gated):
 
 
 def test_instruction_sets_with_fused_multiply_add_agree_in_every_bit():
-    fused = [name for name in INSTRUCTION_SETS if name != "plain"]
-    x, before, results = _random(3, 9, 768), kernels.available(), []
+    """But for blocks of a file, which those with VNNI sum in integers: they agree among themselves."""
+    x, before, results = _random(3, 9, 768), kernels.available(), {}
     weights = _weights(768, 50)  # those of int8 too, whose sums are integers
-    for name in fused:
+    for name in INSTRUCTION_SETS:
         kernels.select(name)
-        results.append({kind: _product(x, weight) for kind, weight in weights.items()})
+        results[name] = {kind: _product(x, weight) for kind, weight in weights.items()}
     kernels.select(before)
+    fused = [name for name in INSTRUCTION_SETS if name != "plain"]
+    with_vnni = [name for name in fused if name in ("avx512_amx", "avx512_vnni")]
     for kind in weights:
-        assert all(np.array_equal(result[kind], results[0][kind]) for result in results), kind
+        groups = [with_vnni, [name for name in fused if name not in with_vnni]] if kind in kernels.BLOCKS else [fused]
+        for group in groups:
+            assert all(np.array_equal(results[name][kind], results[group[0]][kind]) for name in group), (kind, group)
+
+
+@pytest.mark.parametrize("kind", kernels.BLOCKS)
+def test_blocks_are_summed_as_finely_as_by_floats(instruction_set, kind):
+    """Errors against float64, in units of what float32's roundings of the same sum amount to, with and without a feature that is
+    a million times the others."""
+    weight = kernels.pack_blocks(_blocks(kind, 96, 2048, factor=0.01), kind)
+    dense, x = _dense(weight), _random(4, 8, 2048)
+    as_floats = kernels.pack(dense, "float32")
+    for rows in (x, np.where(np.arange(2048) == 77, 1e6 * x, x).astype(np.float32)):
+        exact = rows.astype(np.float64) @ dense
+        ours, floats = (np.abs(_product(rows, each) - exact).mean(axis=1) for each in (weight, as_floats))
+        assert (ours <= 1.5 * floats).all(), ours / floats
 
 
 @pytest.mark.parametrize("kind", kernels.BLOCKS)
