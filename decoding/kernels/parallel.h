@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <thread>
+#include <vector>
 
 #include "product.h"
 #include "xla/ffi/api/ffi.h"
@@ -49,26 +50,38 @@ class Tiles : KeepSubnormals {
   const Target& target_ = *selected.load();
 };
 
-// Calls run(i) for i < units on the caller's thread and on those of `pool` that come in time. The caller takes units until
-// none is left and then waits for those that others have begun, never for a task that has not started.
+// Calls run(i) for i < units on the caller's thread and on those of `pool` that come in time. Each has units of its own that
+// follow one another, since what a unit fetches ahead is the next one's, and then helps the others. The caller does so until none
+// is left and waits for those that others have begun, never for a task that has not started.
 template <class Mode = KeepSubnormals, class Run>
 void parallel(ffi::ThreadPool& pool, int64_t units, int64_t bytes, Run run) {
   constexpr int64_t kBytesPerThread = 128 << 10;  // less is read sooner than a thread is woken
-  struct Shared { std::atomic<int64_t> next{0}, done{0}; };
   const int64_t threads = std::min({pool.num_threads(), units, 1 + bytes / kBytesPerThread});
-  const int64_t span = std::max<int64_t>(1, units / (8 * std::max<int64_t>(1, threads)));
-  auto shared = std::make_shared<Shared>();
-  auto work = [=] {
+  if (threads <= 1) {
     Mode mode;
-    for (int64_t first; (first = shared->next.fetch_add(span)) < units;) {
-      const int64_t end = std::min(first + span, units);
-      for (int64_t i = first; i < end; ++i) run(i);
-      shared->done.fetch_add(end - first, std::memory_order_release);
+    for (int64_t unit = 0; unit < units; ++unit) run(unit);
+    return;
+  }
+  struct alignas(64) Counter { std::atomic<int64_t> count{0}; };
+  struct Shared {
+    explicit Shared(int64_t threads) : taken(threads) {}
+    std::vector<Counter> taken;  // of each thread's units
+    Counter done;
+  };
+  auto shared = std::make_shared<Shared>(threads);
+  auto work = [=](int64_t self) {
+    Mode mode;
+    for (int64_t i = 0; i < threads; ++i) {
+      const int64_t whose = (self + i) % threads, first = units * whose / threads, end = units * (whose + 1) / threads;
+      for (int64_t unit; (unit = first + shared->taken[whose].count.fetch_add(1)) < end;) {
+        run(unit);
+        shared->done.count.fetch_add(1, std::memory_order_release);
+      }
     }
   };
-  for (int64_t t = 1; t < threads; ++t) pool.Schedule(decltype(work)(work));
-  work();
-  for (int spins = 0; shared->done.load(std::memory_order_acquire) < units; ++spins)
+  for (int64_t t = 1; t < threads; ++t) pool.Schedule([=] { work(t); });
+  work(0);
+  for (int spins = 0; shared->done.count.load(std::memory_order_acquire) < units; ++spins)
     if (spins > 1000) std::this_thread::yield();
 }
 
