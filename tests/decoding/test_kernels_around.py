@@ -213,13 +213,21 @@ def _resident_bytes(model) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
 
 
+def _assert_as_in_float32(logits: dict[str, np.ndarray]):
+    """Blocks' logits beside those of the dequantised weights: within 1e-5 of the largest, and the same where both are sums of floats."""
+    largest = np.abs(logits["float32"]).max()
+    np.testing.assert_allclose(logits["file"], logits["float32"], rtol=0, atol=1e-5 * largest)
+    if kernels.available() not in ("avx512_vnni", "avx512_amx"):
+        np.testing.assert_array_equal(logits["file"], logits["float32"])
+
+
 def test_every_form_of_a_gguf_file(tmp_path):
-    """In the file's form logits are those of its dequantised weights, bit for bit, and memory is the file's."""
+    """In the file's form logits are those of its dequantised weights, as closely as float32 is, and memory is the file's."""
     path = tiny_gguf.write_blocks(tmp_path / "model.gguf")
     tokens = np.random.default_rng(0).integers(3, 300, (2, 9)).astype(np.int32)
     models = {form: decoding.load_model(path, weights=form) for form in ("", "file", "float32", "bfloat16", "int8")}
     logits = {form: np.asarray(model.logits(tokens)) for form, model in models.items()}
-    np.testing.assert_array_equal(logits["file"], logits["float32"])
+    _assert_as_in_float32(logits)
     np.testing.assert_array_equal(logits[""], logits["file"])
     plain = decoding.load_model(path, weights="plain")
     np.testing.assert_allclose(logits["file"], plain.logits(tokens), atol=1e-4)
@@ -258,4 +266,4 @@ def test_memory_of_a_real_file_in_every_form():
         model = decoding.load_model(str(path), weights=form)
         assert _resident_bytes(model) < most, form
         logits[form] = np.asarray(model.logits(tokens))
-    np.testing.assert_array_equal(logits["file"], logits["float32"])
+    _assert_as_in_float32(logits)
