@@ -338,15 +338,19 @@ def test_pypis_compiler_builds_the_same_products(tmp_path):
         "import hashlib, numpy as np, jax.numpy as jnp; from decoding import kernels; from decoding.kernels import build\n"
         "if PATH: build.load = lambda: build.ctypes.CDLL(PATH)\n"
         "random = np.random.default_rng(0).standard_normal\n"
-        "x, w = random((9, 300), np.float32), random((300, 100), np.float32)\n"
+        "x, w = random((9, 512), np.float32), random((512, 100), np.float32)\n"
+        "blocks = {kind: np.random.default_rng(1).integers(0, 59, (100, 512 // size * n), np.uint8)\n"
+        "          for kind, (size, n) in kernels.BLOCKS.items()}\n"
+        "weights = {kind: kernels.pack(w, kind) for kind in kernels.FLOATS}\n"
+        "weights |= {kind: kernels.pack_blocks(raw, kind) for kind, raw in blocks.items()}\n"
         "for name in kernels.instruction_sets():\n"
         "    kernels.select(name)\n"
-        "    for kind in kernels.FLOATS:\n"
-        "        y = np.asarray(kernels.product(jnp.asarray(x), kernels.pack(w, kind)))\n"
+        "    for kind, weight in weights.items():\n"
+        "        y = np.asarray(kernels.product(jnp.asarray(x), weight))\n"
         "        print(name, kind, hashlib.sha256(y.tobytes()).hexdigest())\n"
     )
     ours, zigs = (_python(code.replace("PATH", repr(p))) for p in ("", str(path)))
-    assert zigs.stdout == ours.stdout and ours.stdout.count("\n") == 3 * len(INSTRUCTION_SETS), zigs.stderr
+    assert zigs.stdout == ours.stdout and ours.stdout.count("\n") == len(kernels.KINDS) * len(INSTRUCTION_SETS), zigs.stderr
 
 
 @pytest.mark.soak  # its libraries are compiled first, in minutes
