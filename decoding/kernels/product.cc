@@ -19,7 +19,7 @@ namespace specbeam {
 namespace {
 
 constexpr int kSums = kRegisters * 3 / 4;  // registers that hold a tile's sums
-constexpr int64_t kChunk = 128;      // steps of K
+constexpr int64_t kChunk = 128;  // steps of K
 constexpr int64_t kBlockRows = 128;  // rows whose sums of a panel are kept at once
 #if defined(__AVX512VNNI__)
 constexpr uint32_t kZero = 128;  // as a byte of x

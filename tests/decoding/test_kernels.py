@@ -133,7 +133,7 @@ def test_instruction_sets_with_fused_multiply_add_agree_in_every_bit():
 
 @pytest.mark.parametrize("kind", kernels.BLOCKS)
 def test_blocks_are_summed_as_finely_as_by_floats(instruction_set, kind):
-    """Errors against float64, in units of what float32's roundings of the same sum amount to, with and without a feature that is
+    """Errors against float64, beside those of float32's sums of the same weights, with and without a feature that is
     a million times the others."""
     weight = kernels.pack_blocks(_blocks(kind, 96, 2048, factor=0.01), kind)
     dense, x = _dense(weight), _random(4, 8, 2048)

@@ -214,7 +214,7 @@ def _resident_bytes(model) -> int:
 
 
 def _assert_as_in_float32(logits: dict[str, np.ndarray]):
-    """Blocks' logits beside those of the dequantised weights: within 1e-5 of the largest, and the same where both are sums of floats."""
+    """Blocks' logits beside dequantised weights': within 1e-5 of the largest; equal where both are sums of floats."""
     largest = np.abs(logits["float32"]).max()
     np.testing.assert_allclose(logits["file"], logits["float32"], rtol=0, atol=1e-5 * largest)
     if kernels.available() not in ("avx512_vnni", "avx512_amx"):
