@@ -4,8 +4,7 @@
 // 23 bits and a sign times a power of two, whose products with weights are summed exactly. All in all that rounds less than sums
 // of floats do. Else weights become float32.
 #pragma once
-#include "product.h"
-#include "registers.h"
+#include "tiles.h"
 #include "unpack.h"
 
 namespace specbeam {
@@ -18,17 +17,19 @@ constexpr int64_t kBlocksAhead = 512;
 // A row as `Digits`.
 void digitise(const float* x, int64_t inputs, Digits* digits, float* worth) {
   *worth = 1;
-  for (int64_t k = 0; k < blocks(inputs) * 32; k += 32, x += 32, ++digits) {
-    *digits = {};
+  memset(digits, 0, blocks(inputs) * sizeof(Digits));  // those of zeros
+  for (int64_t k = 0; k < inputs; k += 32, x += 32, ++digits) {
     int32_t largest = 0;  // as bits, as in `quantise`
-    for (int i = 0; i < 32 && k < inputs; ++i) {
+    for (int i = 0; i < 32; ++i) {
       const int32_t bits = load<int32_t>(x + i) & 0x7fffffff;
       largest = largest < bits ? bits : largest;
     }
-    float top = load<float>(&largest);
     if (!largest) continue;
-    if (!(top >= 1e-30f && top <= 1e38f)) *worth = __builtin_nanf("");
-    if (*worth != 1) continue;
+    float top = load<float>(&largest);
+    if (!(top >= 1e-30f && top <= 1e38f)) {
+      *worth = __builtin_nanf("");
+      return;
+    }
     top *= 1.004f;  // the largest of three digits, 127 (1 + 2^8 + 2^16), is a little less than 2^23
     const int32_t unit = (load<int32_t>(&top) & 0x7f800000) - (22 << 23), inverse = (254 << 23) - unit;
     int32_t total = 0;
@@ -56,7 +57,6 @@ template <int R, int n> struct Integers {
   int64_t stride;
   float* sums;
   Ahead& ahead;
-  int64_t step;  // bytes to fetch for each step of K
 
   template <int, int steps, class Four> ALWAYS void part(int first, Strip<Floats, n> scale, int zero, Four four) {
     sum<steps>(first, zero, four, [&](const Digits& row, int v, Floats sum, Floats total) {
@@ -72,8 +72,9 @@ template <int R, int n> struct Integers {
 
  private:
   template <int steps, class Four, class End> ALWAYS void sum(int first, int zero, Four four, End end) {
-    for (int64_t byte = 0; byte < steps * step; byte += 64) __builtin_prefetch(ahead.next + byte, 0, 2);
-    ahead.next += steps * step;
+    const char* end_of_part = ahead.next + steps * (ahead.step * n * kLanes / kColumns);
+    for (const char* line = ahead.next; line < end_of_part; line += 64) __builtin_prefetch(line, 0, 2);
+    ahead.next = end_of_part;
     const Digits* rows = x + first / 32;
     const int half = first % 32 / 16;
     Strip<Ints, n> sum[R][3];
@@ -109,25 +110,18 @@ void block_tile(const Digits* x, int64_t stride, const uint32_t* words, int64_t 
   constexpr int n = R < 4 ? kColumns / kLanes : 1, kStrips = kColumns / kLanes / n;
   for (int strip = 0; strip < kStrips; ++strip, words += n * kLanes, sums += n * kLanes)
     for (int64_t g = 0; g < steps; g += kGroup) {
-      Integers<R, n> to{x + g / 32, stride, sums, ahead, ahead.step / kStrips};
+      Integers<R, n> to{x + g / 32, stride, sums, ahead};
       unpack<kind>(Columns<n>{words}, k + g, to);
     }
 }
 #else
 constexpr decltype(Target::digitise) digitise = nullptr;
 
-// How many vectors wide a strip is whose weights are unpacked in registers, by a scale and an offset of each column. More than
-// their sums need to follow one another without a pause were slower.
-constexpr int unpacked_vectors(int rows) {
-  int most = kColumns / kLanes;
-  while (most > 1 && ((rows + 2) * most > (kRegisters < 32 ? 14 : 18) || kColumns / kLanes % most)) --most;
-  return most;
-}
-
-// As `tile`, of blocks of a file: whole groups from step k on.
+// As `tile`, of blocks of a file: whole groups from step k on. Beside a strip's sums its scales and offsets are in registers; more
+// columns than sums need to follow one another without a pause were slower.
 template <Kind kind, int R>
 void block_tile(const float* x, int64_t stride, const uint32_t* words, int64_t k, int64_t steps, float* sums, Ahead& ahead) {
-  constexpr int n = unpacked_vectors(R), kStrips = kColumns / kLanes / n;
+  constexpr int n = vectors(R + 2, kRegisters < 32 ? 14 : 18), kStrips = kColumns / kLanes / n;
   for (int strip = 0; strip < kStrips; ++strip, words += n * kLanes, sums += n * kLanes) {
     Floats sum[R][n];
     for (int r = 0; r < R; ++r)

@@ -136,7 +136,7 @@ static ffi::Error product(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Bu
     if (gated) target.product(second, panels + panel, some, first, those);
   };
   const int64_t units = (panels + together - 1) / together * row_blocks;
-  const int64_t bytes = words.size_bytes() + count * inputs * call.weight.outputs / 4;  // four products take as long as a byte
+  const int64_t bytes = words.size_bytes() + count * inputs * call.weight.outputs / 4;  // four products take as long as a byte to read
   if (call.tiles)
     parallel<Tiles>(pool, units, bytes, multiply);
   else

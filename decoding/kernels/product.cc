@@ -13,7 +13,7 @@
 
 #include "blocks.h"
 #include "ends.h"
-#include "registers.h"
+#include "tiles.h"
 
 namespace specbeam {
 namespace {
@@ -32,13 +32,6 @@ constexpr int64_t kTurn = 8;
 constexpr int64_t kFloatsBySide = kBytes == 64 ? 4 : 1, kBytesBySide = kZero ? 4 : 1;
 // Words fetched into the second cache and, where that was faster, into the first.
 constexpr int64_t kAhead = (kBytes == 64 ? 64 : kChunk) * kColumns, kNear = kBytes == 64 ? 6 * kColumns : 0;
-
-// How many vectors wide a strip of `rows` rows is, whose sums have so many registers.
-constexpr int vectors(int rows, int registers) {
-  int most = kColumns / kLanes;
-  while (most > 1 && (rows * most > registers || kColumns / kLanes % most)) --most;
-  return most;
-}
 
 // What a tile reads: words of a panel, each with the weights of kSteps steps of K. kSpare of the registers for sums hold what
 // words become on their way.

@@ -48,7 +48,7 @@ struct Call {
   // a row that bytes cannot hold (NaN, infinite or vanishing) is worth NaN and is summed in float32.
   const int32_t* quantised;
   const float* units;
-  const Digits* digits;  // where blocks of a file are summed in integers, else null: rows, as many Digits each as `blocks` says
+  const Digits* digits;  // where blocks of a file are summed in integers, else null: blocks(inputs) a row; units as above, else 1
   bool tiles;  // sums of bytes are those of the processor's tiles: the same, sooner where rows are more than a few
 };
 

@@ -20,7 +20,6 @@ constexpr int kBytes = 16, kRegisters = 32;
 constexpr int kBytes = 16, kRegisters = 16;
 #endif
 constexpr int kLanes = kBytes / 4;
-constexpr int kRows = kRegisters / 4;  // of a tile of a product
 
 template <class T> struct Register { typedef T type __attribute__((vector_size(kBytes))); };
 using Floats = Register<float>::type;
@@ -29,12 +28,6 @@ using Words = Register<uint32_t>::type;
 
 template <class V, class T> V load(const T* from) { V v; memcpy(&v, from, sizeof v); return v; }
 template <class V, class T> void store(T* to, V v) { memcpy(to, &v, sizeof v); }
-
-// What to fetch while a tile is computed: `step` bytes for each word of a column, and `near` of those that come next. A
-// processor's own prefetching stops too near: few rows would wait for memory, then compute, instead of both at once.
-struct Ahead { const char* next; int64_t step, near; };
-
-template <class T> constexpr T min(T a, T b) { return a < b ? a : b; }
 
 }  // namespace native
 }  // namespace

@@ -1,4 +1,4 @@
-// How packed weights become float32, kGroup steps of K and a strip of columns at a time, step after step.
+// What packed weights are: kGroup steps of K and a strip of columns at a time, as integers and their scales or as float32.
 #pragma once
 #include "product.h"
 #include "registers.h"
@@ -56,9 +56,8 @@ template <int bits> inline Floats byte(Words word, int i, int zero) {
 // The low 4 bits of each word, one to a byte.
 inline Words spread(Words bits) {
 #if defined(__AVX512F__)
-  constexpr Words kSpread = {0,       1,       1 << 8,       1 << 8 | 1,       1 << 16,       1 << 16 | 1,
-                             0x10100, 0x10101, 1 << 24,      1 << 24 | 1,      0x1000100,     0x1000101,
-                             0x1010000, 0x1010001, 0x1010100, 0x1010101};
+  constexpr Words kSpread = {0x0000000, 0x0000001, 0x0000100, 0x0000101, 0x0010000, 0x0010001, 0x0010100, 0x0010101,
+                             0x1000000, 0x1000001, 0x1000100, 0x1000101, 0x1010000, 0x1010001, 0x1010100, 0x1010101};
   return (Words)_mm512_permutexvar_epi32((__m512i)bits, (__m512i)kSpread);
 #else
   return (bits & 15) * 0x00204081 & 0x01010101;
@@ -214,27 +213,27 @@ template <Kind kind, int n, class To> ALWAYS void unpack(Columns<n> c, uint64_t 
   if constexpr (kind == kQ5_1) unpack_q5_1(c, k, to);
 }
 
-// What takes parts as floats, given to `take`(step, weights) one step after the other.
-template <int n, class Take> struct AsFloats {
-  Take take;
-  ALWAYS void put(int step, Strip<Floats, n> weights) { take(step, weights); }
+// What is handed over as floats, given to `put`(step, weights) one step after the other.
+template <int n, class Put> struct AsFloats {
+  Put put;
   template <int bits, int steps, class Four> ALWAYS void part(int first, Strip<Floats, n> scale, int zero, Four four) {
-    for (int i = 0; i < steps / 4; ++i) {
-      const auto bytes = four(i);
-      for (int b = 0; b < 4; ++b)
-        take(first + 4 * i + b, each<n>([&](int v) { return byte<bits>(bytes.v[v], b, zero); }) * scale);
-    }
+    each_byte<bits, steps>(first, zero, four, [&](Strip<Floats, n> bytes) { return bytes * scale; });
   }
   template <int bits, int steps, class Four>
   ALWAYS void part(int first, Strip<Floats, n> scale, Strip<Floats, n> offset, Four four) {
+    each_byte<bits, steps>(first, 0, four, [&](Strip<Floats, n> bytes) { return bytes * scale + offset; });
+  }
+
+ private:
+  template <int bits, int steps, class Four, class End> ALWAYS void each_byte(int first, int zero, Four four, End end) {
     for (int i = 0; i < steps / 4; ++i) {
       const auto bytes = four(i);
       for (int b = 0; b < 4; ++b)
-        take(first + 4 * i + b, each<n>([&](int v) { return byte<bits>(bytes.v[v], b, 0); }) * scale + offset);
+        put(first + 4 * i + b, end(each<n>([&](int v) { return byte<bits>(bytes.v[v], b, zero); })));
     }
   }
 };
-template <int n, class Take> ALWAYS AsFloats<n, Take> as_floats(Take take) { return {take}; }
+template <int n, class Put> ALWAYS AsFloats<n, Put> as_floats(Put put) { return {put}; }
 
 }  // namespace
 }  // namespace specbeam
