@@ -42,9 +42,9 @@ def tables(opened: OpenedFolder, columns: Sequence[str] | None = None) -> Iterat
     for shard in opened.committed:
         path = opened.folder.path(names[shard])
         try:
-            # Not `read_table`, whose threads may let go of the stream while the interpreter ends, and abort it.
+            # Arrow's threads may let go of the stream after `read` has returned, while the interpreter ends, and abort it.
             with storage.open_raw(path) as stream, pq.ParquetFile(stream) as part:
-                table = part.read()
+                table = part.read(use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise FolderError(f"{path!r} cannot be read: {error}") from error
         if columns is not None:

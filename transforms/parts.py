@@ -125,11 +125,11 @@ def read_rows(path: str, columns: Iterable[str] | None = None, fingerprint: str 
       pyarrow.ArrowException: it has no such columns.
     """
     wanted = None if columns is None else list(columns)
-    # Not `read_table`, whose threads may let go of the file while the interpreter ends, and abort it.
+    # Arrow's threads may let go of the file after `read` has returned, while the interpreter ends, and abort it.
     with pq.ParquetFile(open_part(path, fingerprint)) as part:
         if absent := set(wanted or ()) - set(part.schema_arrow.names):
             raise pa.ArrowInvalid(f"{path!r} has no columns {sorted(absent)}; allowed: {', '.join(part.schema_arrow.names)}")
-        table = part.read(wanted)
+        table = part.read(wanted, use_threads=False)
     return (table if wanted is None else table.select(wanted)).replace_schema_metadata()
 
 

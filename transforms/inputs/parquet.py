@@ -97,7 +97,7 @@ def _rows_of_group(
 ) -> Iterator[tuple[dict | None, tuple[str, str] | None]]:
     """So many rows of a row group, each with what is wrong with it; where its pages are damaged there are no rows any more."""
     try:
-        for batch in file.iter_batches(_BATCH_RECORDS, row_groups=[group], columns=columns):
+        for batch in file.iter_batches(_BATCH_RECORDS, row_groups=[group], columns=columns, use_threads=False):
             wanted = batch.slice(skipped, count)
             skipped = max(skipped - len(batch), 0)
             for row, error in _rows(wanted):
