@@ -62,7 +62,7 @@ PARTS = {
         gamma=3,
         texts=6,
         examples=2,
-        repeats=4,
+        repeats=10,
     ),
     "translation": Part(
         "a small T5 pair, which comes with SpecBeam, translates",
